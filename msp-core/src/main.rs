@@ -1,0 +1,2 @@
+//! msp-core
+fn main() {}

@@ -1,0 +1,2 @@
+//! mspmb
+fn main() {}

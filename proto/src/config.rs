@@ -1,0 +1,212 @@
+//! What a node is told by its daemon: who it is, who its peers are, what may pass.
+
+use crate::keys::{PublicKey, SecretKey};
+use crate::{LinkId, MAX_SLOTS, PeerId};
+use ipnet::IpNet;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
+/// One end's configuration.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// What this end says of itself in HELLO.
+    pub identity: Identity,
+    /// The TUN's MTU, in octets: the largest inner packet. TCP segments are clamped to it.
+    pub mtu: u16,
+    /// The prefixes on this side: at the box, its site's; at the core, none (it stands for the Internet). Where there
+    /// are any, a packet from the TUN must have its source in them, and a packet from a peer its destination.
+    pub local: Vec<IpNet>,
+    /// The private key that initiations are addressed to; only a core has one, and only a core answers.
+    pub listen_key: Option<SecretKey>,
+    /// The other ends.
+    pub peers: Vec<PeerConfig>,
+}
+
+/// What HELLO says of the sender. Fit for several PoPs and boxes from the first day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// Names the box within its provider; 0 for a core.
+    pub middlebox: u32,
+    /// Names the PoP within its provider; 0 for a box.
+    pub pop: u32,
+}
+
+/// What the peer is, and so what is expected of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerKind {
+    /// A core: we initiate, it answers.
+    Core,
+    /// A middlebox: it initiates from up to eight slots, and says HELLO on each.
+    Middlebox,
+    /// A plain WireGuard client: it initiates on slot 0, knows nothing of HELLO, receipts and trailers, and is
+    /// believed to be there for as long as its session lives.
+    Client,
+}
+
+/// One peer.
+#[derive(Clone, Debug)]
+pub struct PeerConfig {
+    /// Its name for the node.
+    pub id: PeerId,
+    /// Its name for people.
+    pub name: String,
+    /// What it is.
+    pub kind: PeerKind,
+    /// What lies behind it: packets to these go to it, packets from it must come from these.
+    pub prefixes: Vec<IpNet>,
+    /// Its paths, at most one a slot.
+    pub paths: Vec<PathConfig>,
+}
+
+/// One path of a peer.
+#[derive(Clone, Debug)]
+pub struct PathConfig {
+    /// The box's uplink slot, 0 to 7.
+    pub slot: u8,
+    /// Lower is preferred; ties go to the lower slot.
+    pub preference: u8,
+    /// Our private key on this path.
+    pub local_key: SecretKey,
+    /// The peer's public key on this path.
+    pub remote_key: PublicKey,
+    /// Where the peer is, if it is known before it speaks (a core's address, seen from a box).
+    pub endpoint: Option<SocketAddr>,
+    /// The way out of this host, if it is known before the peer speaks (an uplink of a box).
+    pub link: Option<LinkId>,
+}
+
+/// Why a configuration was refused. Nothing of it has been put in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A slot beyond the eight there are.
+    #[error("peer {peer}: slot {slot} does not exist; slots are 0 to 7")]
+    Slot {
+        /// The peer's name.
+        peer: String,
+        /// The slot given.
+        slot: u8,
+    },
+    /// Two paths on one slot.
+    #[error("peer {peer}: slot {slot} is used by two paths")]
+    SlotTwice {
+        /// The peer's name.
+        peer: String,
+        /// The slot given.
+        slot: u8,
+    },
+    /// Two peers with one number.
+    #[error("peers {first} and {second} have the same number")]
+    IdTwice {
+        /// The peers' names.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A prefix behind two peers, or one within another's: a packet to it would have two owners.
+    #[error("{first} has {prefix}, which overlaps {other} of {second}")]
+    PrefixTwice {
+        /// The one peer's name.
+        first: String,
+        /// Its prefix.
+        prefix: IpNet,
+        /// The other peer's name.
+        second: String,
+        /// Its prefix.
+        other: IpNet,
+    },
+    /// A public key used by two paths: an initiation shows nothing but its key, and would name neither.
+    #[error("the key {key} is used by both {first} and {second}")]
+    KeyTwice {
+        /// The key.
+        key: PublicKey,
+        /// One user.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// An MTU that IPv6 does not allow (RFC 8200, section 5) or that no datagram can carry.
+    #[error("an MTU of {0} does not work: IPv6 needs 1280 (RFC 8200), and 9000 is the most that is supported")]
+    Mtu(u16),
+}
+
+impl NodeConfig {
+    /// Checks what [`crate::Node`] relies on.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if !(1280..=9000).contains(&self.mtu) {
+            return Err(ConfigError::Mtu(self.mtu));
+        }
+        check_peers(&self.peers)
+    }
+}
+
+/// Checks a set of peers for what would make a packet or a handshake ambiguous.
+pub fn check_peers(peers: &[PeerConfig]) -> Result<(), ConfigError> {
+    let mut ids: HashMap<PeerId, &str> = HashMap::new();
+    let mut keys: HashMap<PublicKey, String> = HashMap::new();
+    for peer in peers {
+        if let Some(first) = ids.insert(peer.id, &peer.name) {
+            return Err(ConfigError::IdTwice { first: first.into(), second: peer.name.clone() });
+        }
+        let mut slots = HashSet::new();
+        for path in &peer.paths {
+            if usize::from(path.slot) >= MAX_SLOTS {
+                return Err(ConfigError::Slot { peer: peer.name.clone(), slot: path.slot });
+            }
+            if !slots.insert(path.slot) {
+                return Err(ConfigError::SlotTwice { peer: peer.name.clone(), slot: path.slot });
+            }
+            // A core is reached from every slot by the same key: there the local keys tell the paths apart.
+            if peer.kind != PeerKind::Core {
+                let user = format!("{} slot {}", peer.name, path.slot);
+                if let Some(first) = keys.insert(path.remote_key, user.clone()) {
+                    return Err(ConfigError::KeyTwice { key: path.remote_key, first, second: user });
+                }
+            }
+        }
+    }
+    // Sorted, a prefix comes right after all that contain it: a stack of the open ones finds every overlap.
+    let mut prefixes: Vec<(IpNet, &str)> =
+        peers.iter().flat_map(|peer| peer.prefixes.iter().map(|p| (p.trunc(), peer.name.as_str()))).collect();
+    prefixes.sort();
+    let mut open: Vec<(IpNet, &str)> = Vec::new();
+    for (inner, second) in prefixes {
+        while open.last().is_some_and(|(outer, _)| !outer.contains(&inner)) {
+            open.pop();
+        }
+        if let Some(&(outer, first)) = open.iter().find(|(_, first)| *first != second) {
+            return Err(ConfigError::PrefixTwice {
+                first: first.into(),
+                prefix: outer,
+                second: second.into(),
+                other: inner,
+            });
+        }
+        open.push((inner, second));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(id: u32, prefixes: &[&str]) -> PeerConfig {
+        PeerConfig {
+            id: PeerId(id),
+            name: format!("site-{id}"),
+            kind: PeerKind::Middlebox,
+            prefixes: prefixes.iter().map(|p| p.parse().expect("a prefix")).collect(),
+            paths: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_prefix_within_anothers_is_refused_wherever_it_stands_in_the_order() {
+        let sites = [peer(1, &["10.0.0.0/8", "10.0.0.0/16"]), peer(2, &["10.1.0.0/16"])];
+        assert!(matches!(check_peers(&sites), Err(ConfigError::PrefixTwice { .. })));
+        let sites = [peer(1, &["10.0.0.0/9", "2001:db8::/32"]), peer(2, &["10.128.0.0/9", "2001:db9::/32"])];
+        assert_eq!(check_peers(&sites), Ok(()));
+        let sites = [peer(1, &["10.0.0.0/24"]), peer(2, &["10.0.0.0/24"])];
+        assert!(matches!(check_peers(&sites), Err(ConfigError::PrefixTwice { .. })));
+    }
+}

@@ -1,0 +1,58 @@
+//! The protocol: what a packet and a path go through, on the middlebox and on the core alike.
+//!
+//! Every decision about a packet or a path is taken here, by code that has no clock, no socket, no randomness of its
+//! own, no async and no lock. Time comes in as [`Instant`], seeds and bytes as arguments; datagrams, packets, events
+//! and deadlines are taken out. So a month of outages can be simulated in seconds, a failure replays from its seed,
+//! and a fuzzer can drive the whole system. `clippy.toml` beside this crate has the machine check.
+//!
+//! [`Node`] is one end, box or core, and the place to begin reading: its functions stand in the order in which a
+//! packet meets them. The one exception to "no clock, no entropy" is confined to [`tunnel`]: the WireGuard library
+//! reads both inside.
+//!
+//! | a packet from the TUN meets | a datagram from an uplink meets |
+//! | --- | --- |
+//! | [`packet`]: is it one, whole and ours to carry | [`tunnel`]: whose is it, does it open |
+//! | [`route`]: which peer has the destination | [`path`]: note its number for the next receipt |
+//! | [`schedule`]: which path for this flow | [`wire`]: is it a link message |
+//! | [`path`]: remember number and time | [`route`]: may this peer use this source |
+//! | [`tunnel`]: seal | the TUN |
+
+pub mod config;
+mod counters;
+pub mod keys;
+pub mod node;
+pub mod output;
+pub mod packet;
+pub mod snapshot;
+pub mod time;
+
+pub use config::{Identity, NodeConfig, PathConfig, PeerConfig, PeerKind};
+pub use counters::{DropReason, Drops};
+pub use keys::{PublicKey, SecretKey};
+pub use node::{Datagram, Deadline, Event, Node, PathState};
+pub use output::{Output, Transmit};
+pub use time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+/// How many uplinks a box can have; each has a slot and a WireGuard key of its own.
+pub const MAX_SLOTS: usize = 8;
+
+/// Names a peer of this node: a site's box at the core, the core at the box. Chosen by the daemon, stable for as long
+/// as the peer is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PeerId(pub u32);
+
+/// Names a path: a peer and one of its uplink slots (0 to 7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PathId {
+    /// The peer at the other end.
+    pub peer: PeerId,
+    /// The uplink slot of the box that the path runs over.
+    pub slot: u8,
+}
+
+/// Names a way out of this host, opaque to the node: an uplink of the box (its slot), a listening port of the core.
+/// The dataplane maps it to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LinkId(pub u16);

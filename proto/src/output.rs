@@ -1,0 +1,114 @@
+//! What a node has produced: datagrams to send and packets to deliver, in buffers that are used again.
+//!
+//! Owned by the caller and lent to each call of [`crate::Node`], which only appends. The caller sends and delivers what
+//! is in it, then clears it. Nothing is allocated once the buffers have grown to the size of a batch.
+
+use crate::LinkId;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+/// A datagram to send. Its bytes are in [`Output::bytes`]; consecutive ones with the same `link`, `to`, `from` and
+/// `ecn` lie side by side there, so that a run of equal lengths can go out in one GSO call as it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// The way out of this host.
+    pub link: LinkId,
+    /// Where to.
+    pub to: SocketAddr,
+    /// The local address to send from; `None`: the socket's own.
+    pub from: Option<IpAddr>,
+    /// The ECN bits of the outer header (RFC 3168): 0 to 3.
+    pub ecn: u8,
+    /// Where it lies in [`Output::bytes`].
+    pub range: Range<usize>,
+}
+
+/// Buffers for datagrams to send and packets to deliver.
+#[derive(Debug)]
+pub struct Output {
+    /// The datagrams' bytes; only the first `used` are meaningful.
+    arena: Vec<u8>,
+    used: usize,
+    transmits: Vec<Transmit>,
+    /// Packets for the TUN, each behind `headroom` bytes; only the first `delivered` are meaningful.
+    deliveries: Vec<Vec<u8>>,
+    delivered: usize,
+    headroom: usize,
+}
+
+impl Output {
+    /// Buffers whose packets for the TUN have `headroom` bytes in front (for a virtio header).
+    pub fn new(headroom: usize) -> Self {
+        Output { arena: Vec::new(), used: 0, transmits: Vec::new(), deliveries: Vec::new(), delivered: 0, headroom }
+    }
+
+    /// Datagrams to send, in order.
+    pub fn transmits(&self) -> &[Transmit] {
+        &self.transmits
+    }
+
+    /// The bytes that the ranges of [`Transmit`] point into.
+    pub fn bytes(&self) -> &[u8] {
+        &self.arena[..self.used]
+    }
+
+    /// Packets for the TUN, in order, each behind `headroom` bytes. The caller may change them at will (merge them for
+    /// GSO, say), but leaves the vector its elements.
+    pub fn deliveries(&mut self) -> &mut [Vec<u8>] {
+        &mut self.deliveries[..self.delivered]
+    }
+
+    /// Nothing to send and nothing to deliver.
+    pub fn is_empty(&self) -> bool {
+        self.transmits.is_empty() && self.delivered == 0
+    }
+
+    /// Forgets the content and keeps the memory.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        self.transmits.clear();
+        self.delivered = 0;
+    }
+
+    /// Lets `fill` write a datagram of at most `max` bytes and say its length and where it goes; `None` sends nothing.
+    pub(crate) fn transmit<T>(
+        &mut self,
+        max: usize,
+        fill: impl FnOnce(&mut [u8]) -> Option<(usize, Route, T)>,
+    ) -> Option<T> {
+        if self.arena.len() < self.used + max {
+            self.arena.resize((self.used + max).next_power_of_two(), 0);
+        }
+        let (len, route, result) = fill(&mut self.arena[self.used..self.used + max])?;
+        let range = self.used..self.used + len;
+        self.used += len;
+        self.transmits.push(Transmit { link: route.link, to: route.to, from: route.from, ecn: route.ecn, range });
+        Some(result)
+    }
+
+    /// Lends a buffer of `max` bytes for a packet to the TUN; [`Output::deliver`] keeps it, otherwise the next call
+    /// lends it again.
+    pub(crate) fn lend(&mut self, max: usize) -> &mut [u8] {
+        if self.deliveries.len() == self.delivered {
+            self.deliveries.push(Vec::new());
+        }
+        let buffer = &mut self.deliveries[self.delivered];
+        buffer.resize(self.headroom + max, 0);
+        &mut buffer[self.headroom..]
+    }
+
+    /// Keeps the buffer lent last, with the packet's `len` bytes at its beginning.
+    pub(crate) fn deliver(&mut self, len: usize) {
+        self.deliveries[self.delivered].truncate(self.headroom + len);
+        self.delivered += 1;
+    }
+}
+
+/// Where a datagram goes: the addressing part of a [`Transmit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) link: LinkId,
+    pub(crate) to: SocketAddr,
+    pub(crate) from: Option<IpAddr>,
+    pub(crate) ecn: u8,
+}

@@ -1,0 +1,82 @@
+//! What a node shows of itself: the content of `status`, of the metrics and of the lab's expectations.
+//!
+//! A part of the interface to people and scripts: fields are added, never renamed; readers skip what they don't know.
+
+use crate::{Drops, PathId, PathState, PeerId};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// A node at a moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Drops that no peer is to blame for.
+    pub drops: Drops,
+    /// The peers, in the order of their numbers.
+    pub peers: Vec<PeerSnapshot>,
+}
+
+/// A peer at a moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerSnapshot {
+    /// Its number.
+    pub id: PeerId,
+    /// Its name.
+    pub name: String,
+    /// At least one path is up.
+    pub reachable: bool,
+    /// The slot that new flows take now.
+    pub current_slot: Option<u8>,
+    /// How often `current_slot` has changed from one path to another, since the start.
+    pub path_changes: u64,
+    /// Inner packets and octets sent to the peer.
+    pub tx: Traffic,
+    /// Inner packets and octets received from the peer and delivered.
+    pub rx: Traffic,
+    /// What was dropped of this peer's.
+    pub drops: Drops,
+    /// Its paths, in the order of their slots.
+    pub paths: Vec<PathSnapshot>,
+}
+
+/// A path at a moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PathSnapshot {
+    /// Which.
+    pub id: PathId,
+    /// Its state, as seen from this end.
+    pub state: PathState,
+    /// Why it is in that state, in words.
+    pub reason: String,
+    /// How long it has been in that state, in seconds.
+    pub since_s: f64,
+    /// Where the peer is, if known.
+    pub endpoint: Option<SocketAddr>,
+    /// Smoothed round-trip time, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Its variation (RFC 9002, section 5.3), in milliseconds.
+    pub rtt_var_ms: Option<f64>,
+    /// Share of the last packets that were lost, 0 to 1.
+    pub loss: Option<f64>,
+    /// Seconds since the last handshake.
+    pub handshake_s: Option<f64>,
+    /// Datagrams and octets sent, link messages and handshakes counted, outer IP headers not.
+    pub tx: Traffic,
+    /// The same, received and authenticated.
+    pub rx: Traffic,
+}
+
+/// Packets and octets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Octets.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
