@@ -12,13 +12,29 @@
 //! It must run in a kernel whose clock moves only while everything sleeps (User-Mode Linux with `time-travel`): every
 //! thread blocks in one wait with its timeout in nanoseconds, nothing spins or polls, and every sender has a rate.
 
+mod account;
+mod attack;
+mod clock;
+mod live;
+mod packet;
+mod payload;
+mod ping;
+mod plan;
 mod result;
+mod run;
 mod spec;
+mod speed;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod udp;
 
+pub use plan::{collect, plan};
 pub use result::{
     AttackResult, EndResult, Flow, Gap, HostResult, LiveLine, LiveStream, PingResult, Seen, Series, SpeedResult,
     StreamResult, TcpEndResult, TcpResult, TrafficResults, WatchResult,
 };
+pub use run::{MeterError, run};
 pub use spec::{
     End, Family, Garbage, Iperf3, MeterSpec, Ping, Replay, Shape, Span, SpecError, Spoof, Tcp, Traffic, Udp, Watch,
 };

@@ -275,7 +275,7 @@ pub enum TcpEndResult {
         retransmits: u64,
     },
     /// The client's, with all but the retransmits.
-    Client(TcpResult),
+    Client(Box<TcpResult>),
 }
 
 /// The traffic of a run, each stream's ends joined.
