@@ -1,2 +1,5 @@
-//! msp-core
+//! The core at a point of presence: sites, tunnels, BGP.
+
+mod bgp;
+
 fn main() {}
