@@ -5,6 +5,7 @@ use super::announce::{Advertised, RouteAttributes};
 use super::message::Notification;
 use super::session::{Action, Config, Counters, Reason, Session, State};
 use bytes::{Buf, Bytes, BytesMut};
+use dataplane::clock;
 use ipnet::IpNet;
 use proto::Instant;
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,6 @@ pub(crate) struct NeighborStatus {
 #[derive(Debug)]
 pub(crate) struct Handle {
     status: watch::Receiver<NeighborStatus>,
-    origin: tokio::time::Instant,
     stop: watch::Sender<Option<Notification>>,
     task: JoinHandle<()>,
 }
@@ -72,7 +72,7 @@ impl Handle {
     /// What there is to show of it now.
     pub(crate) fn status(&self) -> NeighborStatus {
         let status = self.status.borrow().clone();
-        NeighborStatus { since_s: clock(self.origin).since(status.since).as_secs_f64(), ..status }
+        NeighborStatus { since_s: clock::now().since(status.since).as_secs_f64(), ..status }
     }
 
     /// Says farewell and waits until it is said.
@@ -83,20 +83,13 @@ impl Handle {
     }
 }
 
-/// Starts a neighbour. `wanted` is what it is to be told, now and whenever it changes; `origin` is the moment that the
-/// protocol's time counts from.
-pub(crate) fn spawn(
-    neighbor: Neighbor,
-    wanted: watch::Receiver<Arc<BTreeSet<IpNet>>>,
-    seed: u64,
-    origin: tokio::time::Instant,
-) -> Handle {
-    let session = Session::new(neighbor.session, seed, clock(origin));
+/// Starts a neighbour. `wanted` is what it is to be told, now and whenever it changes.
+pub(crate) fn spawn(neighbor: Neighbor, wanted: watch::Receiver<Arc<BTreeSet<IpNet>>>, seed: u64) -> Handle {
+    let session = Session::new(neighbor.session, seed, clock::now());
     let (stop, stopped) = watch::channel(None);
     let mut task = Task {
         neighbor,
         session,
-        origin,
         wanted,
         link: Link::None,
         outgoing: BytesMut::new(),
@@ -107,11 +100,7 @@ pub(crate) fn spawn(
     };
     let (status_out, status) = watch::channel(task.status());
     let task = tokio::spawn(async move { task.run(stopped, status_out).await });
-    Handle { status, origin, stop, task }
-}
-
-fn clock(origin: tokio::time::Instant) -> Instant {
-    Instant::ZERO + origin.elapsed()
+    Handle { status, stop, task }
 }
 
 /// The TCP connection, or the making of one.
@@ -128,7 +117,6 @@ enum Link {
 struct Task {
     neighbor: Neighbor,
     session: Session,
-    origin: tokio::time::Instant,
     wanted: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     link: Link,
     /// What waits to be written. Its size is bounded: [`BACKLOG`], a message, and a KEEPALIVE now and then until the
@@ -155,7 +143,7 @@ enum Wake {
 
 impl Task {
     async fn run(&mut self, mut stopped: watch::Receiver<Option<Notification>>, status: watch::Sender<NeighborStatus>) {
-        self.session.start(self.now());
+        self.session.start(clock::now());
         let mut buffer = vec![0; READ];
         loop {
             self.act();
@@ -163,22 +151,22 @@ impl Task {
             match self.wait(&mut stopped).await {
                 Wake::Connected(Ok((stream, local))) => {
                     self.link = Link::Open { stream, local: local.ip() };
-                    self.session.connected(self.now());
+                    self.session.connected(clock::now());
                 }
                 Wake::Connected(Err(error)) => {
                     self.link = Link::None;
-                    self.session.connect_failed(self.now(), error.to_string());
+                    self.session.connect_failed(clock::now(), error.to_string());
                 }
                 Wake::Readable => self.read(&mut buffer),
                 Wake::Writable => self.write(),
                 Wake::Deadline => {
                     // What has come in is worth more than a timer that says that nothing did.
                     self.read(&mut buffer);
-                    self.session.handle_timeout(self.now());
+                    self.session.handle_timeout(clock::now());
                 }
                 Wake::Wanted => {}
                 Wake::Stop(notification) => {
-                    self.session.stop(self.now(), notification);
+                    self.session.stop(clock::now(), notification);
                     self.act();
                     status.send_replace(self.status());
                     if let Some(farewell) = self.farewell.take() {
@@ -192,10 +180,10 @@ impl Task {
     }
 
     async fn wait(&mut self, stopped: &mut watch::Receiver<Option<Notification>>) -> Wake {
-        let deadline = self.session.poll_timeout().map(|(at, _)| self.origin + at.since(Instant::ZERO));
+        let deadline = self.session.poll_timeout().map(|(at, _)| at.since(clock::now()));
         let deadline = async {
             match deadline {
-                Some(at) => tokio::time::sleep_until(at).await,
+                Some(wait) => tokio::time::sleep(wait).await,
                 None => std::future::pending().await,
             }
         };
@@ -311,7 +299,7 @@ impl Task {
         let wanted = Arc::clone(&self.wanted.borrow_and_update());
         match self.advertised.next_update(&wanted, &attributes) {
             Some(update) => {
-                self.session.send_update(self.now(), update);
+                self.session.send_update(clock::now(), update);
                 true
             }
             None => false,
@@ -322,7 +310,7 @@ impl Task {
     fn read(&mut self, buffer: &mut [u8]) {
         let Link::Open { stream, .. } = &self.link else { return };
         let result = stream.try_read(buffer);
-        let now = self.now();
+        let now = clock::now();
         match result {
             Ok(0) => self.session.closed(now, "closed by the neighbour".into()),
             Ok(length) => self.session.received(now, &buffer[..length]),
@@ -336,7 +324,7 @@ impl Task {
             && let Link::Open { stream, .. } = &self.link
         {
             let result = stream.try_write(&self.outgoing);
-            let now = self.now();
+            let now = clock::now();
             match result {
                 Ok(length) => {
                     self.outgoing.advance(length);
@@ -359,10 +347,6 @@ impl Task {
             Link::Connecting(task) => task.abort(),
             Link::Open { stream, .. } => self.farewell = Some(tokio::spawn(farewell(stream, rest))),
         }
-    }
-
-    fn now(&self) -> Instant {
-        clock(self.origin)
     }
 
     fn status(&self) -> NeighborStatus {
