@@ -2,9 +2,9 @@
 //!
 //! | module | is |
 //! | --- | --- |
-//! | `engine` | the loop: one thread that owns the `proto::Node`, its sockets and its TUN |
-//! | `udp` | sockets of uplinks and of listening ports, in batches (GSO, GRO) |
-//! | `tun` | the TUN device, in batches (virtio offload) |
+//! | [`engine`] | the loop: one thread that owns the `proto::Node`, its sockets and its TUN |
+//! | [`udp`] | sockets of uplinks and of listening ports, in batches (GSO, GRO) |
+//! | [`tun`] | the TUN device, in batches (virtio offload) |
 //! | [`clock`] | time for the protocol; news of the wall clock being set |
 //! | `host` | what a daemon changes on its host (rules, routes, sysctls), and how it is undone |
 //! | [`settings`] | configuration files, with errors that name their place |
@@ -15,5 +15,8 @@
 
 pub mod clock;
 pub mod control;
+pub mod engine;
 pub mod logging;
 pub mod settings;
+pub mod tun;
+pub mod udp;
