@@ -402,3 +402,6 @@ fn take(from: &mut Bytes, octets: usize) -> Option<Bytes> {
     };
     (length <= from.len()).then(|| from.split_to(length))
 }
+
+#[cfg(test)]
+mod tests;

@@ -265,3 +265,6 @@ fn wire(flags: u8, kind: u8, value: &[u8]) -> Vec<u8> {
     out.extend_from_slice(value);
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,7 +83,7 @@ fn each_wrong_file_is_named_with_line_and_expectation() {
         ("198.51.100.0/24", "203.0.113.0/24", "home.toml:4:13: prefixes[0]: 203.0.113.0/24 contains 203.0.113.1"),
         ("prefer = [2, 0]", "prefer = [3]", "home.toml:9:11: middlebox.prefer[0]: slot 3 has no key"),
         ("prefer = [2, 0]", "prefer = [1, 1]", "home.toml:9:14: middlebox.prefer[1]: slot 1 is listed twice"),
-        ("[middlebox]\nid = 1\n", "[client]\n", "home.toml:7:1: unknown key \"uplink_keys\" in [client]"),
+        ("[middlebox]\nid = 1\n", "[client]\n", "home.toml:8:1: unknown key \"prefer\" in [client]"),
     ] {
         let errors = load(&[("home.toml", &home().replacen(from, to, 1))]).expect_err(to);
         assert!(errors[0].starts_with(expected), "{}\nexpected: {expected}", errors[0]);
