@@ -1,6 +1,7 @@
 //! The registry of sites: a folder with a file for each, in force together or not at all.
 
 use crate::bgp::announce;
+use crate::config::Config;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text};
 use ipnet::IpNet;
 use proto::config::ConfigError;
@@ -8,7 +9,7 @@ use proto::{MAX_SLOTS, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, Secr
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +39,20 @@ pub(crate) struct Surroundings {
     /// The core's own addresses and its neighbours', with a word for each: a site that had one of them would cut the
     /// core off.
     pub(crate) reserved: Vec<(IpAddr, String)>,
+}
+
+impl Surroundings {
+    /// Those of this configuration.
+    pub(crate) fn new(config: &Config, key: &SecretKey) -> Surroundings {
+        let listen = config.listen.iter().map(SocketAddr::ip).filter(|address| !address.is_unspecified());
+        let mut reserved: Vec<_> = listen.map(|address| (address, "an address listened on".to_owned())).collect();
+        for (neighbor, _) in config.bgp.iter().flat_map(|bgp| &bgp.neighbors) {
+            reserved.push((neighbor.remote.ip(), format!("the BGP neighbour {}", neighbor.name)));
+            reserved.extend(neighbor.next_hop_v4.map(|address| (address.into(), "a BGP next hop".to_owned())));
+            reserved.extend(neighbor.next_hop_v6.map(|address| (address.into(), "a BGP next hop".to_owned())));
+        }
+        Surroundings { key: key.clone(), withdraw_after: config.withdraw_after, reserved }
+    }
 }
 
 /// Why the sites were refused. Nothing of them has been put in force.
@@ -122,6 +137,11 @@ impl Sites {
             prefixes: site.peer.prefixes.clone(),
             withdraw_after: site.withdraw_after,
         })
+    }
+
+    /// A site's name.
+    pub(crate) fn name(&self, id: PeerId) -> Option<&str> {
+        self.list.iter().find(|site| site.peer.id == id).map(|site| site.peer.name.as_str())
     }
 
     /// All that is routed to sites.

@@ -297,3 +297,6 @@ fn encode(update: BgpUpdateMessage, attributes: &RouteAttributes) -> Bytes {
     let length = if attributes.four_octet_as { AsnLength::Bits32 } else { AsnLength::Bits16 };
     BgpMessage::Update(update).encode(length).expect("the prefixes were counted to fit the message")
 }
+
+#[cfg(test)]
+mod tests;

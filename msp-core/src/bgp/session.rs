@@ -503,3 +503,6 @@ impl Session {
         self.timers[timer as usize] = None;
     }
 }
+
+#[cfg(test)]
+mod tests;
