@@ -11,6 +11,7 @@
 
 mod bgp;
 mod config;
+mod routes;
 mod run;
 #[cfg(test)]
 mod scratch;

@@ -7,15 +7,14 @@ use crate::bgp::transport;
 use crate::config::Config;
 use crate::sites::{Sites, Surroundings};
 use crate::status::{BgpStatus, Reload, SiteStatus, Status};
-use crate::{Loaded, entropy, load, together};
+use crate::{Loaded, entropy, load, routes, together};
 use anyhow::Context;
 use dataplane::clock;
 use dataplane::control::ControlSocket;
-use dataplane::engine::{Counters, Dataplane, EngineError, Handle};
-use dataplane::tun::Tun;
+use dataplane::engine::{Dataplane, EngineError, Handle};
+use dataplane::host::{Host, Owner};
 use dataplane::udp::Socket;
 use ipnet::IpNet;
-use proto::snapshot::Snapshot;
 use proto::{Event, Identity, Instant, LinkId, NodeConfig};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -43,17 +42,34 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         // First of all: a second core must not touch what the first one uses.
-        let control = ControlSocket::bind(&config.control)?;
-        let tun: Tun = unreachable!();
-        let sockets = listen(&config)?;
-        let (dataplane, events) = Dataplane::start(node, tun, sockets)?;
-        let (questions, asked) = mpsc::channel(1);
-        let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
-        let result = Core::start(config, surroundings, sites, dataplane.handle())?.serve(events, asked).await;
-        serving.abort();
-        let ended = tokio::task::spawn_blocking(|| dataplane.stop()).await.unwrap_or(Err(EngineError::Panicked));
-        result.and(ended.map_err(anyhow::Error::from))
+        let mut host = Host::open(&config.control.with_file_name("host.journal"), Owner::Core).await?;
+        let result = serve(config, surroundings, sites, node, &mut host).await;
+        host.restore().await;
+        result
     })
+}
+
+async fn serve(
+    config: Config,
+    surroundings: Surroundings,
+    sites: Sites,
+    node: NodeConfig,
+    host: &mut Host,
+) -> anyhow::Result<()> {
+    let control = ControlSocket::bind(&config.control)?;
+    let sockets = listen(&config)?;
+    let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
+    host.set(&routes::wanted(&config.tun.name, sites.prefixes())).await?;
+    let (dataplane, events) = Dataplane::start(node, tun, sockets)?;
+    let (questions, asked) = mpsc::channel(1);
+    let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
+    let result = match Core::start(config, surroundings, sites, dataplane.handle(), host) {
+        Ok(core) => core.serve(events, asked).await,
+        Err(error) => Err(error),
+    };
+    serving.abort();
+    let ended = tokio::task::spawn_blocking(|| dataplane.stop()).await.unwrap_or(Err(EngineError::Panicked));
+    result.and(ended.map_err(anyhow::Error::from))
 }
 
 /// The sockets that tunnels come in on, each a link of its own.
@@ -80,7 +96,8 @@ async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<serde
 }
 
 /// What the daemon's one task owns.
-struct Core {
+struct Core<'a> {
+    host: &'a mut Host,
     config: Config,
     surroundings: Surroundings,
     sites: Sites,
@@ -98,8 +115,14 @@ struct Neighbor {
     announce: bool,
 }
 
-impl Core {
-    fn start(config: Config, surroundings: Surroundings, sites: Sites, packets: Handle) -> anyhow::Result<Core> {
+impl Core<'_> {
+    fn start(
+        config: Config,
+        surroundings: Surroundings,
+        sites: Sites,
+        packets: Handle,
+        host: &mut Host,
+    ) -> anyhow::Result<Core<'_>> {
         let started = clock::now();
         let (wanted, _) = watch::channel(Arc::default());
         let (nothing, _) = watch::channel(Arc::default());
@@ -118,6 +141,7 @@ impl Core {
         let mut liveness = Liveness::default();
         liveness.set_sites(started, sites.announcements());
         Ok(Core {
+            host,
             config,
             surroundings,
             sites,
@@ -136,7 +160,7 @@ impl Core {
         mut events: mpsc::UnboundedReceiver<Event>,
         mut questions: mpsc::Receiver<Question>,
     ) -> anyhow::Result<()> {
-        let mut listen = |kind| signal(kind).context("cannot listen for signals");
+        let listen = |kind| signal(kind).context("cannot listen for signals");
         let mut hangup = listen(SignalKind::hangup())?;
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
@@ -246,7 +270,11 @@ impl Core {
                 false => self.liveness.unreachable(now, peer.id),
             }
         }
-        Ok(())
+        // Before the routes, of which there may be many.
+        self.announce();
+        // The sites are in force: a route that cannot be set is an error to show, and no reason to go back.
+        let wanted = routes::wanted(&self.config.tun.name, self.sites.prefixes());
+        self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
     }
 
     /// Answers in a task of its own: the packet loop's part takes a moment.

@@ -213,7 +213,9 @@ impl Advertised {
             let gone = gone.copied().filter(|prefix| Family::of(prefix) == family);
             let gone = fill(gone, room(withdrawal(Vec::new(), family), attributes));
             if !gone.is_empty() {
-                gone.iter().for_each(|prefix| drop(self.prefixes.remove(prefix)));
+                for prefix in &gone {
+                    self.prefixes.remove(prefix);
+                }
                 return Some(encode(withdrawal(gone, family), attributes));
             }
         }

@@ -1,5 +1,5 @@
 use super::*;
-use proptest::prelude::*;
+use proptest::prelude::{any, prop_assert, proptest};
 
 fn config(local_as: u32, remote_as: u32, id: u8, hold_time: u16) -> Config {
     Config { local_as, router_id: Ipv4Addr::new(192, 0, 2, id), remote_as, hold_time }
