@@ -85,10 +85,19 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("msp-core: {error:#}");
+            eprintln!("msp-core: {}", explain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, where they say more than it says itself.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        said if said.contains(&cause) => text,
+        said => format!("{said}: {cause}"),
+    })
 }
 
 /// Configuration, key and sites, all of them checked.
@@ -116,7 +125,7 @@ fn check(path: &Path) -> anyhow::Result<()> {
     let loaded = load(path)?;
     let sites = loaded.sites.map_err(|errors| together(&errors))?;
     let neighbors = loaded.config.bgp.map_or(0, |bgp| bgp.neighbors.len());
-    println!("{}: good; {} sites, {neighbors} BGP neighbours", path.display(), sites.list.len());
+    println!("{}: good; sites: {}, BGP neighbours: {neighbors}", path.display(), sites.list.len());
     println!("public key: {}", loaded.key.public());
     Ok(())
 }

@@ -264,7 +264,6 @@ impl Task {
             Action::Up(negotiated) => {
                 let Link::Open { local, .. } = &self.link else { return };
                 let configured = (self.neighbor.next_hop_v4, self.neighbor.next_hop_v6);
-                self.reported = None;
                 self.attributes = Some(RouteAttributes::new(&self.neighbor.session, &negotiated, configured, *local));
                 tracing::info!(
                     neighbor = name,
