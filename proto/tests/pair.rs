@@ -276,7 +276,7 @@ fn a_rebound_nat_is_followed_without_a_handshake() {
     let endpoint = world.snapshot(Side::Core).peers[0].paths[0].endpoint;
     assert_eq!(endpoint, Some(SocketAddr::from(([203, 0, 113, 77], 1234))));
     let report = &world.reports()[0];
-    assert!(report.longest_gap.0 < ms(120) && report.longest_gap.1 > at(1900), "{report:?}");
+    assert!(report.longest_gap.0 < ms(40), "{report:?}");
     assert!(world.snapshot(Side::Core).peers[0].paths[0].handshake_s.expect("a session") > world.now().since(since).as_secs_f64());
 }
 
