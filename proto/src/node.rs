@@ -327,7 +327,7 @@ impl Node {
 
     /// The wall clock was set: handshakes from now on carry the new time.
     pub fn clock_stepped(&mut self, now: Instant, _unix_time: Duration) {
-        self.with_each_peer(now, |peer, _| peer.clock_stepped());
+        self.with_each_peer(now, |peer, _| peer.clock_stepped(now));
     }
 
     /// Puts another set of peers in force, whole or not at all. Peers and paths that stay as they were keep their

@@ -68,6 +68,8 @@ struct Path {
     hellos: u32,
     /// When we last began a handshake ourselves.
     initiated_at: Option<Instant>,
+    /// A handshake is wanted whatever the age of the session.
+    initiation_wanted: bool,
     tx: Traffic,
     rx: Traffic,
 }
@@ -115,6 +117,7 @@ impl Path {
             hello_at: None,
             hellos: 0,
             initiated_at: None,
+            initiation_wanted: false,
             tx: Traffic::default(),
             rx: Traffic::default(),
             config,
@@ -540,6 +543,9 @@ impl Peer {
                     let handshake = tunnel.tick(now, indices, dst);
                     (handshake.send, handshake.id)
                 });
+                if std::mem::take(&mut path.initiation_wanted) {
+                    path.initiate(ctx);
+                }
                 path.rekey_if_overripe(ctx);
             }
             if path.hello_at.is_some_and(|at| at <= ctx.now) {
@@ -616,9 +622,12 @@ impl Peer {
         }
     }
 
-    pub(crate) fn clock_stepped(&mut self) {
-        for path in &mut self.paths {
+    /// Old time stamps are of no use from now on: shake hands anew, beside the session in use.
+    pub(crate) fn clock_stepped(&mut self, now: Instant) {
+        for path in self.paths.iter_mut().filter(|_| self.role == Role::Initiator) {
             path.tunnel.clock_stepped();
+            path.initiation_wanted = true;
+            path.tick_at = Some(now);
         }
     }
 

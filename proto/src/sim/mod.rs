@@ -50,6 +50,20 @@ pub struct WorldConfig {
     pub seed: u64,
     /// What makes the tunnels of each end.
     pub suite: fn() -> Box<dyn Suite>,
+    /// The prefixes that the box believes to be its own. An honest one has [`site_prefixes`].
+    pub box_prefixes: Vec<IpNet>,
+}
+
+impl WorldConfig {
+    /// An honest box and core without a cipher, over links that behave the same both ways.
+    pub fn new(links: &[LinkModel], seed: u64) -> Self {
+        WorldConfig {
+            links: links.iter().map(|&model| (model, model)).collect(),
+            seed,
+            suite: || Box::new(crate::tunnel::null::Null),
+            box_prefixes: site_prefixes(),
+        }
+    }
 }
 
 /// The peer's number at either end.
@@ -116,7 +130,7 @@ impl World {
         let slots = config.links.len();
         let mut rng = StdRng::seed_from_u64(config.seed);
         let ends = [Side::Box, Side::Core].map(|side| {
-            let node = Self::node(side, slots, core_address, config.suite, rng.random(), Instant::ZERO);
+            let node = Self::node(side, &config, core_address, rng.random(), Instant::ZERO);
             End { node, out: Output::new(0), events: Vec::new(), running: true }
         });
         World {
@@ -139,9 +153,8 @@ impl World {
 
     fn node(
         side: Side,
-        slots: usize,
+        world: &WorldConfig,
         core_address: SocketAddr,
-        suite: fn() -> Box<dyn Suite>,
         seed: [u8; 32],
         now: Instant,
     ) -> Node {
@@ -168,11 +181,11 @@ impl World {
         let (kind, prefixes, local) = match side {
             Side::Box => {
                 let everything = ["0.0.0.0/0", "::/0"].iter().filter_map(|prefix| prefix.parse().ok()).collect();
-                (PeerKind::Core, everything, site_prefixes())
+                (PeerKind::Core, everything, world.box_prefixes.clone())
             }
             Side::Core => (PeerKind::Middlebox, site_prefixes(), Vec::new()),
         };
-        let paths = (0..slots as u8).map(path).collect();
+        let paths = (0..world.links.len() as u8).map(path).collect();
         let config = NodeConfig {
             identity: match side {
                 Side::Box => Identity { middlebox: 1, pop: 0 },
@@ -183,7 +196,7 @@ impl World {
             listen_key: (side == Side::Core).then(|| core_secret.clone()),
             peers: vec![PeerConfig { id: PEER, name: "peer".into(), kind, prefixes, paths }],
         };
-        let node = Node::with_suite(config, suite(), seed, now, Duration::from_secs(1_700_000_000));
+        let node = Node::with_suite(config, (world.suite)(), seed, now, Duration::from_secs(1_700_000_000));
         node.expect("the world's own configuration is sound")
     }
 
@@ -251,6 +264,12 @@ impl World {
         self.settle(Side::Box);
     }
 
+    /// An end's wall clock is set.
+    pub fn step_clock(&mut self, side: Side) {
+        let now = self.now;
+        self.ends[side as usize].node.clock_stepped(now, Duration::ZERO);
+    }
+
     /// An end's process is killed: what it knew is gone.
     pub fn kill(&mut self, side: Side) {
         self.ends[side as usize].running = false;
@@ -259,8 +278,7 @@ impl World {
     /// An end's process is started anew.
     pub fn start(&mut self, side: Side) {
         let seed = self.rng.random();
-        let (slots, suite) = (self.links.len(), self.config.suite);
-        let node = Self::node(side, slots, self.core_address, suite, seed, self.now);
+        let node = Self::node(side, &self.config, self.core_address, seed, self.now);
         let end = &mut self.ends[side as usize];
         (end.node, end.running) = (node, true);
         self.settle(side);
