@@ -33,6 +33,13 @@ enum Command {
         /// What is to be run.
         job: PathBuf,
     },
+    /// One host's traffic, inside a run.
+    #[command(hide = true)]
+    Meter {
+        /// What is to be sent and received.
+        #[arg(long)]
+        spec: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -69,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Kernel => crate::kernel::build::build().map(|()| true),
         Command::Setup => setup::setup(true).map(|()| true),
         Command::Inside { job } => engine::inside(&job).map(|()| true),
+        Command::Meter { spec } => engine::meter(&spec).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

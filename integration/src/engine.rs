@@ -1,16 +1,21 @@
 //! One run from inside: network, daemons, timeline, traffic, report.
 
+mod clock;
+mod stage;
 mod timeline;
+mod traffic;
+mod watch;
 
-use crate::meter::Span;
-use crate::net::build::Network;
+use crate::daemon::bgp_events;
 use crate::report::{self, Kernel, Report};
 use crate::scenario::{Loaded, Scenario};
 use anyhow::{Context, Result};
+use clock::Clock;
 use serde::{Deserialize, Serialize};
+use stage::Stage;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What is to be run; written outside, read inside.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +34,8 @@ pub struct Job {
     pub folder: PathBuf,
     /// Where the daemons are.
     pub binaries: PathBuf,
+    /// When it was started: UTC, RFC 3339.
+    pub when: String,
     /// The project's revision.
     pub revision: Option<String>,
     /// Record packets.
@@ -47,22 +54,34 @@ pub fn inside(job: &Path) -> Result<()> {
         .with_context(|| format!("cannot write the report into {}", job.folder.display()))
 }
 
+/// Does one host's part of a run's traffic.
+pub fn meter(spec: &Path) -> Result<()> {
+    let text = std::fs::read(spec).with_context(|| format!("cannot read {}", spec.display()))?;
+    let spec = serde_json::from_slice(&text).context("the meter's part cannot be read: a bug of the lab")?;
+    Ok(crate::meter::run(spec)?)
+}
+
+/// Between the moment when all is ready and the start of traffic: the meters must be up by then.
+const LEAD: Duration = Duration::from_secs(1);
+
 fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
-    let network = Network::build(scenario)?;
+    let mut stage = Stage::set(job, scenario)?;
+    stage.start_all()?;
+    let captures = traffic::capture(job, &stage.network)?;
+    let clock = Clock::starting_in(LEAD);
+    let meters = traffic::Meters::start(job, scenario, &stage.network, clock)?;
+    let watch = watch::Watch::start(&stage.daemons, clock);
+
     let plan = timeline::plan(scenario, job.seed);
-    let start = Instant::now() + LEAD;
-    let mut events = Vec::new();
-    for due in &plan {
-        sleep_until(start + due.at.0);
-        timeline::act(&network, scenario, due).with_context(|| format!("timeline at {}: {}", due.at, due.label))?;
-        events.push(report::TimelineEvent {
-            at_ms: start.elapsed().as_secs_f64() * 1e3,
-            name: due.name.clone(),
-            label: due.label.clone(),
-        });
-    }
-    sleep_until(start + scenario.length.0);
-    Ok(Report {
+    stage.play(&plan, clock)?;
+    let results = meters.finish(scenario)?;
+    clock.sleep_until(scenario.length.0 + scenario.drain.0);
+
+    let status = watch.finish();
+    traffic::end(captures)?;
+    stage.stop_all(clock);
+    let bgp = stage.bird_logs().iter().flat_map(|log| bgp_events(log, clock.start_unix_ns())).collect();
+    let mut report = Report {
         schema: report::SCHEMA,
         run: report::Run {
             scenario: job.name.clone(),
@@ -70,23 +89,19 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
             seed: job.seed,
             kernel: job.kernel,
             revision: job.revision.clone(),
-            when: String::new(),
+            when: job.when.clone(),
             set: job.set.clone(),
-            length_ms: Span(scenario.length.0).millis(),
+            length_ms: scenario.length.millis(),
         },
-        traffic: Default::default(),
-        bgp: Vec::new(),
-        status: Vec::new(),
-        events,
-        exits: Vec::new(),
+        traffic: results,
+        bgp,
+        status,
+        events: stage.events,
+        exits: stage.exits,
         outcomes: Vec::new(),
-        notes: Vec::new(),
-    })
-}
-
-/// Between the moment when all is ready and the start of traffic: the meters must be up by then.
-const LEAD: Duration = Duration::from_secs(1);
-
-fn sleep_until(moment: Instant) {
-    std::thread::sleep(moment.saturating_duration_since(Instant::now()));
+        notes: stage.notes,
+    };
+    report.bgp.sort_by(|a, b| a.at_ms.total_cmp(&b.at_ms));
+    report.outcomes = report::evaluate(&report, &scenario.expect);
+    Ok(report)
 }

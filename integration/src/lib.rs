@@ -14,6 +14,7 @@
 //! | [`setup`], [`suite`] | the packages that all this needs; everything that must pass |
 
 pub mod cli;
+pub mod daemon;
 pub mod engine;
 pub mod kernel;
 pub mod meter;

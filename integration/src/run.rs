@@ -62,6 +62,7 @@ pub async fn once(loaded: &Loaded, place: &Place, seed: u64, options: &Options) 
         kernel: place.kernel,
         folder: folder.clone(),
         binaries: binaries()?,
+        when: rfc3339(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs()),
         revision: revision(),
         pcap: options.pcap,
         live: options.live,
@@ -89,4 +90,34 @@ fn revision() -> Option<String> {
         .output()
         .ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Seconds since 1970 as UTC in RFC 3339.
+fn rfc3339(unix: u64) -> String {
+    let (days, seconds) = (unix / 86_400, unix % 86_400);
+    // The Gregorian calendar in eras of 400 years, years beginning in March so that the leap day comes last.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (month, day) = ((month + 2) % 12 + 1, day - (153 * month + 2) / 5 + 1);
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn dates_are_right_around_leap_days() {
+        for (unix, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_795_309_628, "2026-11-22T01:07:08Z"),
+        ] {
+            assert_eq!(super::rfc3339(unix), text);
+        }
+    }
 }

@@ -41,6 +41,11 @@ pub struct Scenario {
     /// `cargo lab test` runs it.
     #[serde(default = "yes")]
     pub test: bool,
+    /// Our daemons are started; without, only the network and what is not ours stands.
+    #[serde(default = "yes")]
+    pub daemons: bool,
+    /// The hosts whose daemons are started at the beginning; without it, all of them.
+    pub start: Option<Vec<String>>,
     /// Wait until the daemons have a path before traffic starts.
     #[serde(default = "yes")]
     pub wait_for_paths: bool,
@@ -578,7 +583,7 @@ impl Scenario {
 
     /// Whether our own daemons take part.
     pub fn has_daemons(&self) -> bool {
-        self.hosts.values().any(|host| host.middlebox.is_some() || host.core.is_some())
+        self.daemons && self.hosts.values().any(|host| host.middlebox.is_some() || host.core.is_some())
     }
 }
 
