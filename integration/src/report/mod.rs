@@ -3,8 +3,13 @@
 //! [`Report`] is the JSON document that `--json` writes. [`evaluate`] judges it by the scenario's [`Expect`] entries.
 
 mod expect;
+mod judge;
 
-pub use expect::{Asserted, Bar, BgpExpect, DropsExpect, EventBar, Expect, Moment, Outcome, PathChanges, Verdict};
+pub use expect::{
+    Asserted, Bar, BgpExpect, DropsExpect, EventBar, Expect, Moment, OneOrMore, Outcome, PathChanges, Verdict,
+};
+
+pub use judge::evaluate;
 
 use crate::meter::TrafficResults;
 use proto::PathState;
