@@ -4,12 +4,23 @@
 
 mod expect;
 mod judge;
+mod plot;
+mod summary;
+mod svg;
+mod table;
+#[cfg(test)]
+mod tests;
 
 pub use expect::{
     Asserted, Bar, BgpExpect, DropsExpect, EventBar, Expect, Moment, OneOrMore, Outcome, PathChanges, Verdict,
 };
 
 pub use judge::evaluate;
+pub use plot::{html, svg};
+pub use summary::{Spread, spreads, summary, summary_of_runs};
+pub use table::Table;
+
+use summary::figure;
 
 use crate::meter::TrafficResults;
 use proto::PathState;
