@@ -3,8 +3,24 @@
 //! [`Report`] is the JSON document that `--json` writes. [`evaluate`] judges it by the scenario's [`Expect`] entries.
 
 mod expect;
+mod judge;
+mod plot;
+mod summary;
+mod svg;
+mod table;
+#[cfg(test)]
+mod tests;
 
-pub use expect::{Asserted, Bar, BgpExpect, DropsExpect, EventBar, Expect, Moment, Outcome, PathChanges, Verdict};
+pub use expect::{
+    Asserted, Bar, BgpExpect, DropsExpect, EventBar, Expect, Moment, OneOrMore, Outcome, PathChanges, Verdict,
+};
+
+pub use judge::evaluate;
+pub use plot::{html, svg};
+pub use summary::{Spread, spreads, summary, summary_of_runs};
+pub use table::Table;
+
+use summary::figure;
 
 use crate::meter::TrafficResults;
 use proto::PathState;
