@@ -229,10 +229,10 @@ impl<'a> Plot<'a> {
             }
             let run = values[at..].iter().position(|&v| v <= 0.0).map_or(values.len(), |n| at + n);
             let (mut upper, mut lower) = (Vec::new(), Vec::new());
-            for i in at..run {
+            for (i, value) in values.iter().enumerate().take(run).skip(at) {
                 for edge in [i, i + 1] {
                     let x = self.x(edge as f64 * ms);
-                    upper.push((x, base - (under(i) + values[i]) * scale));
+                    upper.push((x, base - (under(i) + value) * scale));
                     lower.push((x, base - under(i) * scale));
                 }
             }
@@ -317,7 +317,7 @@ impl<'a> Plot<'a> {
         }
         for node in nodes {
             let samples: Vec<&StatusSample> = self.report.status.iter().filter(|s| s.node == node).collect();
-            let mut rows: BTreeMap<(String, u8), Vec<(f64, PathState, bool)>> = BTreeMap::new();
+            let mut rows: BTreeMap<(String, u8), Vec<PathAt>> = BTreeMap::new();
             for sample in samples {
                 for peer in &sample.peers {
                     for path in &peer.paths {
@@ -340,7 +340,7 @@ impl<'a> Plot<'a> {
         }
     }
 
-    fn path(&mut self, row: &[(f64, PathState, bool)]) {
+    fn path(&mut self, row: &[PathAt]) {
         let y = self.y;
         self.svg.rect("panel", (LEFT, y), (WIDTH - LEFT - RIGHT, BAND), "");
         let spread = typical_step(row.iter().map(|r| r.0));
@@ -448,6 +448,9 @@ impl<'a> Plot<'a> {
         self.y += 24.0;
     }
 }
+
+/// A path at a moment: its state, and whether it is the one in use.
+type PathAt = (f64, PathState, bool);
 
 /// Length of a column: a multiple of the bins', wide enough to be seen, and at least `least`.
 fn column(bin: f64, length: f64, least: f64) -> f64 {
