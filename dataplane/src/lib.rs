@@ -1,1 +1,25 @@
-//! dataplane
+//! Where the protocol touches the world: the one loop that both daemons run, and what they share besides.
+//!
+//! | module | is |
+//! | --- | --- |
+//! | [`engine`] | the loop: one thread that owns the `proto::Node`, its sockets and its TUN |
+//! | [`udp`] | sockets of uplinks and of listening ports, in batches (GSO, GRO) |
+//! | [`tun`] | the TUN device, in batches (virtio offload) |
+//! | [`clock`] | time for the protocol; news of the wall clock being set |
+//! | [`host`] | what a daemon changes on its host (rules, routes, sysctls), and how it is undone |
+//! | [`netlink`] | rules and routes, the state of interfaces and news of it |
+//! | [`settings`] | configuration files, with errors that name their place |
+//! | [`control`] | the socket by which `status` asks |
+//! | [`logging`] | logs |
+//!
+//! Nothing is decided here: which packet goes where, and what a path is worth, is `proto`'s.
+
+pub mod clock;
+pub mod control;
+pub mod engine;
+pub mod host;
+pub mod logging;
+pub mod netlink;
+pub mod settings;
+pub mod tun;
+pub mod udp;

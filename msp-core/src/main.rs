@@ -1,2 +1,172 @@
-//! msp-core
-fn main() {}
+//! The core at a point of presence: it ends the sites' tunnels, carries their packets, and announces their prefixes.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | [`config`] | the configuration file |
+//! | [`sites`] | the registry: a file a site |
+//! | [`run`] | the daemon: who starts, who is told what, who ends |
+//! | [`routes`] | what of the sites the kernel is told |
+//! | [`bgp`] | what of the sites the Internet's routers are told |
+//! | [`status`] | what is shown |
+
+mod bgp;
+mod config;
+mod routes;
+mod run;
+#[cfg(test)]
+mod scratch;
+mod sites;
+mod status;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use config::Config;
+use proto::SecretKey;
+use sites::{Sites, SitesError, Surroundings};
+use status::Status;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// The core of a Multihoming Service Provider, at a point of presence.
+#[derive(Debug, Parser)]
+#[command(name = "msp-core", version)]
+struct Arguments {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE, global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the core, until SIGTERM; SIGHUP reloads the sites
+    Run,
+    /// Check the configuration and all site files, and say what is wrong
+    Check,
+    /// Show sites, paths and BGP neighbours of the running core
+    Status {
+        #[command(flatten)]
+        view: View,
+    },
+    /// List the sites of the running core: announced, or why not
+    Sites {
+        #[command(flatten)]
+        view: View,
+    },
+    /// Make the private key file, and print the public key
+    Keygen {
+        /// Replace an existing key; every box must then learn the new one
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct View {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show it again every second
+    #[arg(long)]
+    watch: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Run => run::run(&arguments.config),
+        Command::Check => check(&arguments.config),
+        Command::Status { view } => show(&arguments.config, &view, Status::table),
+        Command::Sites { view } => show(&arguments.config, &view, Status::sites_table),
+        Command::Keygen { force } => keygen(&arguments.config, force),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("msp-core: {}", explain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes, where they say more than it says itself.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        said if said.contains(&cause) => text,
+        said => format!("{said}: {cause}"),
+    })
+}
+
+/// Configuration, key and sites, all of them checked.
+struct Loaded {
+    config: Config,
+    key: SecretKey,
+    surroundings: Surroundings,
+    sites: Result<Sites, Vec<SitesError>>,
+}
+
+fn load(path: &Path) -> anyhow::Result<Loaded> {
+    let config = Config::load(path)?;
+    let key = dataplane::settings::read_key(&config.private_key_file)?;
+    let surroundings = Surroundings::new(&config, &key);
+    let sites = Sites::load(&config.sites, &surroundings);
+    Ok(Loaded { config, key, surroundings, sites })
+}
+
+/// Several errors as one, a line each.
+fn together(errors: &[SitesError]) -> anyhow::Error {
+    anyhow::Error::msg(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+fn check(path: &Path) -> anyhow::Result<()> {
+    let loaded = load(path)?;
+    let sites = loaded.sites.map_err(|errors| together(&errors))?;
+    let neighbors = loaded.config.bgp.map_or(0, |bgp| bgp.neighbors.len());
+    println!("{}: good; sites: {}, BGP neighbours: {neighbors}", path.display(), sites.list.len());
+    println!("public key: {}", loaded.key.public());
+    Ok(())
+}
+
+fn keygen(path: &Path, force: bool) -> anyhow::Result<()> {
+    let config = Config::load(path).context("the key file's name comes from the configuration")?;
+    let key = SecretKey::from_bytes(entropy()?);
+    dataplane::settings::write_key(&config.private_key_file, &key, force)?;
+    println!("{}", key.public());
+    Ok(())
+}
+
+fn show(path: &Path, view: &View, table: fn(&Status) -> String) -> anyhow::Result<()> {
+    let control = Config::load(path)?.control;
+    loop {
+        let answer = dataplane::control::ask(&control, "status")?;
+        if let Some(error) = answer.get("error") {
+            bail!("the daemon refused: {error}");
+        }
+        let text = if view.json {
+            format!("{answer}\n")
+        } else {
+            let status = serde_json::from_value(answer).context("the daemon's answer is of another version")?;
+            table(&status)
+        };
+        if !view.watch {
+            print!("{text}");
+            return Ok(());
+        }
+        // Home, the text, and clear what is left below: without a flicker.
+        let text = if view.json { text } else { format!("\x1b[H\x1b[2J{text}") };
+        print!("{text}");
+        std::io::Write::flush(&mut std::io::stdout()).context("cannot write to the terminal")?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Entropy of the kernel's.
+fn entropy<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // Fewer than 256 octets come whole (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("cannot get random numbers")?;
+    Ok(bytes)
+}

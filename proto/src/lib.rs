@@ -23,8 +23,19 @@ pub mod keys;
 pub mod node;
 pub mod output;
 pub mod packet;
+mod path;
+mod peer;
+mod received;
+mod route;
+mod schedule;
+mod sent;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod snapshot;
 pub mod time;
+mod timer;
+pub mod tunnel;
+pub mod wire;
 
 pub use config::{Identity, NodeConfig, PathConfig, PeerConfig, PeerKind};
 pub use counters::{DropReason, Drops};

@@ -1,9 +1,20 @@
-//! One end, box or core.
+//! One end, box or core: its functions stand in the order in which a packet meets them.
 
-use crate::config::{ConfigError, NodeConfig, PeerConfig};
+use crate::config::{ConfigError, NodeConfig, PeerConfig, check_peers};
+use crate::counters::{DropReason, Drops};
+use crate::output::{Output, Route};
+use crate::packet::{IpView, clamp_mss};
+use crate::peer::{Context, Peer};
+use crate::route::{Routes, to_peers};
 use crate::snapshot::Snapshot;
-use crate::{Instant, LinkId, Output, PathId, PeerId};
+use crate::timer::Timers;
+use crate::tunnel::wireguard::WireGuard;
+use crate::tunnel::{Gate, HANDSHAKE_MAX, Header, Indices, PathRef, Suite};
+use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -74,63 +85,349 @@ pub enum Event {
     },
 }
 
-/// One end.
-pub struct Node {}
+/// How often the gate begins to count initiations anew, as its limit is one per second.
+const GATE_TICK: Duration = Duration::from_secs(1);
+
+/// One end of any number of bundles.
+///
+/// | call | when | what to do after |
+/// | --- | --- | --- |
+/// | [`Node::handle_ip`] | packets came from the TUN | send and deliver what is in the [`Output`] |
+/// | [`Node::handle_datagrams`] | datagrams came from a link | the same |
+/// | [`Node::handle_timeout`] | the time of [`Node::poll_timeout`] has come and all sockets are drained | the same |
+/// | [`Node::poll_event`] | after any of these | until it returns `None` |
+/// | [`Node::poll_timeout`] | after any call | wait no longer than until then; it may already be past |
+///
+/// Calls come from one thread, with `now` never going backwards. A datagram that cannot be sent may be dropped: the
+/// peer's receipts tell. The same calls with the same arguments and seed give the same results (with real WireGuard,
+/// but for its keys).
+pub struct Node {
+    identity: Identity,
+    mtu: u16,
+    suite: Box<dyn Suite>,
+    /// Where initiations are answered; a box has none.
+    gate: Option<Box<dyn Gate>>,
+    gate_tick: Option<Instant>,
+    /// Which path each session belongs to.
+    indices: Indices,
+    /// Which path each static key belongs to.
+    keys: HashMap<PublicKey, PathRef>,
+    routes: Routes<usize>,
+    local: Option<Routes<()>>,
+    /// Places stay as they are while a peer is configured; free ones are used again.
+    peers: Vec<Option<Peer>>,
+    timers: Timers,
+    events: VecDeque<Event>,
+    drops: Drops,
+    /// Drawn at the start: HELLO tells it, so that the peer notices a restart.
+    epoch: u64,
+    /// Keys the flow hash.
+    flow_key: u64,
+}
 
 impl Node {
-    /// A node that has sent nothing yet. `seed` is entropy from the caller; `unix_time` is the wall clock's time since
-    /// 1970, whatever it may be worth.
-    pub fn new(_config: NodeConfig, _seed: [u8; 32], _now: Instant, _unix_time: Duration) -> Result<Node, ConfigError> {
-        Ok(Node {})
+    /// A node with WireGuard tunnels that has sent nothing yet. `seed` is entropy from the caller; `unix_time` is the
+    /// wall clock's time since 1970, whatever it may be worth.
+    pub fn new(config: NodeConfig, seed: [u8; 32], now: Instant, unix_time: Duration) -> Result<Node, ConfigError> {
+        Node::with_suite(config, Box::new(WireGuard), seed, now, unix_time)
     }
 
-    /// Packets from the TUN. They may be changed in place (MSS clamp).
-    pub fn handle_ip<'a>(
-        &mut self,
-        _now: Instant,
-        _packets: impl IntoIterator<Item = &'a mut [u8]>,
-        _out: &mut Output,
-    ) {
+    /// The same with another kind of tunnel.
+    pub fn with_suite(
+        config: NodeConfig,
+        suite: Box<dyn Suite>,
+        seed: [u8; 32],
+        now: Instant,
+        _unix_time: Duration,
+    ) -> Result<Node, ConfigError> {
+        config.check()?;
+        let mut rng = StdRng::from_seed(seed);
+        let mut local = None;
+        for &prefix in &config.local {
+            local.get_or_insert_with(Routes::default).insert(prefix, ());
+        }
+        let mut node = Node {
+            identity: config.identity,
+            mtu: config.mtu,
+            gate: config.listen_key.as_ref().map(|key| suite.gate(key)),
+            suite,
+            gate_tick: None,
+            epoch: rng.random(),
+            flow_key: rng.random(),
+            indices: Indices::new(rng),
+            keys: HashMap::new(),
+            routes: Routes::default(),
+            local,
+            peers: Vec::new(),
+            timers: Timers::default(),
+            events: VecDeque::new(),
+            drops: Drops::default(),
+        };
+        node.set_peers(now, config.peers)?;
+        Ok(node)
     }
+
+    // ---- from the TUN to a link ----------------------------------------------------------------------------------
+
+    /// Packets from the TUN. They may be changed in place (MSS clamp).
+    pub fn handle_ip<'a>(&mut self, now: Instant, packets: impl IntoIterator<Item = &'a mut [u8]>, out: &mut Output) {
+        let mut touched = None;
+        for packet in packets {
+            match self.peer_for(packet) {
+                Ok((at, view)) => {
+                    self.settle_before(now, &mut touched, at, out);
+                    let packet = &mut packet[..view.len];
+                    clamp_mss(&view, packet, self.mtu);
+                    let flow = view.flow_hash(packet, self.flow_key);
+                    self.with_peer(at, now, out, |peer, ctx| peer.send_packet(ctx, packet, flow));
+                }
+                Err(reason) => self.drops.add(reason),
+            }
+        }
+        self.settle_after(now, touched, out);
+    }
+
+    /// Whose it is, if it may pass at all.
+    fn peer_for(&self, packet: &[u8]) -> Result<(usize, IpView), DropReason> {
+        let view = IpView::parse(packet).ok_or(DropReason::TunMalformed)?;
+        if view.is_reserved() {
+            return Err(DropReason::TunReserved);
+        }
+        if self.local.as_ref().is_some_and(|local| local.lookup(view.source).is_none()) {
+            return Err(DropReason::TunSource);
+        }
+        let at = self.routes.lookup(view.destination).ok_or(DropReason::TunNoPeer)?;
+        // From the Internet, with the site's own address as its source: at a box the peer has all addresses, so this
+        // asks of a core only.
+        if self.local.is_none() && self.routes.lookup(view.source) == Some(at) {
+            return Err(DropReason::TunSource);
+        }
+        Ok((at, view))
+    }
+
+    // ---- from a link to the TUN ----------------------------------------------------------------------------------
 
     /// Datagrams from the links.
     pub fn handle_datagrams<'a>(
         &mut self,
-        _now: Instant,
-        _datagrams: impl IntoIterator<Item = Datagram<'a>>,
-        _out: &mut Output,
+        now: Instant,
+        datagrams: impl IntoIterator<Item = Datagram<'a>>,
+        out: &mut Output,
     ) {
+        let mut touched = None;
+        for datagram in datagrams {
+            if let Err(reason) = self.handle_datagram(now, &datagram, &mut touched, out) {
+                self.drops.add(reason);
+            }
+        }
+        self.settle_after(now, touched, out);
     }
+
+    /// One datagram. An error is a drop that no peer can be blamed for; the peers count their own.
+    fn handle_datagram(
+        &mut self,
+        now: Instant,
+        datagram: &Datagram<'_>,
+        touched: &mut Option<usize>,
+        out: &mut Output,
+    ) -> Result<(), DropReason> {
+        let header = Header::parse(datagram.data).ok_or(DropReason::DatagramMalformed)?;
+        let path = match header {
+            Header::Initiation => self.initiator(now, datagram, out)?,
+            Header::Response { receiver } | Header::Cookie { receiver } => {
+                self.indices.owner(receiver).ok_or(DropReason::HandshakeInvalid)?
+            }
+            Header::Data(id) => self.indices.owner(id.session).ok_or(DropReason::UnknownSession)?,
+        };
+        self.settle_before(now, touched, path.peer, out);
+        self.with_peer(path.peer, now, out, |peer, ctx| {
+            let outcome = match header {
+                Header::Data(id) => peer.on_data(ctx, path.slot, id, datagram),
+                _ => peer.on_handshake(ctx, path.slot, datagram),
+            };
+            match outcome {
+                // What anybody can send is nobody's: a peer's own counters tell of what it did itself.
+                Err(reason @ (DropReason::UnknownSession | DropReason::DataInvalid | DropReason::HandshakeInvalid)) => {
+                    Err(reason)
+                }
+                Err(reason) => {
+                    peer.count_drop(reason);
+                    Ok(())
+                }
+                Ok(()) => Ok(()),
+            }
+        })
+        .unwrap_or(Err(DropReason::UnknownSession))
+    }
+
+    /// Whose initiation it is. A cookie goes back where the gate wants one.
+    fn initiator(&mut self, now: Instant, datagram: &Datagram<'_>, out: &mut Output) -> Result<PathRef, DropReason> {
+        let gate = self.gate.as_mut().ok_or(DropReason::HandshakeInvalid)?;
+        self.gate_tick.get_or_insert(now + GATE_TICK);
+        let route = Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 };
+        let mut key = Err(DropReason::HandshakeInvalid);
+        out.transmit(HANDSHAKE_MAX, |dst| match gate.initiator(datagram.data, datagram.from.ip(), dst) {
+            Ok(found) => {
+                key = Ok(found);
+                None
+            }
+            Err(refusal) => {
+                key = Err(refusal.reason);
+                (refusal.reply > 0).then_some((refusal.reply, route, ()))
+            }
+        });
+        self.keys.get(&key?).copied().ok_or(DropReason::HandshakeUnknownKey)
+    }
+
+    // ---- time and events -----------------------------------------------------------------------------------------
 
     /// To be called when [`Node::poll_timeout`]'s moment has come (calling it early does no harm). Sockets are to be
     /// drained first: a stall of this process is not a dead path.
-    pub fn handle_timeout(&mut self, _now: Instant, _out: &mut Output) {}
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut Output) {
+        if self.gate_tick.take_if(|at| *at <= now).is_some()
+            && let Some(gate) = &mut self.gate
+        {
+            gate.tick();
+        }
+        while let Some((at, peer)) = self.timers.pop_due(now) {
+            self.with_peer(peer, now, out, |peer, ctx| {
+                if peer.armed.at == at {
+                    peer.armed = Default::default();
+                    peer.on_timeout(ctx);
+                    peer.settle(ctx);
+                }
+            });
+            self.arm(peer, now);
+        }
+        debug_assert!(self.poll_timeout().is_none_or(|next| next.at > now), "{:?} at {now:?}", self.poll_timeout());
+    }
 
     /// The earliest deadline. Ask after each call of another function; after `handle_timeout(now)` it is after `now`.
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        None
+        let gate = self.gate_tick.map(|at| Deadline { at, reason: "gate" });
+        let peer = self.timers.next().map(|(at, peer)| {
+            let armed = self.peers[peer].as_ref().map(|peer| peer.armed).filter(|armed| armed.at == at);
+            Deadline { at, reason: armed.map_or("a deadline that was moved", |armed| armed.reason) }
+        });
+        [gate, peer].into_iter().flatten().min_by_key(|deadline| deadline.at)
     }
 
     /// The next event. Drain after each batch.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
 
-    /// An uplink of this box can be used (`Some`: it has carrier, an address and a route; the endpoint of the core to
-    /// use from it) or cannot (`None`). The same value again changes nothing; another endpoint restarts its paths.
-    pub fn set_uplink(&mut self, _now: Instant, _link: LinkId, _endpoint: Option<SocketAddr>) {}
+    // ---- news from the daemon ------------------------------------------------------------------------------------
 
-    /// Puts another set of peers in force, whole or not at all. Peers and paths that stay as they were keep their
-    /// sessions and lose no packet.
-    pub fn set_peers(&mut self, _now: Instant, _peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
-        Ok(())
+    /// An uplink of this box can be used (`Some`: it has carrier, an address and a route; the endpoint of the core to
+    /// use from it) or cannot (`None`). The same value again changes nothing.
+    pub fn set_uplink(&mut self, now: Instant, link: LinkId, endpoint: Option<SocketAddr>) {
+        self.with_each_peer(now, |peer, ctx| peer.set_uplink(ctx, link, endpoint));
     }
 
     /// The wall clock was set: handshakes from now on carry the new time.
-    pub fn clock_stepped(&mut self, _now: Instant, _unix_time: Duration) {}
+    pub fn clock_stepped(&mut self, now: Instant, _unix_time: Duration) {
+        self.with_each_peer(now, |peer, _| peer.clock_stepped(now));
+    }
+
+    /// Puts another set of peers in force, whole or not at all. Peers and paths that stay as they were keep their
+    /// sessions and lose no packet.
+    pub fn set_peers(&mut self, now: Instant, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
+        check_peers(&peers)?;
+        let wanted: HashMap<PeerId, PeerKind> = peers.iter().map(|peer| (peer.id, peer.kind)).collect();
+        for place in &mut self.peers {
+            if let Some(mut gone) = place.take_if(|peer| wanted.get(&peer.config.id) != Some(&peer.config.kind)) {
+                gone.retire(&mut self.indices);
+            }
+        }
+        for config in peers {
+            let same = |place: &Option<Peer>| place.as_ref().is_some_and(|peer| peer.config.id == config.id);
+            if let Some(peer) = self.peers.iter_mut().find(|place| same(place)).and_then(Option::as_mut) {
+                peer.reconfigure(config, self.suite.as_ref(), now, &mut self.indices);
+                continue;
+            }
+            let at = self.peers.iter().position(Option::is_none).unwrap_or_else(|| {
+                self.peers.push(None);
+                self.peers.len() - 1
+            });
+            self.peers[at] = Some(Peer::new(config, at, self.suite.as_ref(), now));
+        }
+        self.keys.clear();
+        for (at, peer) in self.peers.iter().enumerate().filter_map(|(at, peer)| Some((at, peer.as_ref()?))) {
+            for path in &peer.config.paths {
+                self.keys.insert(path.remote_key, PathRef { peer: at, slot: path.slot });
+            }
+        }
+        let places: HashMap<PeerId, usize> =
+            self.peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.as_ref()?.config.id, at))).collect();
+        let configs: Vec<PeerConfig> = self.peers.iter().flatten().map(|peer| peer.config.clone()).collect();
+        self.routes = to_peers(&configs, |peer| places[&peer.id]);
+        self.with_each_peer(now, |_, _| {});
+        Ok(())
+    }
 
     /// What there is to show.
-    pub fn snapshot(&self, _now: Instant) -> Snapshot {
-        Snapshot { drops: Default::default(), peers: Vec::new() }
+    pub fn snapshot(&self, now: Instant) -> Snapshot {
+        let mut peers: Vec<_> = self.peers.iter().flatten().map(|peer| peer.snapshot(now)).collect();
+        peers.sort_by_key(|peer| peer.id);
+        Snapshot { drops: self.drops.clone(), peers }
+    }
+
+    // ---- how the calls above reach a peer ------------------------------------------------------------------------
+
+    fn with_peer<R>(
+        &mut self,
+        at: usize,
+        now: Instant,
+        out: &mut Output,
+        call: impl FnOnce(&mut Peer, &mut Context<'_>) -> R,
+    ) -> Option<R> {
+        let mut ctx = Context {
+            now,
+            out,
+            indices: &mut self.indices,
+            events: &mut self.events,
+            identity: self.identity,
+            epoch: self.epoch,
+            routes: &self.routes,
+            local: self.local.as_ref(),
+        };
+        Some(call(self.peers.get_mut(at)?.as_mut()?, &mut ctx))
+    }
+
+    /// For calls that send nothing themselves: what they lead to is sent by the next [`Node::handle_timeout`], which is
+    /// due at once.
+    fn with_each_peer(&mut self, now: Instant, mut call: impl FnMut(&mut Peer, &mut Context<'_>)) {
+        let mut nothing = Output::new(0);
+        for at in 0..self.peers.len() {
+            self.with_peer(at, now, &mut nothing, |peer, ctx| {
+                call(peer, ctx);
+                peer.settle(ctx);
+            });
+            self.arm(at, now);
+        }
+        debug_assert!(nothing.is_empty());
+    }
+
+    /// Batches mostly concern one peer: it is settled once, when the next one's turn comes or the batch ends.
+    fn settle_before(&mut self, now: Instant, touched: &mut Option<usize>, next: usize, out: &mut Output) {
+        if *touched != Some(next) {
+            let done = touched.replace(next);
+            self.settle_after(now, done, out);
+        }
+    }
+
+    fn settle_after(&mut self, now: Instant, touched: Option<usize>, out: &mut Output) {
+        if let Some(at) = touched {
+            self.with_peer(at, now, out, |peer, ctx| peer.settle(ctx));
+            self.arm(at, now);
+        }
+    }
+
+    fn arm(&mut self, at: usize, now: Instant) {
+        if let Some(peer) = &mut self.peers[at] {
+            let deadline = peer.deadline(now);
+            self.timers.arm(at, &mut peer.armed, deadline);
+        }
     }
 }

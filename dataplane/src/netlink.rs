@@ -1,0 +1,374 @@
+//! rtnetlink: rules and routes of our own, and the state of interfaces, with news of their changes.
+
+use futures_util::{FutureExt, TryStreamExt};
+use ipnet::IpNet;
+use rtnetlink::IpVersion;
+use rtnetlink::constants::{RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressScope};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The main routing table, where the host's own routes are.
+pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// A rule: packets from (and to) a prefix look into a table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rule {
+    /// The packets' source.
+    pub from: IpNet,
+    /// The packets' destination; anywhere if it is not given.
+    pub to: Option<IpNet>,
+    /// The table they look into.
+    pub table: u32,
+    /// Its place among all rules: lower comes first; the main table is at 32766.
+    pub priority: u32,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route {
+    /// Where to.
+    pub prefix: IpNet,
+    /// The table it is in.
+    pub table: u32,
+    /// Lower is preferred.
+    pub metric: u32,
+    /// What happens to the packets.
+    pub target: Target,
+}
+
+/// What a route does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target {
+    /// Out of this interface.
+    Interface(String),
+    /// Refused, and the sender told so by ICMP.
+    Unreachable,
+}
+
+/// An interface at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Up, with carrier.
+    pub running: bool,
+    /// Its addresses that packets can be sent from now: of global scope (private ones are), checked for duplicates,
+    /// not deprecated.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A connection to the kernel. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+    protocol: RouteProtocol,
+}
+
+impl Netlink {
+    /// Connects, within a tokio runtime. Rules and routes made through it carry `protocol`, by which they are known
+    /// again.
+    pub(crate) fn connect(protocol: u8) -> io::Result<Self> {
+        // Strict checking makes the kernel apply a dump's filters: a core may hold a full table besides our few routes.
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        tokio::spawn(connection);
+        Ok(Netlink { handle, protocol: protocol.into() })
+    }
+
+    /// All interfaces by name.
+    pub async fn interfaces(&self) -> io::Result<BTreeMap<String, Interface>> {
+        let mut names = BTreeMap::new();
+        let mut interfaces = BTreeMap::new();
+        let mut links = self.handle.link().get().execute();
+        while let Some(link) = links.try_next().await.map_err(to_io)? {
+            let name = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            });
+            let running = link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+            let index = link.header.index;
+            if let Some(name) = name {
+                names.insert(index, name.clone());
+                interfaces.insert(name, Interface { index, running, addresses: Vec::new() });
+            }
+        }
+        let mut addresses = self.handle.address().get().execute();
+        while let Some(message) = addresses.try_next().await.map_err(to_io)? {
+            let mut address = None;
+            let mut local = None;
+            // The header has the flags' low bits only, but all that matter here; the attribute repeats them.
+            let mut flags = AddressFlags::from_bits_truncate(message.header.flags.bits().into());
+            for attribute in &message.attributes {
+                match attribute {
+                    AddressAttribute::Address(value) => address = Some(*value),
+                    // On a point-to-point link the address is the other end's, and this is ours.
+                    AddressAttribute::Local(value) => local = Some(*value),
+                    AddressAttribute::Flags(value) => flags |= *value,
+                    _ => {}
+                }
+            }
+            let useless = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
+            let usable = message.header.scope == AddressScope::Universe && !flags.intersects(useless);
+            let interface = names.get(&message.header.index).and_then(|name| interfaces.get_mut(name));
+            if let (true, Some(address), Some(interface)) = (usable, local.or(address), interface) {
+                interface.addresses.push(address);
+            }
+        }
+        Ok(interfaces)
+    }
+
+    /// Whether there is a route to `to` out of an interface, from one of its addresses.
+    pub async fn has_route(&self, interface: u32, from: IpAddr, to: IpAddr) -> io::Result<bool> {
+        let mut message = RouteMessage::default();
+        let host = IpNet::from(to).prefix_len();
+        message.header.address_family = family(to);
+        message.header.destination_prefix_length = host;
+        message.header.source_prefix_length = host;
+        // The route as configured: without this, Linux believes any IPv4 address to be a neighbour on an interface that
+        // has no route for it.
+        message.header.flags = RouteFlags::FibMatch;
+        message.attributes = vec![
+            RouteAttribute::Destination(to.into()),
+            RouteAttribute::Source(from.into()),
+            RouteAttribute::Oif(interface),
+        ];
+        match self.handle.route().get(message).execute().try_next().await {
+            Ok(route) => Ok(route.is_some_and(|route| route.header.kind == RouteType::Unicast)),
+            Err(rtnetlink::Error::NetlinkError(error)) => match error.to_io().raw_os_error() {
+                Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL | libc::ENODEV) => Ok(false),
+                _ => Err(error.to_io()),
+            },
+            Err(error) => Err(to_io(error)),
+        }
+    }
+
+    /// Tells a TUN into how many packets a burst may fall.
+    pub(crate) async fn limit_bursts(&self, interface: u32, segments: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = interface;
+        message.attributes.push(LinkAttribute::GsoMaxSegs(segments));
+        self.handle.link().set(message).execute().await.map_err(to_io)
+    }
+
+    /// The rules that carry our number; those that this program would not make, as the kernel gave them.
+    pub(crate) async fn rules(&self) -> io::Result<Vec<(Option<Rule>, RuleMessage)>> {
+        let mut rules = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let mut dump = self.handle.rule().get(version).execute();
+            while let Some(message) = dump.try_next().await.map_err(to_io)? {
+                if message.attributes.contains(&RuleAttribute::Protocol(self.protocol)) {
+                    rules.push((rule_from(&message), message));
+                }
+            }
+        }
+        Ok(rules)
+    }
+
+    /// The routes that carry our number; those that this program would not make without its TUN, as the kernel gave
+    /// them.
+    pub(crate) async fn routes(&self) -> io::Result<Vec<(Option<Route>, RouteMessage)>> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = family;
+            filter.header.protocol = self.protocol;
+            let mut dump = self.handle.route().get(filter).execute();
+            while let Some(message) = dump.try_next().await.map_err(to_io)? {
+                // Kernels before 4.20 ignore the filter.
+                if message.header.protocol == self.protocol {
+                    routes.push((route_from(&message), message));
+                }
+            }
+        }
+        Ok(routes)
+    }
+
+    pub(crate) async fn add_rule(&self, rule: &Rule) -> io::Result<()> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = self.rule_message(rule);
+        request.execute().await.map_err(to_io)
+    }
+
+    pub(crate) async fn delete_rule(&self, rule: &Rule) -> io::Result<()> {
+        self.delete_rule_message(self.rule_message(rule)).await
+    }
+
+    /// Deletes a rule that may have gone already.
+    pub(crate) async fn delete_rule_message(&self, message: RuleMessage) -> io::Result<()> {
+        forgive(libc::ENOENT, self.handle.rule().del(message).execute().await)
+    }
+
+    pub(crate) async fn add_route(&self, route: &Route) -> io::Result<()> {
+        let message = self.route_message(route)?;
+        self.handle.route().add(message).execute().await.map_err(to_io)
+    }
+
+    /// Deletes a route that may have gone already, with its interface above all.
+    pub(crate) async fn delete_route(&self, route: &Route) -> io::Result<()> {
+        match self.route_message(route) {
+            Ok(message) => self.delete_route_message(message).await,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn delete_route_message(&self, message: RouteMessage) -> io::Result<()> {
+        forgive(libc::ESRCH, self.handle.route().del(message).execute().await)
+    }
+
+    fn rule_message(&self, rule: &Rule) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = family(rule.from.addr());
+        message.header.src_len = rule.from.prefix_len();
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![
+            RuleAttribute::Source(rule.from.network()),
+            RuleAttribute::Priority(rule.priority),
+            RuleAttribute::Table(rule.table),
+            RuleAttribute::Protocol(self.protocol),
+        ];
+        if let Some(to) = rule.to {
+            message.header.dst_len = to.prefix_len();
+            message.attributes.push(RuleAttribute::Destination(to.network()));
+        }
+        message
+    }
+
+    fn route_message(&self, route: &Route) -> io::Result<RouteMessage> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(route.prefix.addr());
+        message.header.destination_prefix_length = route.prefix.prefix_len();
+        message.header.protocol = self.protocol;
+        message.header.scope = RouteScope::Universe;
+        message.attributes = vec![
+            RouteAttribute::Destination(route.prefix.network().into()),
+            RouteAttribute::Table(route.table),
+            RouteAttribute::Priority(route.metric),
+        ];
+        match &route.target {
+            Target::Interface(name) => {
+                message.header.kind = RouteType::Unicast;
+                if route.prefix.addr().is_ipv4() {
+                    message.header.scope = RouteScope::Link;
+                }
+                message.attributes.push(RouteAttribute::Oif(index_of(name)?));
+            }
+            Target::Unreachable => message.header.kind = RouteType::Unreachable,
+        }
+        Ok(message)
+    }
+}
+
+/// Hears that interfaces, addresses or routes have changed; what they are now is to be asked.
+pub struct Watch {
+    socket: TokioSocket,
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    /// Begins to listen, within a tokio runtime.
+    pub fn new() -> io::Result<Self> {
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        let groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+        socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+        // Of what is heard nothing is kept: a longer message may be cut.
+        Ok(Watch { socket, buffer: Vec::with_capacity(4096) })
+    }
+
+    /// Returns when something has changed since the last call. All the news there are count as one.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        self.heard().await?;
+        while let Some(heard) = self.heard().now_or_never() {
+            heard?;
+        }
+        Ok(())
+    }
+
+    async fn heard(&mut self) -> io::Result<()> {
+        self.buffer.clear();
+        match self.socket.recv(&mut self.buffer).await {
+            Ok(_) => Ok(()),
+            // The kernel had more news than its queue holds, and dropped some: that is news.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What the kernel's message says, if it is a rule as [`Netlink::add_rule`] makes it.
+fn rule_from(message: &RuleMessage) -> Option<Rule> {
+    let (mut from, mut to, mut priority) = (None, None, None);
+    let mut table = u32::from(message.header.table);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Source(address) => from = IpNet::new(*address, message.header.src_len).ok(),
+            RuleAttribute::Destination(address) => to = IpNet::new(*address, message.header.dst_len).ok(),
+            RuleAttribute::Priority(value) => priority = Some(*value),
+            RuleAttribute::Table(value) => table = *value,
+            _ => {}
+        }
+    }
+    Some(Rule { from: from?, to, table, priority: priority? })
+}
+
+/// What the kernel's message says, if it is an unreachable route as [`Netlink::add_route`] makes it. Those through an
+/// interface went with their TUN.
+fn route_from(message: &RouteMessage) -> Option<Route> {
+    if message.header.kind != RouteType::Unreachable {
+        return None;
+    }
+    let unspecified: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let (mut to, mut metric) = (unspecified, None);
+    let mut table = u32::from(message.header.table);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => to = (*address).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => to = (*address).into(),
+            RouteAttribute::Priority(value) => metric = Some(*value),
+            RouteAttribute::Table(value) => table = *value,
+            _ => {}
+        }
+    }
+    let prefix = IpNet::new(to, message.header.destination_prefix_length).ok()?;
+    Some(Route { prefix, table, metric: metric?, target: Target::Unreachable })
+}
+
+fn index_of(interface: &str) -> io::Result<u32> {
+    // The question goes to any socket.
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    rustix::net::netdevice::name_to_index(socket, interface).map_err(|error| match error {
+        rustix::io::Errno::NODEV => io::Error::new(io::ErrorKind::NotFound, format!("no interface {interface}")),
+        other => other.into(),
+    })
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn to_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+/// What is already gone need not be deleted.
+fn forgive(errno: i32, result: Result<(), rtnetlink::Error>) -> io::Result<()> {
+    match result.map_err(to_io) {
+        Err(error) if error.raw_os_error() == Some(errno) => Ok(()),
+        result => result,
+    }
+}

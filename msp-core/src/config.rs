@@ -1,0 +1,310 @@
+//! The core's configuration file.
+
+use crate::bgp::session;
+use crate::bgp::transport::Neighbor;
+use dataplane::settings::{self, Document, Schema, SettingsError, Text};
+use serde::Deserialize;
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is looked for.
+pub(crate) const DEFAULT_FILE: &str = "/etc/msp-core/msp-core.toml";
+/// Overrides from the environment begin so: `MSP_CORE_TUN__MTU=1400`.
+const ENVIRONMENT: &str = "MSP_CORE";
+
+/// The configuration, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Config {
+    /// The number of this point of presence within its provider.
+    pub(crate) pop: u32,
+    pub(crate) private_key_file: PathBuf,
+    /// Where the tunnels are listened for.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// The folder of site files.
+    pub(crate) sites: PathBuf,
+    /// How long after its last path went down a site is withdrawn, where its file says nothing; `None` is never.
+    pub(crate) withdraw_after: Option<Duration>,
+    pub(crate) control: PathBuf,
+    pub(crate) tun: Tun,
+    pub(crate) bgp: Option<Bgp>,
+}
+
+/// The TUN that opened packets go to.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Tun {
+    pub(crate) name: String,
+    /// In octets: the largest inner packet.
+    pub(crate) mtu: u16,
+}
+
+impl Default for Tun {
+    fn default() -> Self {
+        // 1380 leaves room for the tunnel's header and trailers on a link of 1500.
+        Tun { name: "msp0".into(), mtu: 1380 }
+    }
+}
+
+/// The BGP speaker.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Bgp {
+    pub(crate) local_as: u32,
+    pub(crate) router_id: Ipv4Addr,
+    /// The neighbours, each with whether the sites are announced to it.
+    pub(crate) neighbors: Vec<(Neighbor, bool)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(rename = "schema")]
+    _schema: Schema,
+    pop: u32,
+    private_key_file: PathBuf,
+    listen: Vec<Text<SocketAddr>>,
+    sites: PathBuf,
+    #[serde(default = "default_withdraw_after")]
+    withdraw_after: Text<Option<Duration>>,
+    #[serde(default = "default_control")]
+    control: PathBuf,
+    #[serde(default)]
+    tun: Tun,
+    bgp: Option<BgpTable>,
+}
+
+fn default_withdraw_after() -> Text<Option<Duration>> {
+    // Long enough for a box to restart or a link to flap, and for no neighbour to damp the route.
+    Text(Some(Duration::from_secs(60)))
+}
+
+fn default_control() -> PathBuf {
+    "/run/msp-core/control.sock".into()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BgpTable {
+    local_as: u32,
+    router_id: Text<IpAddr>,
+    #[serde(default)]
+    neighbor: Vec<NeighborTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NeighborTable {
+    name: String,
+    address: Text<IpAddr>,
+    #[serde(default = "default_port")]
+    port: u16,
+    remote_as: u32,
+    #[serde(default = "default_hold_time")]
+    hold_time: Text<Duration>,
+    next_hop_v4: Option<Text<IpAddr>>,
+    next_hop_v6: Option<Text<IpAddr>>,
+    #[serde(default)]
+    announce: Vec<Announce>,
+}
+
+/// What a neighbour can be told. Nothing is, unless it is named (RFC 8212).
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Announce {
+    Sites,
+}
+
+fn default_port() -> u16 {
+    179
+}
+
+fn default_hold_time() -> Text<Duration> {
+    // RFC 4271, section 10.
+    Text(Duration::from_secs(90))
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub(crate) fn load(path: &Path) -> Result<Config, SettingsError> {
+        let (file, document): (File, Document) = settings::load(path, Some(ENVIRONMENT))?;
+        let error = |key: &str, problem: &str| Err(document.error(key, problem));
+        if file.pop == 0 {
+            return error("pop", "0 stands for none: expected the number of this point of presence, from 1");
+        }
+        if file.listen.is_empty() {
+            return error(
+                "listen",
+                "nothing to listen on: expected addresses such as [\"0.0.0.0:51820\", \"[::]:51820\"]",
+            );
+        }
+        let mut addresses = HashSet::new();
+        for (index, Text(address)) in file.listen.iter().enumerate() {
+            if !addresses.insert(address) {
+                return Err(document.error(&format!("listen[{index}]"), format!("{address} is listed twice")));
+            }
+        }
+        if !(1280..=9000).contains(&file.tun.mtu) {
+            return error("tun.mtu", "expected 1280 (which IPv6 needs, RFC 8200) to 9000");
+        }
+        // IFNAMSIZ, less the zero at its end; the kernel refuses slashes and spaces.
+        let name = &file.tun.name;
+        if !(1..=15).contains(&name.len()) || name.contains(|c: char| c == '/' || c == ':' || !c.is_ascii_graphic()) {
+            return error("tun.name", "expected a network interface's name, of 1 to 15 letters and digits");
+        }
+        Ok(Config {
+            pop: file.pop,
+            private_key_file: document.resolve(&file.private_key_file),
+            listen: file.listen.iter().map(|listen| listen.0).collect(),
+            sites: document.resolve(&file.sites),
+            withdraw_after: file.withdraw_after.0,
+            control: file.control,
+            tun: file.tun,
+            bgp: file.bgp.map(|table| table.check(&document)).transpose()?,
+        })
+    }
+}
+
+impl BgpTable {
+    fn check(self, document: &Document) -> Result<Bgp, SettingsError> {
+        check_as(self.local_as).map_err(|problem| document.error("bgp.local_as", problem))?;
+        let router_id = match self.router_id.0 {
+            IpAddr::V4(id) if !id.is_unspecified() => id,
+            _ => {
+                let problem = "expected four octets written as an IPv4 address other than 0.0.0.0 (RFC 6286)";
+                return Err(document.error("bgp.router_id", problem));
+            }
+        };
+        let (mut names, mut addresses) = (HashSet::new(), HashSet::new());
+        let mut neighbors = Vec::new();
+        for (index, table) in self.neighbor.into_iter().enumerate() {
+            let place = |key: &str| format!("bgp.neighbor[{index}].{key}");
+            if table.name.is_empty() || !names.insert(table.name.clone()) {
+                return Err(document.error(&place("name"), "expected a name that no other neighbour has"));
+            }
+            if !addresses.insert(table.address.0) {
+                let problem = format!("{} is the address of two neighbours", table.address.0);
+                return Err(document.error(&place("address"), problem));
+            }
+            let neighbor = table.check(self.local_as, router_id);
+            neighbors.push(neighbor.map_err(|(key, problem)| document.error(&place(key), problem))?);
+        }
+        Ok(Bgp { local_as: self.local_as, router_id, neighbors })
+    }
+}
+
+impl NeighborTable {
+    /// An error is the key and what is wrong with it.
+    fn check(self, local_as: u32, router_id: Ipv4Addr) -> Result<(Neighbor, bool), (&'static str, String)> {
+        check_as(self.remote_as).map_err(|problem| ("remote_as", problem.to_owned()))?;
+        let address = self.address.0;
+        if address.is_unspecified() || address.is_multicast() {
+            return Err(("address", format!("{address} is no neighbour's address")));
+        }
+        let hold_time = match self.hold_time.0 {
+            time if time.subsec_nanos() == 0 && time.as_secs() != 1 && time.as_secs() != 2 => time.as_secs(),
+            _ => return Err(("hold_time", "expected whole seconds: \"0s\" (none) or 3 s and more (RFC 4271)".into())),
+        };
+        let hold_time = u16::try_from(hold_time)
+            .map_err(|_| ("hold_time", "expected at most \"65535s\", which is what the message can hold".to_owned()))?;
+        let next_hop_v4 = match self.next_hop_v4 {
+            None => None,
+            Some(Text(IpAddr::V4(address))) if is_next_hop(address.into()) => Some(address),
+            Some(_) => return Err(("next_hop_v4", "expected the IPv4 address of this host on that link".into())),
+        };
+        let next_hop_v6: Option<Ipv6Addr> = match self.next_hop_v6 {
+            None => None,
+            Some(Text(IpAddr::V6(address))) if is_next_hop(address.into()) => Some(address),
+            Some(_) => {
+                return Err(("next_hop_v6", "expected the global IPv6 address of this host on that link".into()));
+            }
+        };
+        let session = session::Config { local_as, router_id, remote_as: self.remote_as, hold_time };
+        let remote = SocketAddr::new(address, self.port);
+        let announce = self.announce.contains(&Announce::Sites);
+        Ok((Neighbor { name: self.name, remote, session, next_hop_v4, next_hop_v6 }, announce))
+    }
+}
+
+fn check_as(number: u32) -> Result<(), &'static str> {
+    match number {
+        0 | u32::MAX => Err("expected an AS number; 0 and 4294967295 are none (RFC 7607, RFC 7300)"),
+        23456 => Err("23456 stands for numbers that a neighbour cannot read (RFC 6793); expected your own"),
+        _ => Ok(()),
+    }
+}
+
+fn is_next_hop(address: IpAddr) -> bool {
+    let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    !address.is_unspecified() && !address.is_multicast() && !address.is_loopback() && !link_local
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+schema = 1
+pop = 1
+private_key_file = "private.key"
+listen = ["0.0.0.0:51820", "[::]:51820"]
+sites = "sites.d"
+
+[bgp]
+local_as = 64500
+router_id = "192.0.2.1"
+[[bgp.neighbor]]
+name = "transit"
+address = "203.0.113.1"
+remote_as = 64501
+announce = ["sites"]
+"#;
+
+    /// What loading the text says: the configuration, or the error without the file's folder.
+    fn load(text: &str) -> Result<Config, String> {
+        let folder = crate::scratch::Folder::new();
+        let path = folder.write("msp-core.toml", text);
+        Config::load(&path).map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let config = load(GOOD).expect("a good file");
+        assert_eq!(config.withdraw_after, Some(Duration::from_secs(60)));
+        assert_eq!(config.control, Path::new("/run/msp-core/control.sock"));
+        assert_eq!(config.tun, Tun { name: "msp0".into(), mtu: 1380 });
+        let bgp = config.bgp.expect("a BGP table");
+        let (neighbor, announce) = &bgp.neighbors[0];
+        assert!(announce);
+        assert_eq!(neighbor.remote, "203.0.113.1:179".parse().expect("an address"));
+        assert_eq!(neighbor.session.hold_time, 90);
+        assert!(config.sites.is_absolute(), "relative to the file");
+    }
+
+    #[test]
+    fn nothing_is_announced_to_a_neighbour_without_policy() {
+        let config = load(&GOOD.replace("announce = [\"sites\"]\n", "")).expect("a good file");
+        assert!(!config.bgp.expect("a BGP table").neighbors[0].1);
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_what_was_expected() {
+        for (from, to, expected) in [
+            ("pop = 1", "pop = 0", "msp-core.toml:3:7: pop: 0 stands for none"),
+            ("pop = 1", "pope = 1", "msp-core.toml:3:1: unknown key \"pope\"; did you mean \"pop\"?"),
+            ("[\"0.0.0.0:51820\", \"[::]:51820\"]", "[]", "msp-core.toml:5:10: listen: nothing to listen on"),
+            ("[::]:51820", "0.0.0.0:51820", "msp-core.toml:5:28: listen[1]: 0.0.0.0:51820 is listed twice"),
+            ("[bgp]", "[tun]\nmtu = 600\n[bgp]", "msp-core.toml:9:7: tun.mtu: expected 1280"),
+            ("[bgp]", "[tun]\nname = \"a b\"\n[bgp]", "msp-core.toml:9:8: tun.name: expected"),
+            ("64500", "23456", "msp-core.toml:9:12: bgp.local_as: 23456 stands for"),
+            ("192.0.2.1", "0.0.0.0", "msp-core.toml:10:13: bgp.router_id: expected four octets"),
+            ("64501", "64501\nhold_time = \"2s\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected whole"),
+            ("64501", "64501\nhold_time = \"20h\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected at most"),
+            ("64501", "64501\nnext_hop_v6 = \"fe80::1\"", "msp-core.toml:15:15: bgp.neighbor[0].next_hop_v6: expected"),
+            ("[\"sites\"]", "[\"all\"]", "msp-core.toml:15:13: bgp.neighbor[0].announce[0]: unknown variant `all`"),
+        ] {
+            let error = load(&GOOD.replacen(from, to, 1)).expect_err(to);
+            assert!(error.starts_with(expected), "{error}\nexpected: {expected}");
+        }
+    }
+}

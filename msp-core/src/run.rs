@@ -1,0 +1,304 @@
+//! The daemon: it starts the parts, passes on what each has to tell the others, and ends them in an order that leaves
+//! nothing behind.
+
+use crate::bgp::announce::Liveness;
+use crate::bgp::message::Notification;
+use crate::bgp::transport;
+use crate::config::Config;
+use crate::sites::{Sites, Surroundings};
+use crate::status::{BgpStatus, Reload, SiteStatus, Status};
+use crate::{Loaded, entropy, load, routes, together};
+use anyhow::Context;
+use dataplane::clock;
+use dataplane::control::ControlSocket;
+use dataplane::engine::{Dataplane, EngineError, Handle};
+use dataplane::host::{Host, Owner};
+use dataplane::udp::Socket;
+use ipnet::IpNet;
+use proto::{Event, Identity, Instant, LinkId, NodeConfig};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Runs the core until it is told to end.
+pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
+    dataplane::logging::start();
+    let Loaded { config, key, surroundings, sites } = load(path)?;
+    let sites = sites.map_err(|errors| together(&errors))?;
+    let node = NodeConfig {
+        identity: Identity { middlebox: 0, pop: config.pop },
+        mtu: config.tun.mtu,
+        local: Vec::new(),
+        listen_key: Some(key),
+        peers: sites.peers(),
+    };
+    // Packets have a thread of their own; what is left is little.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        // First of all: a second core must not touch what the first one uses.
+        let mut host = Host::open(&config.control.with_file_name("host.journal"), Owner::Core).await?;
+        let result = serve(config, surroundings, sites, node, &mut host).await;
+        host.restore().await;
+        result
+    })
+}
+
+async fn serve(
+    config: Config,
+    surroundings: Surroundings,
+    sites: Sites,
+    node: NodeConfig,
+    host: &mut Host,
+) -> anyhow::Result<()> {
+    let control = ControlSocket::bind(&config.control)?;
+    let sockets = listen(&config)?;
+    let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
+    host.set(&routes::wanted(&config.tun.name, sites.prefixes())).await?;
+    let (dataplane, events) = Dataplane::start(node, tun, sockets)?;
+    let (questions, asked) = mpsc::channel(1);
+    let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
+    let result = match Core::start(config, surroundings, sites, dataplane.handle(), host) {
+        Ok(core) => core.serve(events, asked).await,
+        Err(error) => Err(error),
+    };
+    serving.abort();
+    let ended = tokio::task::spawn_blocking(|| dataplane.stop()).await.unwrap_or(Err(EngineError::Panicked));
+    result.and(ended.map_err(anyhow::Error::from))
+}
+
+/// The sockets that tunnels come in on, each a link of its own.
+fn listen(config: &Config) -> anyhow::Result<Vec<(LinkId, Socket)>> {
+    let open = |(address, link): (&std::net::SocketAddr, u16)| {
+        let socket = Socket::listening(*address).with_context(|| {
+            format!("cannot listen on {address} (UDP); is something else there, or the address missing?")
+        })?;
+        Ok((LinkId(link), socket))
+    };
+    config.listen.iter().zip(0..).map(open).collect()
+}
+
+/// A question on the control socket, and where the answer goes.
+type Question = oneshot::Sender<Status>;
+
+async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<serde_json::Value> {
+    if command != "status" {
+        return None;
+    }
+    let (answer, answered) = oneshot::channel();
+    questions.send(answer).await.ok()?;
+    serde_json::to_value(answered.await.ok()?).ok()
+}
+
+/// What the daemon's one task owns.
+struct Core<'a> {
+    host: &'a mut Host,
+    config: Config,
+    surroundings: Surroundings,
+    sites: Sites,
+    packets: Handle,
+    liveness: Liveness,
+    /// What neighbours with the policy to announce sites are to be told.
+    wanted: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    neighbors: Vec<Neighbor>,
+    started: Instant,
+    reload: Reload,
+}
+
+struct Neighbor {
+    handle: transport::Handle,
+    announce: bool,
+}
+
+impl Core<'_> {
+    fn start(
+        config: Config,
+        surroundings: Surroundings,
+        sites: Sites,
+        packets: Handle,
+        host: &mut Host,
+    ) -> anyhow::Result<Core<'_>> {
+        let started = clock::now();
+        let (wanted, _) = watch::channel(Arc::default());
+        let (nothing, _) = watch::channel(Arc::default());
+        let mut neighbors = Vec::new();
+        for (neighbor, announce) in config.bgp.iter().flat_map(|bgp| &bgp.neighbors) {
+            if !announce {
+                tracing::warn!(
+                    neighbor = neighbor.name,
+                    "nothing is announced to this neighbour: it has no `announce = [\"sites\"]` (RFC 8212)"
+                );
+            }
+            let told = if *announce { wanted.subscribe() } else { nothing.subscribe() };
+            let handle = transport::spawn(neighbor.clone(), told, u64::from_ne_bytes(entropy()?));
+            neighbors.push(Neighbor { handle, announce: *announce });
+        }
+        let mut liveness = Liveness::default();
+        liveness.set_sites(started, sites.announcements());
+        Ok(Core {
+            host,
+            config,
+            surroundings,
+            sites,
+            packets,
+            liveness,
+            wanted,
+            neighbors,
+            started,
+            reload: Reload::default(),
+        })
+    }
+
+    /// Serves until a signal says to end, or the packet loop ends.
+    async fn serve(
+        mut self,
+        mut events: mpsc::UnboundedReceiver<Event>,
+        mut questions: mpsc::Receiver<Question>,
+    ) -> anyhow::Result<()> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        let mut hangup = listen(SignalKind::hangup())?;
+        let mut terminate = listen(SignalKind::terminate())?;
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        tracing::info!(sites = self.sites.list.len(), listen = ?self.config.listen, "the core is running");
+        loop {
+            let due = self.liveness.poll_timeout().map(|at| at.since(clock::now()));
+            let due = async {
+                match due {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.note(event),
+                    // The loop's own error says why.
+                    None => break,
+                },
+                () = due => self.liveness.handle_timeout(clock::now()),
+                Some(answer) = questions.recv() => self.answer(answer),
+                _ = hangup.recv() => self.reload().await,
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+            self.announce();
+        }
+        tracing::info!("ending");
+        let farewell = Notification::shutdown("msp-core is stopped");
+        for neighbor in self.neighbors {
+            neighbor.handle.stop(farewell.clone()).await;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, event: Event) {
+        let name = |id| self.sites.name(id).unwrap_or("(removed)");
+        match event {
+            Event::Path { path, from, to, reason } => {
+                tracing::info!(site = name(path.peer), slot = path.slot, ?from, ?to, reason, "path");
+            }
+            Event::Reachable(id) => {
+                tracing::info!(site = name(id), "reachable");
+                self.liveness.reachable(id);
+            }
+            Event::Unreachable(id) => {
+                tracing::warn!(site = name(id), "unreachable");
+                self.liveness.unreachable(clock::now(), id);
+            }
+            Event::Moved { peer, from, to } => tracing::info!(site = name(peer), ?from, ?to, "moved"),
+        }
+    }
+
+    /// Tells the neighbours' tasks, if there is news.
+    fn announce(&self) {
+        let wanted = self.liveness.wanted();
+        self.wanted.send_if_modified(|old| {
+            let news = **old != wanted;
+            if news {
+                for prefix in wanted.difference(old) {
+                    tracing::info!(%prefix, "to be announced");
+                }
+                for prefix in old.difference(&wanted) {
+                    tracing::info!(%prefix, "to be withdrawn");
+                }
+                *old = Arc::new(wanted);
+            }
+            news
+        });
+    }
+
+    /// Puts the files' sites in force, all of them or none.
+    async fn reload(&mut self) {
+        self.reload.count += 1;
+        let result = match Sites::load(&self.config.sites, &self.surroundings) {
+            Ok(sites) => self.put_in_force(sites).await,
+            Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
+        };
+        match result {
+            Ok(()) => {
+                tracing::info!(sites = self.sites.list.len(), "sites reloaded");
+                self.reload.errors.clear();
+            }
+            Err(errors) => {
+                for error in &errors {
+                    tracing::error!("sites not reloaded, the old ones stay in force: {error}");
+                }
+                self.reload.errors = errors;
+            }
+        }
+    }
+
+    async fn put_in_force(&mut self, sites: Sites) -> Result<(), Vec<String>> {
+        let peers = sites.peers();
+        let set = self.packets.call(move |node, _, now| node.set_peers(now, peers).map(|()| node.snapshot(now)));
+        let snapshot = match set.await {
+            Ok(Ok(snapshot)) => snapshot,
+            Ok(Err(refused)) => return Err(vec![refused.to_string()]),
+            Err(ended) => return Err(vec![ended.to_string()]),
+        };
+        let now = clock::now();
+        self.liveness.set_sites(now, sites.announcements());
+        self.sites = sites;
+        // A site that kept its number and lost its keys is another one: what the node says counts.
+        for peer in &snapshot.peers {
+            match peer.reachable {
+                true => self.liveness.reachable(peer.id),
+                false => self.liveness.unreachable(now, peer.id),
+            }
+        }
+        // Before the routes, of which there may be many.
+        self.announce();
+        // The sites are in force: a route that cannot be set is an error to show, and no reason to go back.
+        let wanted = routes::wanted(&self.config.tun.name, self.sites.prefixes());
+        self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
+    }
+
+    /// Answers in a task of its own: the packet loop's part takes a moment.
+    fn answer(&self, answer: Question) {
+        let now = clock::now();
+        let neighbors: Vec<_> =
+            self.neighbors.iter().map(|neighbor| (neighbor.handle.status(), neighbor.announce)).collect();
+        let sites = self.sites.list.iter();
+        let sites: Vec<_> = sites.map(|site| SiteStatus::new(now, site, &self.liveness, &neighbors)).collect();
+        let bgp = self.config.bgp.as_ref().map(|bgp| BgpStatus {
+            local_as: bgp.local_as,
+            router_id: bgp.router_id,
+            neighbors: neighbors.into_iter().map(|(status, _)| status).collect(),
+        });
+        let reload = self.reload.clone();
+        let uptime = now.since(self.started);
+        let packets = self.packets.clone();
+        tokio::spawn(async move {
+            // Without an answer the client is told that there is none: the daemon is ending.
+            if let Ok((node, counters)) = packets.snapshot().await {
+                let status = Status::new(uptime, sites, bgp, reload, counters, node);
+                // The client may have gone.
+                let _ = answer.send(status);
+            }
+        });
+    }
+}

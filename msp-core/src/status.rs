@@ -1,0 +1,308 @@
+//! What the core shows of itself: a JSON document for scripts, tables for people.
+//!
+//! Part of the interface: fields are added, never renamed; readers skip what they do not know.
+
+use crate::bgp::announce::{Liveness, Standing};
+use crate::bgp::session::State;
+use crate::bgp::transport::NeighborStatus;
+use crate::sites::Site;
+use dataplane::engine::Counters;
+use ipnet::IpNet;
+use proto::snapshot::{PathSnapshot, PeerSnapshot, Snapshot};
+use proto::{Instant, PeerId};
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// The format of the document.
+const SCHEMA: u32 = 1;
+
+/// The answer to `status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    schema: u32,
+    daemon: String,
+    version: String,
+    pid: u32,
+    uptime_s: f64,
+    sites: Vec<SiteStatus>,
+    /// Absent where no BGP is configured.
+    bgp: Option<BgpStatus>,
+    reload: Reload,
+    dataplane: Counters,
+    node: Snapshot,
+}
+
+/// A site, as the registry and the announcements have it; its paths are in the node's part.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SiteStatus {
+    id: PeerId,
+    name: String,
+    prefixes: Vec<IpNet>,
+    state: SiteState,
+    /// The BGP neighbours that have been told all of its prefixes.
+    announced_to: Vec<String>,
+    /// Why it is not announced to all of them that should know it.
+    not_announced: Option<String>,
+    /// Seconds until it is withdrawn, where that is due.
+    withdraw_in_s: Option<f64>,
+}
+
+/// A site's liveness, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SiteState {
+    /// No path has been up since the core started or the site was added.
+    NeverUp,
+    /// At least one path is up.
+    Up,
+    /// No path is up, and it is announced still.
+    Lingering,
+    /// No path is up, and it was withdrawn.
+    Withdrawn,
+}
+
+/// The BGP speaker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BgpStatus {
+    pub(crate) local_as: u32,
+    pub(crate) router_id: Ipv4Addr,
+    pub(crate) neighbors: Vec<NeighborStatus>,
+}
+
+/// How reloading the sites went.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Reload {
+    /// How often it was asked for.
+    pub(crate) count: u64,
+    /// What was wrong the last time: the sites of before are in force.
+    pub(crate) errors: Vec<String>,
+}
+
+impl SiteStatus {
+    /// `neighbors` are the BGP neighbours, each with whether sites are announced to it.
+    pub(crate) fn new(
+        now: Instant,
+        site: &Site,
+        liveness: &Liveness,
+        neighbors: &[(NeighborStatus, bool)],
+    ) -> SiteStatus {
+        let prefixes = &site.peer.prefixes;
+        let standing = liveness.standing(site.peer.id).unwrap_or(Standing::NeverUp);
+        let told = |neighbor: &NeighborStatus| prefixes.iter().all(|prefix| neighbor.announced.contains(prefix));
+        let due = neighbors.iter().filter(|(_, announce)| *announce).map(|(neighbor, _)| neighbor);
+        let (announced_to, missing): (Vec<_>, Vec<_>) = due.partition(|neighbor| told(neighbor));
+        let ago = |since: Instant| duration(now.since(since));
+        let not_announced = match standing {
+            Standing::NeverUp => Some("no path has been up yet".to_owned()),
+            Standing::Withdrawn { since } => Some(format!("withdrawn: no path is up, for {}", ago(since))),
+            _ if neighbors.is_empty() => Some("no BGP neighbour is configured".to_owned()),
+            _ if announced_to.is_empty() && missing.is_empty() => {
+                Some("no neighbour has `announce = [\"sites\"]`".to_owned())
+            }
+            _ => missing.first().map(|neighbor| {
+                let why = neighbor.not_announced.iter().find(|(prefix, _)| prefixes.contains(prefix));
+                format!("{}: {}", neighbor.name, why.map_or("waiting to be sent", |(_, why)| why.as_str()))
+            }),
+        };
+        let (state, withdraw_in_s) = match standing {
+            Standing::NeverUp => (SiteState::NeverUp, None),
+            Standing::Up => (SiteState::Up, None),
+            Standing::Withdrawn { .. } => (SiteState::Withdrawn, None),
+            Standing::Lingering { since } => {
+                (SiteState::Lingering, site.withdraw_after.map(|after| (since + after).since(now).as_secs_f64()))
+            }
+        };
+        SiteStatus {
+            id: site.peer.id,
+            name: site.peer.name.clone(),
+            prefixes: prefixes.clone(),
+            state,
+            announced_to: announced_to.into_iter().map(|neighbor| neighbor.name.clone()).collect(),
+            not_announced,
+            withdraw_in_s,
+        }
+    }
+
+    /// The state for people.
+    fn state_text(&self) -> String {
+        match (self.state, self.withdraw_in_s) {
+            (SiteState::NeverUp, _) => "never up".into(),
+            (SiteState::Up, _) => "up".into(),
+            (SiteState::Lingering, Some(left)) => format!("down, withdrawn in {left:.0} s"),
+            (SiteState::Lingering, None) => "down, never withdrawn".into(),
+            (SiteState::Withdrawn, _) => "down".into(),
+        }
+    }
+
+    fn announced_text(&self) -> String {
+        let yes = (!self.announced_to.is_empty()).then(|| format!("to {}", self.announced_to.join(", ")));
+        let no = self.not_announced.as_ref().map(|why| format!("no ({why})"));
+        [yes, no].into_iter().flatten().collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Status {
+    /// Of this process.
+    pub(crate) fn new(
+        uptime: Duration,
+        sites: Vec<SiteStatus>,
+        bgp: Option<BgpStatus>,
+        reload: Reload,
+        dataplane: Counters,
+        node: Snapshot,
+    ) -> Status {
+        Status {
+            schema: SCHEMA,
+            daemon: "msp-core".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_s: uptime.as_secs_f64(),
+            sites,
+            bgp,
+            reload,
+            dataplane,
+            node,
+        }
+    }
+
+    /// What `sites` prints.
+    pub(crate) fn sites_table(&self) -> String {
+        let mut rows = vec![["SITE", "ID", "STATE", "PREFIXES", "ANNOUNCED"].map(str::to_owned)];
+        rows.extend(self.sites.iter().map(|site| {
+            let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
+            let name = printable(&site.name);
+            [name, site.id.0.to_string(), site.state_text(), prefixes.join(" "), site.announced_text()]
+        }));
+        self.reload_errors() + &table(&rows)
+    }
+
+    /// What `status` prints.
+    pub(crate) fn table(&self) -> String {
+        let uptime = duration(Duration::try_from_secs_f64(self.uptime_s).unwrap_or_default());
+        let mut text = format!("{} {}, pid {}, up {uptime}\n", self.daemon, self.version, self.pid);
+        text += &self.reload_errors();
+        text += "\n";
+        let header =
+            ["SITE", "STATE", "PATH", "STATE", "SINCE", "RTT", "LOSS", "ENDPOINT", "SENT", "RECEIVED", "REASON"];
+        let mut rows = vec![header.map(str::to_owned)];
+        for site in &self.sites {
+            let peer = self.node.peers.iter().find(|peer| peer.id == site.id);
+            let paths = peer.into_iter().flat_map(|peer| peer.paths.iter().map(move |path| (peer, path)));
+            let mut first = Some([printable(&site.name), site.state_text()]);
+            for (peer, path) in paths {
+                let [name, state] = first.take().unwrap_or_default();
+                rows.push(path_row(name, state, peer, path));
+            }
+            if let Some([name, state]) = first {
+                let mut row = <[String; 11]>::default();
+                (row[0], row[1]) = (name, state);
+                rows.push(row);
+            }
+        }
+        text += &table(&rows);
+        if let Some(bgp) = &self.bgp {
+            text += &format!("\nAS {}, router id {}\n", bgp.local_as, bgp.router_id);
+            text += &table(&bgp.rows());
+        }
+        let drops: Vec<_> = self.node.drops.iter().filter(|(_, count)| *count > 0).collect();
+        if !drops.is_empty() {
+            text += "\ndropped, of no site\n";
+            for (reason, count) in drops {
+                text += &format!("{count:>10}  {}\n", reason.meaning().trim());
+            }
+        }
+        text
+    }
+
+    fn reload_errors(&self) -> String {
+        let lines = self.reload.errors.iter().map(|error| format!("  {}\n", printable(error)));
+        match self.reload.errors.is_empty() {
+            true => String::new(),
+            false => {
+                format!("the last reload was refused, the sites of before are in force:\n{}", lines.collect::<String>())
+            }
+        }
+    }
+}
+
+impl BgpStatus {
+    fn rows(&self) -> Vec<[String; 7]> {
+        let header = ["NEIGHBOUR", "ADDRESS", "AS", "STATE", "SINCE", "ANNOUNCED", "LAST ERROR"];
+        let mut rows = vec![header.map(str::to_owned)];
+        rows.extend(self.neighbors.iter().map(|neighbor| {
+            let missing = match (neighbor.state, neighbor.not_announced.first()) {
+                (State::Established, Some((prefix, why))) => format!(", not {prefix}: {why}"),
+                _ => String::new(),
+            };
+            [
+                printable(&neighbor.name),
+                neighbor.remote.to_string(),
+                neighbor.remote_as.to_string(),
+                neighbor.state.to_string(),
+                duration(Duration::try_from_secs_f64(neighbor.since_s).unwrap_or_default()),
+                format!("{}{missing}", neighbor.announced.len()),
+                printable(neighbor.last_error.as_deref().unwrap_or("-")),
+            ]
+        }));
+        rows
+    }
+}
+
+fn path_row(name: String, state: String, peer: &PeerSnapshot, path: &PathSnapshot) -> [String; 11] {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let current = if peer.current_slot == Some(path.id.slot) { "*" } else { "" };
+    [
+        name,
+        state,
+        format!("{}{current}", path.id.slot),
+        format!("{:?}", path.state).to_lowercase(),
+        duration(Duration::try_from_secs_f64(path.since_s).unwrap_or_default()),
+        or_dash(path.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
+        or_dash(path.loss.map(|loss| format!("{:.1} %", loss * 100.0))),
+        or_dash(path.endpoint.map(|endpoint| endpoint.to_string())),
+        bytes(path.tx.bytes),
+        bytes(path.rx.bytes),
+        printable(&path.reason),
+    ]
+}
+
+/// Columns, each as wide as its widest cell, the last one as it is.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Names come from files and from the network: none may steer a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// A duration in the two units that matter.
+fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// Octets, in powers of ten.
+fn bytes(count: u64) -> String {
+    match count {
+        0..1_000 => format!("{count} B"),
+        1_000..1_000_000 => format!("{:.1} kB", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
+        _ => format!("{:.1} GB", count as f64 / 1e9),
+    }
+}

@@ -1,0 +1,113 @@
+use super::*;
+
+const GOOD: &str = r#"schema = 1
+prefixes = ["198.51.100.0/24", "2001:db8:100::/48"]
+middlebox = 7
+control = "/run/box/control.sock"
+[core]
+name = "pop-a"
+public_key = "KEY"
+endpoints = ["192.0.2.1:51820", "[2001:db8::1]:51820"]
+[[uplink]]
+interface = "wan0"
+[[uplink]]
+interface = "wan1"
+slot = 4
+"#;
+
+/// Loads `text` (with a secret beside it); an error without the folder's name.
+fn load(text: &str) -> Result<Config, String> {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("mspmb-config-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("making a scratch folder");
+    let path = folder.join("box.toml");
+    let key = SecretKey::from_bytes([3; 32]).public().to_string();
+    std::fs::write(&path, text.replace("KEY", &key)).expect("writing a scratch file");
+    settings::write_key(&folder.join("secret.key"), &SecretKey::from_bytes([4; 32]), true).expect("writing a key");
+    let result = Config::load(&path);
+    std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
+    result.map_err(|error| error.to_string().replace(&format!("{}/", folder.display()), ""))
+}
+
+#[test]
+fn a_good_file_becomes_a_node_with_a_path_an_uplink() {
+    let config = load(GOOD).expect("it is good");
+    let node = config.node();
+    node.check().expect("the node agrees");
+    assert_eq!((node.mtu, node.identity.middlebox, node.local.len()), (1380, 7, 2));
+    let paths: Vec<_> = node.peers[0].paths.iter().map(|path| (path.slot, path.preference, path.link)).collect();
+    assert_eq!(paths, [(0, 0, Some(LinkId(0))), (4, 1, Some(LinkId(4)))]);
+    let secret = SecretKey::from_bytes([4; 32]);
+    assert_eq!(node.peers[0].paths[1].local_key.public(), secret.uplink(4).public());
+    assert_eq!(config.journal(), Path::new("/run/box/control.journal"));
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_place_key_and_what_was_expected() {
+    let cases = [
+        (
+            "\"2001:db8:100::/48\"",
+            "\"198.51.100.128/25\"",
+            "box.toml:2:32: prefixes[1]: 198.51.100.128/25 overlaps 198.51.100.0/24: expected each address once",
+        ),
+        (
+            "\"2001:db8:100::/48\"",
+            "\"::/0\"",
+            "box.toml:2:32: prefixes[1]: ::/0 cannot be a site's: expected a unicast prefix of its own",
+        ),
+        (
+            "\"2001:db8:100::/48\"",
+            "\"127.0.0.0/16\"",
+            "box.toml:2:32: prefixes[1]: 127.0.0.0/16 cannot be a site's: expected a unicast prefix of its own",
+        ),
+        (
+            "192.0.2.1:51820",
+            "198.51.100.9:51820",
+            "box.toml:8:14: core.endpoints[0]: 198.51.100.9:51820 lies in the site's own 198.51.100.0/24: \
+          the tunnel would go through itself",
+        ),
+        (
+            "192.0.2.1:51820",
+            "192.0.2.1",
+            "box.toml:8:14: core.endpoints[0]: \"192.0.2.1\" is not understood: expected an address with a port, \
+          such as 192.0.2.1:51820 or [2001:db8::1]:51820",
+        ),
+        (
+            "KEY",
+            "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+            "box.toml:7:14: core.public_key: \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\" is not a public key: \
+          this public key is a point of low order: anybody could read the tunnel; make a new key pair",
+        ),
+        ("wan1", "wan0", "box.toml:12:13: uplink[1].interface: \"wan0\" is used already, by another uplink or the TUN"),
+        ("wan1", "msp0", "box.toml:12:13: uplink[1].interface: \"msp0\" is used already, by another uplink or the TUN"),
+        (
+            "wan1",
+            "a/b",
+            "box.toml:12:13: uplink[1].interface: \"a/b\" is no name of an interface: \
+          expected 1 to 15 characters such as \"wan0\"",
+        ),
+        ("slot = 4", "slot = 8", "box.toml:13:8: uplink[1].slot: 8 does not exist: expected 0 to 7"),
+        (
+            "slot = 4",
+            "slot = 0",
+            "box.toml:13:8: uplink[1].slot: 0 is used by an earlier uplink: expected one of its own",
+        ),
+        ("slot = 4", "solt = 4", "box.toml:13:1: unknown key \"solt\" in [uplink[1]]; did you mean \"slot\"?"),
+        (
+            "middlebox = 7",
+            "middlebox = 0",
+            "box.toml:3:13: middlebox: 0 is no number of a box: expected the one the provider gave",
+        ),
+        (
+            "[core]",
+            "[tun]\nmtu = 1200\n[core]",
+            "box.toml:6:7: tun.mtu: 1200 does not work: expected 1280 (which IPv6 needs) to 9000 octets",
+        ),
+        ("/run/box/control.sock", "control.sock", "box.toml:4:11: control: expected a path that begins with /"),
+    ];
+    for (good, wrong, expected) in cases {
+        let text = GOOD.replacen(good, wrong, 1);
+        assert_eq!(load(&text).expect_err("it is wrong"), expected, "for {wrong:?}");
+    }
+}

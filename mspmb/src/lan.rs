@@ -1,0 +1,135 @@
+//! What the host must look like for the site's packets to go through the TUN, and only they.
+//!
+//! | rule or route | so that |
+//! | --- | --- |
+//! | `from PREFIX to PREFIX lookup main` | the site's own networks reach each other as before |
+//! | `from PREFIX lookup 7700` | what the site sends to anywhere else goes to the table below |
+//! | table 7700: `default dev msp0` | it goes to the TUN |
+//! | table 7700: `unreachable default`, last | it goes nowhere when there is no TUN: an ISP never sees it |
+//! | main: `unreachable PREFIX`, last | what comes for an address that nobody has is refused, not sent back |
+//!
+//! Packets from the TUN have the site's addresses as destination and are delivered by the main table. The box's own
+//! traffic and everybody else's has other sources, and meets none of this.
+
+use dataplane::host::{Change, Sysctl, effective_rp_filter, read_sysctl};
+use dataplane::netlink::{MAIN, Route, Rule, Target};
+use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The table of the site's packets; also where its rules stand among all. Any number that nobody else uses does; these
+/// are before the main table's rule (32766).
+const TABLE: u32 = 7700;
+/// Traffic within the site is decided first.
+const WITHIN: u32 = TABLE;
+/// Then all other traffic of the site.
+const OUTWARD: u32 = TABLE + 1;
+/// The metric of a way that must win over a last resort; as `ip route` for IPv6 has by default.
+const ORDINARY: u32 = 1024;
+/// The metric of a last resort: the highest there is, so that any other route to the same prefix wins.
+const LAST: u32 = u32::MAX;
+
+/// Rules and routes for these prefixes of the site and this TUN, in the order in which they must come.
+pub(crate) fn routing(prefixes: &[IpNet], tun: &str) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for everywhere in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let everywhere = IpNet::new_assert(everywhere, 0);
+        let family: Vec<IpNet> = prefixes.iter().copied().filter(|prefix| same_family(prefix, &everywhere)).collect();
+        if family.is_empty() {
+            continue;
+        }
+        let to = |target, metric| Change::Route(Route { prefix: everywhere, table: TABLE, metric, target });
+        changes.push(to(Target::Unreachable, LAST));
+        changes.push(to(Target::Interface(tun.into()), ORDINARY));
+        for &prefix in &family {
+            changes.push(Change::Route(Route { prefix, table: MAIN, metric: LAST, target: Target::Unreachable }));
+        }
+        for &from in &family {
+            for &to in &family {
+                changes.push(Change::Rule(Rule { from, to: Some(to), table: MAIN, priority: WITHIN }));
+            }
+        }
+        for &from in &family {
+            changes.push(Change::Rule(Rule { from, to: None, table: TABLE, priority: OUTWARD }));
+        }
+    }
+    changes
+}
+
+fn same_family(a: &IpNet, b: &IpNet) -> bool {
+    a.addr().is_ipv4() == b.addr().is_ipv4()
+}
+
+/// The kernel parameters for these prefixes and for those of the uplinks that exist, in the order in which they must
+/// come. It depends on what they are now, and asks for the same again once they are in force.
+pub(crate) fn parameters<'a>(prefixes: &[IpNet], uplinks: impl IntoIterator<Item = &'a str>) -> Vec<Change> {
+    let has = |ipv4: bool| prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == ipv4);
+    let mut changes = Vec::new();
+    let mut set = |key: String, value: &str| changes.push(Change::Sysctl(Sysctl { key, value: value.into() }));
+    for uplink in uplinks {
+        // Answers come in by the uplink they belong to, whatever the main table thinks is the way back to the core:
+        // the strict filter (1) would drop them.
+        if effective_rp_filter(uplink) != 0 {
+            set(format!("net/ipv4/conf/{uplink}/rp_filter"), "2");
+        }
+        // A host that forwards IPv6 forgets what routers advertised, unless told to listen all the same (2).
+        let accept_ra = format!("net/ipv6/conf/{uplink}/accept_ra");
+        if has(false) && read_sysctl(&accept_ra).is_ok_and(|value| value != "0") {
+            set(accept_ra, "2");
+        }
+    }
+    if has(true) {
+        set("net/ipv4/ip_forward".into(), "1");
+    }
+    if has(false) {
+        set("net/ipv6/conf/all/forwarding".into(), "1");
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(prefixes: &[&str]) -> Vec<String> {
+        let prefixes: Vec<IpNet> = prefixes.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
+        routing(&prefixes, "msp0")
+            .into_iter()
+            .map(|change| match change {
+                Change::Rule(Rule { from, to, table, priority }) => {
+                    let to = to.map(|to| format!(" to {to}")).unwrap_or_default();
+                    format!("{priority}: from {from}{to} lookup {table}")
+                }
+                Change::Route(Route { prefix, table, metric, target: Target::Unreachable }) => {
+                    format!("unreachable {prefix} table {table} metric {metric}")
+                }
+                Change::Route(Route { prefix, table, metric, target: Target::Interface(name) }) => {
+                    format!("{prefix} dev {name} table {table} metric {metric}")
+                }
+                Change::Sysctl(sysctl) => format!("{sysctl:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_last_resorts_stand_before_the_rule_that_leads_to_them() {
+        assert_eq!(
+            shown(&["198.51.100.0/24"]),
+            [
+                "unreachable 0.0.0.0/0 table 7700 metric 4294967295",
+                "0.0.0.0/0 dev msp0 table 7700 metric 1024",
+                "unreachable 198.51.100.0/24 table 254 metric 4294967295",
+                "7700: from 198.51.100.0/24 to 198.51.100.0/24 lookup 254",
+                "7701: from 198.51.100.0/24 lookup 7700",
+            ]
+        );
+    }
+
+    #[test]
+    fn every_pair_of_one_family_stays_within_the_site() {
+        let shown = shown(&["198.51.100.0/25", "2001:db8:100::/48", "203.0.113.0/24"]);
+        let within: Vec<_> = shown.iter().filter(|line| line.contains(" to ")).collect();
+        assert_eq!(within.len(), 2 * 2 + 1, "{within:?}");
+        assert!(!within.iter().any(|line| line.contains("198.51.100.0/25 to 2001")));
+        assert!(shown.contains(&"unreachable ::/0 table 7700 metric 4294967295".to_owned()));
+    }
+}

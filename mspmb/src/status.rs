@@ -1,0 +1,190 @@
+//! What the daemon shows of itself, and how it is shown.
+
+use crate::config;
+use crate::uplinks::UplinkStatus;
+use anyhow::Context;
+use dataplane::control;
+use dataplane::engine::Counters;
+use proto::PathState;
+use proto::snapshot::{PathSnapshot, Snapshot};
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::Duration;
+
+/// The format of the document.
+pub(crate) const SCHEMA: u32 = 1;
+/// Who speaks.
+pub(crate) const DAEMON: &str = "mspmb";
+/// How often `--watch` asks.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The document that the control socket answers `status` with. Fields are added, never renamed; readers skip what they
+/// don't know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) schema: u32,
+    pub(crate) daemon: String,
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    pub(crate) uptime_s: f64,
+    pub(crate) uplinks: Vec<UplinkStatus>,
+    pub(crate) node: Snapshot,
+    /// What the packet loop counted.
+    pub(crate) dataplane: Counters,
+}
+
+/// Asks the daemon of this configuration and prints, once or every second.
+pub(crate) fn show(path: &Path, json: bool, watch: bool) -> anyhow::Result<()> {
+    let socket = config::control_socket(path)?;
+    let redraw = watch && !json && std::io::stdout().is_terminal();
+    loop {
+        let document = control::ask(&socket, "status")?;
+        let text = if json {
+            format!("{document}\n")
+        } else {
+            if let Some(error) = document.get("error") {
+                anyhow::bail!("the daemon did not answer: {error}");
+            }
+            let status: Status = serde_json::from_value(document)
+                .context("the daemon's answer is of another version than this program")?;
+            table(&status)
+        };
+        // Home, the text, and then what an earlier, longer text left: it does not flicker as clearing first would.
+        crate::print(&if redraw { format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")) } else { text })?;
+        if !watch {
+            return Ok(());
+        }
+        std::thread::sleep(PERIOD);
+    }
+}
+
+/// The whole, for people.
+fn table(status: &Status) -> String {
+    let mut rows = vec![
+        ["SLOT", "UPLINK", "STATE", "SINCE", "RTT", "LOSS", "SENT", "RECEIVED", "FROM", "TO", ""]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let peer = status.node.peers.first();
+    for uplink in &status.uplinks {
+        let path = peer.and_then(|peer| peer.paths.iter().find(|path| path.id.slot == uplink.slot));
+        let used = peer.is_some_and(|peer| peer.current_slot == Some(uplink.slot));
+        rows.push(row(uplink, path, used));
+    }
+    let mut text = format!("{} {}, pid {}, up {}", status.daemon, status.version, status.pid, span(status.uptime_s));
+    if let Some(peer) = peer {
+        let reachable = if peer.reachable { "reachable" } else { "NOT reachable" };
+        let _ = write!(
+            text,
+            "; core {} {reachable}, {} path changes\nsite sent {} packets ({}), received {} ({})",
+            peer.name,
+            peer.path_changes,
+            peer.tx.packets,
+            octets(peer.tx.bytes),
+            peer.rx.packets,
+            octets(peer.rx.bytes)
+        );
+    }
+    text.push_str("\n\n");
+    text.push_str(&aligned(&rows));
+    let drops: Vec<String> = [Some(&status.node.drops), peer.map(|peer| &peer.drops)]
+        .into_iter()
+        .flatten()
+        .flat_map(|drops| drops.iter())
+        .filter(|&(_, count)| count > 0)
+        .map(|(reason, count)| format!("{} {count}", reason.name()))
+        .collect();
+    if !drops.is_empty() {
+        let _ = write!(text, "\ndropped: {}\n", drops.join(", "));
+    }
+    text
+}
+
+fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let state = match path.map(|path| path.state) {
+        None => "?",
+        Some(PathState::Absent) => "absent",
+        Some(PathState::Down) => "DOWN",
+        Some(PathState::Suspect) => "suspect",
+        Some(PathState::Up) if used => "up, used",
+        Some(PathState::Up) => "up",
+    };
+    let why = match (&uplink.problem, path) {
+        (Some(problem), _) => problem.clone(),
+        (None, Some(path)) => path.reason.clone(),
+        (None, None) => String::new(),
+    };
+    vec![
+        uplink.slot.to_string(),
+        uplink.interface.clone(),
+        state.to_owned(),
+        path.map_or_else(dash, |path| span(path.since_s)),
+        path.and_then(|path| path.rtt_ms).map_or_else(dash, |rtt| format!("{rtt:.1} ms")),
+        path.and_then(|path| path.loss).map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0)),
+        path.map_or_else(dash, |path| octets(path.tx.bytes)),
+        path.map_or_else(dash, |path| octets(path.rx.bytes)),
+        uplink.local.map_or_else(dash, |local| local.to_string()),
+        uplink.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
+        why,
+    ]
+}
+
+/// Columns as wide as their widest cell.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A time, in the two units that matter.
+fn span(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        3600..86_400 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        _ => format!("{} d {} h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+/// Octets in decimal units, as links are sold.
+fn octets(count: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["A".to_owned(), "LONG".into(), "".into()], vec!["wider".into(), "x".into(), "end".into()]];
+        assert_eq!(aligned(&rows), "A      LONG\nwider  x     end\n");
+    }
+
+    #[test]
+    fn numbers_are_for_people() {
+        assert_eq!(
+            [span(0.25), span(61.0), span(7_260.0), span(90_000.0)],
+            ["0.2 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]
+        );
+        assert_eq!([octets(999), octets(1_500), octets(2_000_000)], ["999 B", "1.5 kB", "2.0 MB"]);
+    }
+}

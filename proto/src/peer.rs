@@ -1,0 +1,681 @@
+//! The other end: its tunnels and paths, and the bundle that they make together.
+
+use crate::config::{PathConfig, PeerConfig, PeerKind};
+use crate::counters::{DropReason, Drops};
+use crate::node::{Datagram, Event, PathState};
+use crate::output::{Output, Route};
+use crate::packet::IpView;
+use crate::path::{Health, RECEIPT_INTERVAL, Surroundings, Transition, Wants};
+use crate::received::ReceivedLog;
+use crate::route::Routes;
+use crate::schedule::{Candidate, FlowTable, Standing, choose};
+use crate::snapshot::{PathSnapshot, PeerSnapshot, Traffic};
+use crate::timer::Armed;
+use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
+use crate::wire::{self, Hello, Item, MAX_MESSAGE, ReadError, Writer};
+use crate::{Identity, Instant, LinkId, MAX_SLOTS, PathId};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How often a tunnel's clock moves. boringtun wants 100 to 250 ms for its retries; a responder only expires sessions,
+/// and a core has many.
+const TICK_INITIATOR: Duration = Duration::from_millis(250);
+const TICK_RESPONDER: Duration = Duration::from_secs(1);
+
+/// How often HELLO is said until it is known to have been heard, and how often at most: five seconds, then the path is
+/// silent or the peer knows no HELLO, and either is seen elsewhere.
+const HELLO_INTERVAL: Duration = Duration::from_millis(250);
+const HELLO_MOST: u32 = 20;
+
+/// When a session is replaced: WireGuard's REKEY_AFTER_TIME (whitepaper, section 6.1). It ends at 180 s, and a path may
+/// drop most handshakes; so it is tried each second, and in the last half minute with each tick: with 70 % lost each way
+/// the chance that all of some 150 tries fail is 1e-6.
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+const REKEY_INTERVAL: Duration = Duration::from_secs(1);
+const LAST_TRIES: Duration = Duration::from_secs(150);
+
+/// A bundle is active this long after its last inner packet: its standby paths are asked more often, so that a dead one
+/// is known before it is needed.
+const ACTIVE: Duration = Duration::from_secs(5);
+
+/// What a call of the node lends to its peers.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Instant,
+    pub(crate) out: &'a mut Output,
+    pub(crate) indices: &'a mut Indices,
+    pub(crate) events: &'a mut VecDeque<Event>,
+    pub(crate) identity: Identity,
+    pub(crate) epoch: u64,
+    /// Which peer has an address.
+    pub(crate) routes: &'a Routes<usize>,
+    /// This side's own prefixes; `None`: it stands for all that no peer has.
+    pub(crate) local: Option<&'a Routes<()>>,
+}
+
+struct Path {
+    at: PathRef,
+    config: PathConfig,
+    tunnel: Box<dyn Tunnel>,
+    health: Health,
+    received: ReceivedLog,
+    /// Where the peer is and how to get there.
+    route: Option<Route>,
+    /// When the tunnel's clock is to be moved; `None`: nothing has happened on it yet.
+    tick_at: Option<Instant>,
+    /// When HELLO is to be said again; `None`: it was answered, or has been said often enough.
+    hello_at: Option<Instant>,
+    hellos: u32,
+    /// When we last began a handshake ourselves.
+    initiated_at: Option<Instant>,
+    /// A handshake is wanted whatever the age of the session.
+    initiation_wanted: bool,
+    tx: Traffic,
+    rx: Traffic,
+}
+
+/// The other end.
+pub(crate) struct Peer {
+    pub(crate) config: PeerConfig,
+    at: usize,
+    role: Role,
+    paths: Vec<Path>,
+    flows: FlowTable,
+    current: Option<u8>,
+    /// The last slot that was current: coming back to it is no change of path.
+    last_slot: Option<u8>,
+    moved_at: Instant,
+    path_changes: u64,
+    reachable: bool,
+    /// The last inner packet, either way.
+    last_traffic: Option<Instant>,
+    receipt_due: Option<Instant>,
+    last_receipt: Option<Instant>,
+    remote_epoch: Option<u64>,
+    tx: Traffic,
+    rx: Traffic,
+    drops: Drops,
+    pub(crate) armed: Armed,
+}
+
+impl Path {
+    fn new(config: PathConfig, at: PathRef, role: Role, suite: &dyn Suite, now: Instant) -> Self {
+        let keys = Keys { local: config.local_key.clone(), remote: config.remote_key };
+        let route = match (config.link, config.endpoint) {
+            (Some(link), Some(to)) => Some(Route { link, to, from: None, ecn: 0 }),
+            _ => None,
+        };
+        // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
+        let present = role == Role::Responder || route.is_some();
+        Path {
+            at,
+            tunnel: suite.tunnel(keys, role, now),
+            health: Health::new(now, present),
+            received: ReceivedLog::default(),
+            route,
+            tick_at: (role == Role::Initiator).then_some(now),
+            hello_at: None,
+            hellos: 0,
+            initiated_at: None,
+            initiation_wanted: false,
+            tx: Traffic::default(),
+            rx: Traffic::default(),
+            config,
+        }
+    }
+
+    /// Seals and sends. `false`: there is no session or no way.
+    fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool, ecn: u8) -> bool {
+        let Some(route) = self.route else { return false };
+        let room = (plaintext.len() + OVERHEAD).max(HANDSHAKE_MAX);
+        let (tunnel, now) = (&mut self.tunnel, ctx.now);
+        let sealed = ctx.out.transmit(room, |dst| {
+            let sealed = tunnel.seal(plaintext, now, dst)?;
+            Some((sealed.len, Route { ecn, ..route }, sealed))
+        });
+        let Some(sealed) = sealed else { return false };
+        self.tx.add(sealed.len);
+        self.health.on_sent(sealed.id, ctx.now, eliciting);
+        true
+    }
+
+    /// Sends what a tunnel wrote by itself: a handshake message, or a keepalive with a number.
+    fn send_own(
+        &mut self,
+        ctx: &mut Context<'_>,
+        route: Option<Route>,
+        write: impl FnOnce(&mut dyn Tunnel, Instant, &mut Indices, &mut [u8]) -> (usize, Option<PacketId>),
+    ) {
+        let indices = ctx.indices.of(self.at);
+        let (tunnel, now) = (&mut self.tunnel, ctx.now);
+        let written = ctx.out.transmit(HANDSHAKE_MAX.max(OVERHEAD), |dst| {
+            let (len, id) = write(tunnel.as_mut(), now, indices, dst);
+            (len > 0).then_some(())?;
+            Some((len, route?, (len, id)))
+        });
+        if let Some((len, id)) = written {
+            self.tx.add(len);
+            if let Some(id) = id {
+                self.health.on_sent(id, ctx.now, false);
+            }
+        }
+    }
+
+    /// See [`REKEY_AFTER`]. Never faster than a round trip: answers to all but the last two initiations are in vain.
+    fn rekey_if_due(&mut self, ctx: &mut Context<'_>) {
+        let Some(age) = self.tunnel.session_since().map(|since| ctx.now.since(since)) else { return };
+        let interval = if age < LAST_TRIES { REKEY_INTERVAL } else { TICK_INITIATOR };
+        let interval = self.health.rtt().map_or(interval, |(smoothed, _)| interval.max(smoothed));
+        if age >= REKEY_AFTER && self.initiated_at.is_none_or(|at| ctx.now.since(at) >= interval) {
+            self.initiate(ctx);
+        }
+    }
+
+    fn initiate(&mut self, ctx: &mut Context<'_>) {
+        self.initiated_at = Some(ctx.now);
+        let route = self.route;
+        self.send_own(ctx, route, |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
+    }
+
+    fn say_hello(&mut self, ctx: &mut Context<'_>, answer: bool) {
+        let hello = Item::Hello(Hello {
+            answer,
+            slot: self.config.slot,
+            middlebox: ctx.identity.middlebox,
+            pop: ctx.identity.pop,
+            epoch: ctx.epoch,
+            ..Hello::default()
+        });
+        self.send_item(ctx, &hello);
+    }
+
+    /// Sends a message of one item that asks for a receipt.
+    fn send_item(&mut self, ctx: &mut Context<'_>, item: &Item) -> bool {
+        let mut buffer = [0; MAX_MESSAGE];
+        let mut message = Writer::new(&mut buffer);
+        message.add(item);
+        self.send(ctx, message.finish(), true, 0)
+    }
+
+    /// A new session is in use.
+    fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind) {
+        self.tick_at.get_or_insert(ctx.now);
+        self.health.ask_now();
+        self.health.on_heard();
+        self.hellos = 0;
+        self.hello_at = (kind != PeerKind::Client).then_some(ctx.now);
+    }
+
+    fn standing(&self, now: Instant) -> Option<Standing> {
+        let health = &self.health;
+        let session = self.tunnel.has_session() && self.route.is_some();
+        Standing::of(health.state(), health.on_probation(now), now.since(health.since()), session)
+    }
+
+    fn alive(&self) -> bool {
+        matches!(self.health.state(), PathState::Up | PathState::Suspect)
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(config: PeerConfig, at: usize, suite: &dyn Suite, now: Instant) -> Self {
+        let role = if config.kind == PeerKind::Core { Role::Initiator } else { Role::Responder };
+        let path = |path: &PathConfig| Path::new(path.clone(), PathRef { peer: at, slot: path.slot }, role, suite, now);
+        Peer {
+            paths: config.paths.iter().map(path).collect(),
+            config,
+            at,
+            role,
+            flows: FlowTable::default(),
+            current: None,
+            last_slot: None,
+            moved_at: Instant::ZERO,
+            path_changes: 0,
+            reachable: false,
+            last_traffic: None,
+            receipt_due: None,
+            last_receipt: None,
+            remote_epoch: None,
+            tx: Traffic::default(),
+            rx: Traffic::default(),
+            drops: Drops::default(),
+            armed: Armed::default(),
+        }
+    }
+
+    /// Takes another configuration of the same peer; paths that stay keep their sessions.
+    pub(crate) fn reconfigure(&mut self, config: PeerConfig, suite: &dyn Suite, now: Instant, indices: &mut Indices) {
+        let mut old = std::mem::take(&mut self.paths);
+        for wanted in &config.paths {
+            let same = |path: &Path| {
+                path.config.slot == wanted.slot
+                    && path.config.remote_key == wanted.remote_key
+                    && path.config.local_key.public() == wanted.local_key.public()
+                    && (path.config.link, path.config.endpoint) == (wanted.link, wanted.endpoint)
+            };
+            let path = match old.iter().position(same) {
+                Some(at) => {
+                    let mut path = old.swap_remove(at);
+                    path.config.preference = wanted.preference;
+                    path
+                }
+                None => Path::new(wanted.clone(), PathRef { peer: self.at, slot: wanted.slot }, self.role, suite, now),
+            };
+            self.paths.push(path);
+        }
+        for mut path in old {
+            path.tunnel.retire(indices);
+        }
+        self.config = config;
+    }
+
+    pub(crate) fn retire(&mut self, indices: &mut Indices) {
+        for path in &mut self.paths {
+            path.tunnel.retire(indices);
+        }
+    }
+
+    pub(crate) fn count_drop(&mut self, reason: DropReason) {
+        self.drops.add(reason);
+    }
+
+    fn receipts(&self) -> bool {
+        self.config.kind != PeerKind::Client
+    }
+
+    fn path_mut(&mut self, slot: u8) -> Option<&mut Path> {
+        self.paths.iter_mut().find(|path| path.config.slot == slot)
+    }
+
+    // ---- what this end sends -------------------------------------------------------------------------------------
+
+    /// An inner packet for the peer, cut to its length.
+    pub(crate) fn send_packet(&mut self, ctx: &mut Context<'_>, packet: &[u8], flow: u64) {
+        self.last_traffic = Some(ctx.now);
+        let Some(current) = self.current else {
+            self.drops.add(DropReason::NoPath);
+            return;
+        };
+        let mut alive = [false; MAX_SLOTS];
+        for path in &self.paths {
+            alive[usize::from(path.config.slot)] = path.alive();
+        }
+        let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, self.spread());
+        let receipts = self.receipts();
+        let sent = self.path_mut(slot).is_some_and(|path| path.send(ctx, packet, receipts, 0));
+        if sent {
+            self.tx.add(packet.len());
+        } else {
+            self.drops.add(DropReason::NoPath);
+        }
+    }
+
+    /// How much longer than another a path takes at most, one way: packets before a longer gap cannot be overtaken.
+    fn spread(&self) -> Duration {
+        let trips = self.paths.iter().filter_map(|path| path.health.rtt());
+        let (least, most) = trips.fold((Duration::MAX, Duration::ZERO), |(least, most), (smoothed, variation)| {
+            (least.min(smoothed), most.max(smoothed + variation * 4))
+        });
+        most.saturating_sub(least)
+    }
+
+    // ---- what comes from the peer --------------------------------------------------------------------------------
+
+    /// A handshake message for one of its paths.
+    pub(crate) fn on_handshake(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        datagram: &Datagram<'_>,
+    ) -> Result<(), DropReason> {
+        let (kind, role) = (self.config.kind, self.role);
+        let path = self.path_mut(slot).ok_or(DropReason::HandshakeInvalid)?;
+        path.tick_at.get_or_insert(ctx.now);
+        // A responder answers to where the initiation came from and remembers nothing of it: an old initiation, played
+        // again from elsewhere, moves no endpoint. An initiator confirms to the endpoint it has chosen.
+        let back = Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 };
+        let route = if role == Role::Responder { Some(back) } else { path.route };
+        let mut outcome = Err(DropReason::HandshakeInvalid);
+        path.send_own(ctx, route, |tunnel, now, indices, dst| {
+            outcome = tunnel.handshake(datagram.data, now, indices, dst);
+            outcome.map_or((0, None), |handshake| (handshake.send, handshake.id))
+        });
+        if outcome?.established {
+            path.rx.add(datagram.data.len());
+            path.on_session(ctx, kind);
+        }
+        Ok(())
+    }
+
+    /// A data message for one of its paths.
+    pub(crate) fn on_data(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        id: PacketId,
+        datagram: &Datagram<'_>,
+    ) -> Result<(), DropReason> {
+        let (kind, role, receipts) = (self.config.kind, self.role, self.receipts());
+        let path = self.path_mut(slot).ok_or(DropReason::UnknownSession)?;
+        let buffer = ctx.out.lend(datagram.data.len());
+        let opened = path.tunnel.open(datagram.data, ctx.now, ctx.indices.of(path.at), buffer)?;
+        path.rx.add(datagram.data.len());
+        if opened.established {
+            path.on_session(ctx, kind);
+        }
+        // A packet that was overtaken by others tells where the peer was, not where it is.
+        if role == Role::Responder && opened.current && path.received.is_newest(id) {
+            path.route = Some(Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 });
+        }
+        path.health.on_heard();
+        let transition = if receipts { None } else { path.health.on_session(ctx.now, true) };
+        let packet = &ctx.out.lend(datagram.data.len())[..opened.ip];
+        if packet.is_empty() {
+            path.received.note(id, ctx.now, false);
+            self.report(ctx, slot, transition);
+            return Ok(());
+        }
+        if receipts && wire::is_link_message(packet) {
+            let message = packet.to_vec();
+            self.report(ctx, slot, transition);
+            return self.on_link_message(ctx, slot, id, &message);
+        }
+        path.received.note(id, ctx.now, true);
+        if receipts {
+            self.want_receipt(ctx.now, false);
+        }
+        self.report(ctx, slot, transition);
+        self.on_packet(ctx, opened.ip)
+    }
+
+    /// An inner packet, which lies in the buffer lent last.
+    fn on_packet(&mut self, ctx: &mut Context<'_>, len: usize) -> Result<(), DropReason> {
+        let packet = &ctx.out.lend(len)[..len];
+        let view = IpView::parse(packet).ok_or(DropReason::PeerMalformed)?;
+        let own = |address| ctx.routes.lookup(address) == Some(self.at);
+        let ours = |address| ctx.local.is_none_or(|local| local.lookup(address).is_some());
+        if view.is_reserved() || !own(view.source) || (ctx.local.is_some() && ours(view.source)) {
+            return Err(DropReason::PeerSource);
+        }
+        if !ours(view.destination) {
+            return Err(DropReason::PeerDestination);
+        }
+        // Only who received a packet can complain of it: its destination lies behind the peer. At a box the peer is the
+        // rest of the world, of which that is always true.
+        if view.quoted(packet).is_some_and(|(_, destination)| !own(destination)) {
+            return Err(DropReason::PeerQuote);
+        }
+        self.last_traffic = Some(ctx.now);
+        self.rx.add(len);
+        ctx.out.deliver(len);
+        Ok(())
+    }
+
+    fn on_link_message(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        id: PacketId,
+        message: &[u8],
+    ) -> Result<(), DropReason> {
+        let (mut eliciting, mut asked) = (false, false);
+        let read = wire::read(message, |item| match item {
+            Item::Ping => (eliciting, asked) = (true, true),
+            Item::Hello(hello) => {
+                eliciting = true;
+                self.on_hello(ctx, slot, &hello);
+            }
+            Item::Receipt(receipt) => {
+                let to = receipt.slot;
+                if let Some(path) = self.path_mut(to) {
+                    let transition = path.health.on_receipt(&receipt, slot, ctx.now);
+                    self.report(ctx, to, transition);
+                }
+            }
+        });
+        if let Some(path) = self.path_mut(slot) {
+            path.received.note(id, ctx.now, eliciting);
+        }
+        if eliciting {
+            self.want_receipt(ctx.now, asked);
+        }
+        read.map_err(|error| match error {
+            ReadError::Malformed => DropReason::LinkMessageMalformed,
+            ReadError::Version(_) => DropReason::LinkMessageVersion,
+        })
+    }
+
+    fn on_hello(&mut self, ctx: &mut Context<'_>, slot: u8, hello: &Hello) {
+        if hello.least_version > wire::VERSION {
+            self.drops.add(DropReason::LinkMessageVersion);
+            return;
+        }
+        if self.remote_epoch.replace(hello.epoch).is_some_and(|epoch| epoch != hello.epoch) {
+            // It started anew, and will never acknowledge what went to the one before.
+            for path in &mut self.paths {
+                path.health.forget_open();
+            }
+        }
+        let Some(path) = self.path_mut(slot) else { return };
+        if hello.answer {
+            path.hello_at = None;
+        } else {
+            path.say_hello(ctx, true);
+        }
+    }
+
+    /// Something came that asks for a receipt: at once if that was all it was for or none went out lately, else when
+    /// the interval is over.
+    fn want_receipt(&mut self, now: Instant, at_once: bool) {
+        let due = match self.last_receipt {
+            Some(last) if !at_once => (last + RECEIPT_INTERVAL).max(now),
+            _ => now,
+        };
+        self.receipt_due = Some(self.receipt_due.map_or(due, |other| other.min(due)));
+    }
+
+    /// Sends the receipts that are wanted, on every path with news and, for the case that this one's way back is
+    /// broken, on one more.
+    fn send_receipts(&mut self, ctx: &mut Context<'_>) {
+        if self.receipt_due.take_if(|due| *due <= ctx.now).is_none() {
+            return;
+        }
+        self.last_receipt = Some(ctx.now);
+        let mut buffer = [0; MAX_MESSAGE];
+        let mut message = Writer::new(&mut buffer);
+        let mut with_news = [false; MAX_SLOTS];
+        for path in &mut self.paths {
+            let slot = path.config.slot;
+            with_news[usize::from(slot)] = path.received.has_news();
+            path.received.take_receipts(slot, ctx.now, |receipt| {
+                message.add(&Item::Receipt(receipt));
+            });
+        }
+        if message.is_empty() {
+            return;
+        }
+        let message = message.finish();
+        let mut sent = 0;
+        for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.config.slot)]) {
+            sent += u32::from(path.send(ctx, message, false, 0));
+        }
+        if sent < 2 {
+            let others = self.paths.iter_mut().filter(|path| !with_news[usize::from(path.config.slot)] && path.alive());
+            let best = others.min_by_key(|path| (path.standing(ctx.now), path.config.preference, path.config.slot));
+            if let Some(path) = best {
+                path.send(ctx, message, false, 0);
+            }
+        }
+    }
+
+    // ---- time ----------------------------------------------------------------------------------------------------
+
+    fn surroundings(&self, slot: u8, now: Instant) -> Surroundings {
+        Surroundings {
+            initiator: self.role == Role::Initiator,
+            other_up: self.paths.iter().any(|p| p.config.slot != slot && p.health.state() == PathState::Up),
+            active: self.last_traffic.is_some_and(|at| now.since(at) < ACTIVE),
+        }
+    }
+
+    /// When [`Peer::on_timeout`] has something to do, and what.
+    pub(crate) fn deadline(&self, now: Instant) -> Option<(Instant, &'static str)> {
+        let receipts = self.receipt_due.map(|at| (at, "receipt"));
+        let paths = self.paths.iter().flat_map(|path| {
+            let around = self.surroundings(path.config.slot, now);
+            let health = if self.receipts() { path.health.deadline(around, now) } else { None };
+            [
+                health.filter(|_| path.tick_at.is_some()),
+                path.tick_at.map(|at| (at, "tunnel")),
+                path.hello_at.map(|at| (at, "hello")),
+                path.health.probation_end(now).map(|at| (at, "probation")),
+            ]
+        });
+        paths.chain([receipts]).flatten().min()
+    }
+
+    pub(crate) fn on_timeout(&mut self, ctx: &mut Context<'_>) {
+        for at in 0..self.paths.len() {
+            let slot = self.paths[at].config.slot;
+            let around = self.surroundings(slot, ctx.now);
+            let (receipts, role) = (self.receipts(), self.role);
+            let path = &mut self.paths[at];
+            let Some(tick_at) = path.tick_at else { continue };
+            if tick_at <= ctx.now {
+                path.tick_at = Some(ctx.now + if role == Role::Initiator { TICK_INITIATOR } else { TICK_RESPONDER });
+                let route = path.route;
+                path.send_own(ctx, route, |tunnel, now, indices, dst| {
+                    let handshake = tunnel.tick(now, indices, dst);
+                    (handshake.send, handshake.id)
+                });
+                if std::mem::take(&mut path.initiation_wanted) {
+                    path.initiate(ctx);
+                }
+                path.rekey_if_due(ctx);
+            }
+            if path.hello_at.is_some_and(|at| at <= ctx.now) {
+                path.hellos += 1;
+                path.hello_at = (path.hellos < HELLO_MOST).then_some(ctx.now + HELLO_INTERVAL);
+                path.say_hello(ctx, false);
+            }
+            let alive = path.tunnel.has_session();
+            let transition = if receipts && (alive || !path.alive()) {
+                let (transition, wants) = path.health.on_timeout(around, ctx.now);
+                path.ask(ctx, wants, role);
+                transition
+            } else {
+                path.health.on_session(ctx.now, alive)
+            };
+            self.report(ctx, slot, transition);
+        }
+        self.send_receipts(ctx);
+    }
+
+    /// After a batch: what is due at once goes out, and the choice of path follows what was learnt.
+    pub(crate) fn settle(&mut self, ctx: &mut Context<'_>) {
+        self.send_receipts(ctx);
+        self.choose_path(ctx);
+    }
+
+    fn choose_path(&mut self, ctx: &mut Context<'_>) {
+        let candidates = self.paths.iter().filter_map(|path| {
+            let (slot, preference) = (path.config.slot, path.config.preference);
+            Some(Candidate { slot, preference, standing: path.standing(ctx.now)? })
+        });
+        let chosen = choose(candidates, self.current);
+        if chosen == self.current {
+            return;
+        }
+        let from = std::mem::replace(&mut self.current, chosen);
+        if let Some(slot) = chosen {
+            if self.last_slot.replace(slot).is_some_and(|last| last != slot) {
+                self.path_changes += 1;
+            }
+            self.moved_at = ctx.now;
+        }
+        ctx.events.push_back(Event::Moved { peer: self.config.id, from, to: chosen });
+    }
+
+    fn report(&mut self, ctx: &mut Context<'_>, slot: u8, transition: Option<Transition>) {
+        let Some(Transition { from, to, reason }) = transition else { return };
+        let path = PathId { peer: self.config.id, slot };
+        ctx.events.push_back(Event::Path { path, from, to, reason });
+        let reachable = self.paths.iter().any(Path::alive);
+        if std::mem::replace(&mut self.reachable, reachable) != reachable {
+            let peer = self.config.id;
+            ctx.events.push_back(if reachable { Event::Reachable(peer) } else { Event::Unreachable(peer) });
+        }
+    }
+
+    // ---- news from the daemon ------------------------------------------------------------------------------------
+
+    /// An uplink can be used, or cannot.
+    pub(crate) fn set_uplink(&mut self, ctx: &mut Context<'_>, link: LinkId, endpoint: Option<SocketAddr>) {
+        for at in 0..self.paths.len() {
+            let path = &mut self.paths[at];
+            if path.config.link != Some(link) {
+                continue;
+            }
+            let route = endpoint.map(|to| Route { link, to, from: None, ecn: 0 });
+            if path.route == route {
+                continue;
+            }
+            path.route = route;
+            path.health.ask_now();
+            let (slot, transition) = (path.config.slot, path.health.on_presence(ctx.now, route.is_some()));
+            self.report(ctx, slot, transition);
+        }
+    }
+
+    /// Old time stamps are of no use from now on: shake hands anew, beside the session in use.
+    pub(crate) fn clock_stepped(&mut self, now: Instant) {
+        for path in self.paths.iter_mut().filter(|_| self.role == Role::Initiator) {
+            path.tunnel.clock_stepped();
+            path.initiation_wanted = true;
+            path.tick_at = Some(now);
+        }
+    }
+
+    pub(crate) fn snapshot(&self, now: Instant) -> PeerSnapshot {
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let path = |path: &Path| {
+            let rtt = path.health.rtt();
+            PathSnapshot {
+                id: PathId { peer: self.config.id, slot: path.config.slot },
+                state: path.health.state(),
+                reason: path.health.reason().to_owned(),
+                since_s: now.since(path.health.since()).as_secs_f64(),
+                endpoint: path.route.map(|route| route.to),
+                rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
+                rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),
+                loss: rtt.map(|_| path.health.loss()),
+                handshake_s: path.tunnel.session_since().map(|since| now.since(since).as_secs_f64()),
+                tx: path.tx,
+                rx: path.rx,
+            }
+        };
+        let mut paths: Vec<_> = self.paths.iter().map(path).collect();
+        paths.sort_by_key(|path| path.id.slot);
+        PeerSnapshot {
+            id: self.config.id,
+            name: self.config.name.clone(),
+            reachable: self.reachable,
+            current_slot: self.current,
+            path_changes: self.path_changes,
+            tx: self.tx,
+            rx: self.rx,
+            drops: self.drops.clone(),
+            paths,
+        }
+    }
+}
+
+impl Path {
+    /// Sends the questions that its health wants asked.
+    fn ask(&mut self, ctx: &mut Context<'_>, wants: Wants, role: Role) {
+        let asked = wants.ping && self.send_item(ctx, &Item::Ping);
+        if role == Role::Initiator && (wants.initiation || (wants.ping && !asked)) {
+            self.initiate(ctx);
+        }
+    }
+}

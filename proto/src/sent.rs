@@ -1,0 +1,229 @@
+//! Which packet numbers were sent by a path and not yet acknowledged: the sending half of receipts.
+
+use crate::Instant;
+use crate::tunnel::PacketId;
+use crate::wire::Receipt;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// As many as the receiver remembers.
+const SESSIONS: usize = 4;
+
+/// How long an acknowledged packet's time is kept: the same receipt comes again by a slower path, and its round trip is
+/// measured too. Longer than any round trip that is of use.
+const KEEP: Duration = Duration::from_secs(2);
+
+/// Numbers kept of one session. Beyond the receiver's window of 1,024 no receipt names them; the rest is room for a
+/// round trip at full speed.
+const MAX_KEPT: usize = 16 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Asks for a receipt and has none.
+    Open,
+    /// Asks for none.
+    Quiet,
+    Acknowledged,
+    Lost,
+}
+
+#[derive(Debug)]
+struct SentSession {
+    session: u32,
+    /// The number of the first of `packets`.
+    base: u64,
+    packets: VecDeque<(Instant, Fate)>,
+    /// All before this one are not open.
+    open_from: usize,
+}
+
+/// What was sent by one path.
+#[derive(Debug, Default)]
+pub(crate) struct SentLog {
+    sessions: Vec<SentSession>,
+}
+
+/// What a receipt told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Learnt {
+    /// Packets acknowledged for the first time.
+    pub(crate) acknowledged: u32,
+    /// Packets that must be lost: ones sent well after them have arrived.
+    pub(crate) lost: u32,
+    /// When the newest packet that the receipt names was sent.
+    pub(crate) largest_sent_at: Option<Instant>,
+}
+
+impl SentLog {
+    /// Notes a packet. Numbers of one session only ever grow by one.
+    pub(crate) fn note(&mut self, id: PacketId, now: Instant, eliciting: bool) {
+        let at = match self.sessions.iter().position(|s| s.session == id.session) {
+            Some(at) => at,
+            None => {
+                if self.sessions.len() == SESSIONS {
+                    self.sessions.remove(0);
+                }
+                let packets = VecDeque::new();
+                self.sessions.push(SentSession { session: id.session, base: id.number, packets, open_from: 0 });
+                self.sessions.len() - 1
+            }
+        };
+        let session = &mut self.sessions[at];
+        debug_assert_eq!(id.number, session.base + session.packets.len() as u64);
+        session.packets.push_back((now, if eliciting { Fate::Open } else { Fate::Quiet }));
+        session.trim(now);
+    }
+
+    /// Takes a receipt. A packet is lost when one sent `reordering` or more after it has arrived.
+    pub(crate) fn on_receipt(&mut self, receipt: &Receipt, reordering: Duration) -> Learnt {
+        let mut learnt = Learnt::default();
+        let Some(session) = self.sessions.iter_mut().find(|s| s.session == receipt.session) else { return learnt };
+        let end = session.base + session.packets.len() as u64;
+        if receipt.largest >= end {
+            return learnt; // says that something arrived which was never sent
+        }
+        learnt.largest_sent_at = receipt.largest.checked_sub(session.base).map(|at| session.packets[at as usize].0);
+        let open_from = session.base + session.open_from as u64;
+        for &(first, last) in &receipt.ranges {
+            for number in first.max(open_from)..=last {
+                let packet = &mut session.packets[(number - session.base) as usize];
+                // A packet that was given up for lost may come after all; it counts as arrived then.
+                if matches!(packet.1, Fate::Open | Fate::Lost) {
+                    learnt.acknowledged += 1;
+                }
+                packet.1 = Fate::Acknowledged;
+            }
+        }
+        // Of any session: what was sent last with the one before is never acknowledged by itself.
+        let Some(newest) = learnt.largest_sent_at else { return learnt };
+        for session in &mut self.sessions {
+            for packet in session.packets.range_mut(session.open_from..) {
+                if newest.since(packet.0) < reordering {
+                    break;
+                }
+                if packet.1 == Fate::Open {
+                    packet.1 = Fate::Lost;
+                    learnt.lost += 1;
+                }
+            }
+            session.advance();
+        }
+        learnt
+    }
+
+    /// When the oldest packet that still waits for its receipt was sent.
+    pub(crate) fn oldest_open(&self) -> Option<Instant> {
+        self.sessions.iter().filter_map(|s| s.packets.get(s.open_from)).map(|packet| packet.0).min()
+    }
+
+    /// Gives up what is open: the path is down, or the peer has started anew and will never acknowledge it.
+    pub(crate) fn abandon(&mut self) -> u32 {
+        let mut lost = 0;
+        for session in &mut self.sessions {
+            for packet in session.packets.range_mut(session.open_from..) {
+                if packet.1 == Fate::Open {
+                    packet.1 = Fate::Lost;
+                    lost += 1;
+                }
+            }
+            session.advance();
+        }
+        lost
+    }
+}
+
+impl SentSession {
+    fn advance(&mut self) {
+        while self.packets.get(self.open_from).is_some_and(|packet| packet.1 != Fate::Open) {
+            self.open_from += 1;
+        }
+    }
+
+    fn trim(&mut self, now: Instant) {
+        self.advance();
+        while self.packets.len() > 1
+            && self.packets.front().is_some_and(|packet| self.open_from > 0 && now.since(packet.0) > KEEP)
+            || self.packets.len() > MAX_KEPT
+        {
+            self.packets.pop_front();
+            self.base += 1;
+            self.open_from = self.open_from.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_nanos(ms * 1_000_000)
+    }
+
+    fn receipt(largest: u64, ranges: &[(u64, u64)]) -> Receipt {
+        Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges: ranges.to_vec() }
+    }
+
+    fn log(count: u64) -> SentLog {
+        let mut log = SentLog::default();
+        for number in 0..count {
+            log.note(PacketId { session: 1, number }, at(number), true);
+        }
+        log
+    }
+
+    #[test]
+    fn the_oldest_open_one_counts_and_new_sends_never_move_it() {
+        let mut log = log(10);
+        assert_eq!(log.oldest_open(), Some(at(0)));
+        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5));
+        assert_eq!(learnt, Learnt { acknowledged: 5, lost: 0, largest_sent_at: Some(at(4)) });
+        assert_eq!(log.oldest_open(), Some(at(5)));
+        log.note(PacketId { session: 1, number: 10 }, at(99), true);
+        assert_eq!(log.oldest_open(), Some(at(5)));
+    }
+
+    #[test]
+    fn a_gap_is_lost_once_later_ones_have_arrived_and_may_still_turn_up() {
+        let mut log = log(10);
+        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Duration::from_millis(5));
+        assert_eq!((learnt.acknowledged, learnt.lost), (4, 0), "two milliseconds later may be reordering");
+        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5));
+        assert_eq!((learnt.acknowledged, learnt.lost), (4, 1));
+        assert_eq!(log.oldest_open(), Some(at(9)));
+    }
+
+    #[test]
+    fn the_end_of_an_old_session_is_lost_when_the_new_one_is_acknowledged() {
+        let mut log = log(10);
+        log.note(PacketId { session: 2, number: 0 }, at(100), true);
+        let second = Receipt { session: 2, ..receipt(0, &[(0, 0)]) };
+        assert_eq!(log.on_receipt(&second, Duration::from_millis(5)).lost, 10);
+        assert_eq!(log.oldest_open(), None);
+    }
+
+    #[test]
+    fn receipts_that_claim_too_much_or_nothing_known_teach_nothing() {
+        let mut log = log(3);
+        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO), Learnt::default());
+        let foreign = Receipt { session: 9, ..receipt(1, &[(0, 1)]) };
+        assert_eq!(log.on_receipt(&foreign, Duration::ZERO), Learnt::default());
+        assert_eq!(log.oldest_open(), Some(at(0)));
+    }
+
+    #[test]
+    fn quiet_packets_are_never_waited_for_and_memory_is_bounded() {
+        let mut log = SentLog::default();
+        for number in 0..100_000 {
+            log.note(PacketId { session: 1, number }, at(number / 100), false);
+        }
+        assert_eq!(log.oldest_open(), None);
+        assert!(log.sessions[0].packets.len() <= MAX_KEPT);
+        for session in 2..20 {
+            log.note(PacketId { session, number: 0 }, at(0), true);
+        }
+        assert_eq!(log.sessions.len(), SESSIONS);
+        assert_eq!(log.abandon(), 4);
+        assert_eq!(log.oldest_open(), None);
+    }
+}

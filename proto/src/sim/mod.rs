@@ -1,0 +1,410 @@
+//! Two nodes joined by links, in virtual time, from a seed: the unit test of the protocol, and the lab's simulator.
+//!
+//! Time goes from event to event; a run of minutes takes milliseconds, and the same seed gives the same run to the
+//! nanosecond. What is simulated is the world: links, traffic, cuts. The nodes are the real ones; only their tunnels
+//! may be without a cipher ([`crate::tunnel::null`]).
+
+mod link;
+mod traffic;
+
+pub use link::{LinkModel, Loss};
+pub use traffic::{Flow, Report};
+
+use crate::tunnel::Suite;
+use crate::{Datagram, Event, Identity, Instant, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig, PeerId};
+use crate::{PeerKind, SecretKey};
+use ipnet::IpNet;
+use link::Direction;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::SocketAddr;
+use std::time::Duration;
+use traffic::Traffic;
+
+/// One of the two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    /// The middlebox.
+    Box,
+    /// The core.
+    Core,
+}
+
+impl Side {
+    /// The other one.
+    pub fn other(self) -> Side {
+        match self {
+            Side::Box => Side::Core,
+            Side::Core => Side::Box,
+        }
+    }
+}
+
+/// What a world is made of.
+pub struct WorldConfig {
+    /// The links, slot 0 first: the model from the box to the core, and back.
+    pub links: Vec<(LinkModel, LinkModel)>,
+    /// All that is random comes from it.
+    pub seed: u64,
+    /// What makes the tunnels of each end.
+    pub suite: fn() -> Box<dyn Suite>,
+    /// The prefixes that the box believes to be its own. An honest one has [`site_prefixes`].
+    pub box_prefixes: Vec<IpNet>,
+}
+
+impl WorldConfig {
+    /// An honest box and core without a cipher, over links that behave the same both ways.
+    pub fn new(links: &[LinkModel], seed: u64) -> Self {
+        WorldConfig {
+            links: links.iter().map(|&model| (model, model)).collect(),
+            seed,
+            suite: || Box::new(crate::tunnel::null::Null),
+            box_prefixes: site_prefixes(),
+        }
+    }
+}
+
+/// The peer's number at either end.
+pub const PEER: PeerId = PeerId(1);
+
+/// The MTU of both TUNs.
+const MTU: u16 = 1380;
+
+struct End {
+    node: Node,
+    out: Output,
+    /// All events, with their time.
+    events: Vec<(Instant, Event)>,
+    /// A stopped process: nothing reaches it, and it does nothing.
+    running: bool,
+}
+
+struct InFlight {
+    to: Side,
+    link: usize,
+    from: SocketAddr,
+    data: Vec<u8>,
+}
+
+/// What the simulation does next.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Next {
+    Datagram(usize),
+    Packet(usize),
+}
+
+/// A box, a core, and the links between them.
+pub struct World {
+    now: Instant,
+    rng: StdRng,
+    ends: [End; 2],
+    links: Vec<[Direction; 2]>,
+    /// The box's address on each link as the core sees it: its NAT's.
+    outside: Vec<SocketAddr>,
+    core_address: SocketAddr,
+    queue: BinaryHeap<Reverse<(Instant, u64, Next)>>,
+    order: u64,
+    in_flight: Vec<Option<InFlight>>,
+    free: Vec<usize>,
+    traffic: Traffic,
+    datagrams: u64,
+    /// Called with every datagram that is sent.
+    tap: Option<Tap>,
+    config: WorldConfig,
+}
+
+/// Called with the link, the sender and the bytes of every datagram; says whether it passes.
+pub type Tap = Box<dyn FnMut(usize, Side, &[u8]) -> bool>;
+
+/// The site's prefixes in every world.
+pub fn site_prefixes() -> Vec<IpNet> {
+    ["198.51.100.0/24", "2001:db8:100::/48"].iter().filter_map(|prefix| prefix.parse().ok()).collect()
+}
+
+impl World {
+    /// Both ends started, nothing sent yet.
+    pub fn new(config: WorldConfig) -> World {
+        let core_address = SocketAddr::from(([192, 0, 2, 1], 51820));
+        let slots = config.links.len();
+        let mut rng = StdRng::seed_from_u64(config.seed);
+        let ends = [Side::Box, Side::Core].map(|side| {
+            let node = Self::node(side, &config, core_address, rng.random(), Instant::ZERO);
+            End { node, out: Output::new(0), events: Vec::new(), running: true }
+        });
+        World {
+            now: Instant::ZERO,
+            rng,
+            ends,
+            links: config.links.iter().map(|&(up, down)| [Direction::new(up), Direction::new(down)]).collect(),
+            outside: (0..slots).map(|slot| SocketAddr::from(([203, 0, 113, slot as u8 + 1], 40000))).collect(),
+            core_address,
+            queue: BinaryHeap::new(),
+            order: 0,
+            in_flight: Vec::new(),
+            free: Vec::new(),
+            traffic: Traffic::default(),
+            datagrams: 0,
+            tap: None,
+            config,
+        }
+    }
+
+    fn node(side: Side, world: &WorldConfig, core_address: SocketAddr, seed: [u8; 32], now: Instant) -> Node {
+        // The same keys in every world: what differs from run to run is the seed's.
+        let (box_secret, core_secret) = (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
+        let path = |slot: u8| match side {
+            Side::Box => PathConfig {
+                slot,
+                preference: slot,
+                local_key: box_secret.uplink(slot),
+                remote_key: core_secret.public(),
+                endpoint: Some(core_address),
+                link: Some(LinkId(slot.into())),
+            },
+            Side::Core => PathConfig {
+                slot,
+                preference: slot,
+                local_key: core_secret.clone(),
+                remote_key: box_secret.uplink(slot).public(),
+                endpoint: None,
+                link: None,
+            },
+        };
+        let (kind, prefixes, local) = match side {
+            Side::Box => {
+                let everything = ["0.0.0.0/0", "::/0"].iter().filter_map(|prefix| prefix.parse().ok()).collect();
+                (PeerKind::Core, everything, world.box_prefixes.clone())
+            }
+            Side::Core => (PeerKind::Middlebox, site_prefixes(), Vec::new()),
+        };
+        let paths = (0..world.links.len() as u8).map(path).collect();
+        let config = NodeConfig {
+            identity: match side {
+                Side::Box => Identity { middlebox: 1, pop: 0 },
+                Side::Core => Identity { middlebox: 0, pop: 1 },
+            },
+            mtu: MTU,
+            local,
+            listen_key: (side == Side::Core).then(|| core_secret.clone()),
+            peers: vec![PeerConfig { id: PEER, name: "peer".into(), kind, prefixes, paths }],
+        };
+        let node = Node::with_suite(config, (world.suite)(), seed, now, Duration::from_secs(1_700_000_000));
+        node.expect("the world's own configuration is sound")
+    }
+
+    /// The present moment.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// An end's node.
+    pub fn node_of(&self, side: Side) -> &Node {
+        &self.ends[side as usize].node
+    }
+
+    /// What an end shows.
+    pub fn snapshot(&self, side: Side) -> crate::snapshot::Snapshot {
+        self.ends[side as usize].node.snapshot(self.now)
+    }
+
+    /// What happened at an end, with its time.
+    pub fn events(&self, side: Side) -> &[(Instant, Event)] {
+        &self.ends[side as usize].events
+    }
+
+    /// Datagrams sent by both ends so far.
+    pub fn datagrams(&self) -> u64 {
+        self.datagrams
+    }
+
+    /// How the flows have fared.
+    pub fn reports(&self) -> Vec<Report> {
+        self.traffic.reports(self.now)
+    }
+
+    /// Sees, and may stop, every datagram from now on.
+    pub fn set_tap(&mut self, tap: Option<Tap>) {
+        self.tap = tap;
+    }
+
+    /// Stops (silently) or lets pass what `from` sends over `link`.
+    pub fn set_cut(&mut self, link: usize, from: Side, cut: bool) {
+        self.links[link][from as usize].cut = cut;
+    }
+
+    /// Stops (silently) or lets pass both directions of `link`.
+    pub fn set_cut_both(&mut self, link: usize, cut: bool) {
+        self.set_cut(link, Side::Box, cut);
+        self.set_cut(link, Side::Core, cut);
+    }
+
+    /// Another behaviour of what `from` sends over `link`.
+    pub fn set_model(&mut self, link: usize, from: Side, model: LinkModel) {
+        self.links[link][from as usize].model = model;
+    }
+
+    /// The NAT of `link` gives the box another address or port.
+    pub fn rebind(&mut self, link: usize, outside: SocketAddr) {
+        self.outside[link] = outside;
+    }
+
+    /// The box's uplink appears or vanishes, and the box knows.
+    pub fn set_uplink(&mut self, link: usize, present: bool) {
+        let endpoint = present.then_some(self.core_address);
+        let now = self.now;
+        self.ends[Side::Box as usize].node.set_uplink(now, LinkId(link as u16), endpoint);
+        self.settle(Side::Box);
+    }
+
+    /// An end's wall clock is set.
+    pub fn step_clock(&mut self, side: Side) {
+        let now = self.now;
+        self.ends[side as usize].node.clock_stepped(now, Duration::ZERO);
+    }
+
+    /// An end's process is killed: what it knew is gone.
+    pub fn kill(&mut self, side: Side) {
+        self.ends[side as usize].running = false;
+    }
+
+    /// An end's process is started anew.
+    pub fn start(&mut self, side: Side) {
+        let seed = self.rng.random();
+        let node = Self::node(side, &self.config, self.core_address, seed, self.now);
+        let end = &mut self.ends[side as usize];
+        (end.node, end.running) = (node, true);
+        self.settle(side);
+    }
+
+    /// Adds a flow of numbered packets; returns its place in [`World::reports`].
+    pub fn add_flow(&mut self, flow: Flow) -> usize {
+        let at = self.traffic.add(flow);
+        self.schedule(flow.start.max(self.now), Next::Packet(at));
+        at
+    }
+
+    /// Puts a datagram before an end, as if it had come from `from` by `link`.
+    pub fn inject(&mut self, to: Side, link: usize, from: SocketAddr, data: &[u8]) {
+        let now = self.now;
+        self.put_in_flight(now, InFlight { to, link, from, data: data.to_vec() });
+    }
+
+    /// Gives an end a packet from its TUN.
+    pub fn offer(&mut self, side: Side, packet: &mut [u8]) {
+        let end = &mut self.ends[side as usize];
+        end.node.handle_ip(self.now, [packet], &mut end.out);
+        self.settle(side);
+    }
+
+    /// Lets time pass, event by event, up to `until`.
+    pub fn run_until(&mut self, until: Instant) {
+        loop {
+            let queued = self.queue.peek().map(|entry| entry.0.0);
+            let timer = [Side::Box, Side::Core]
+                .into_iter()
+                .filter(|&side| self.ends[side as usize].running)
+                .filter_map(|side| Some((self.ends[side as usize].node.poll_timeout()?.at, side)))
+                .min();
+            let next = [queued, timer.map(|timer| timer.0)].into_iter().flatten().min();
+            let Some(next) = next.filter(|&next| next <= until) else { break };
+            self.now = self.now.max(next);
+            // Datagrams before timers: a stall of the process is not a dead path.
+            if queued.is_some_and(|at| at <= self.now) {
+                if let Some(Reverse((_, _, event))) = self.queue.pop() {
+                    self.happen(event);
+                }
+            } else if let Some((_, side)) = timer {
+                let end = &mut self.ends[side as usize];
+                end.node.handle_timeout(self.now, &mut end.out);
+                self.settle(side);
+            }
+        }
+        self.now = self.now.max(until);
+    }
+
+    /// Lets `duration` pass.
+    pub fn run_for(&mut self, duration: Duration) {
+        self.run_until(self.now + duration);
+    }
+
+    fn happen(&mut self, event: Next) {
+        match event {
+            Next::Datagram(at) => {
+                let Some(datagram) = self.in_flight[at].take() else { return };
+                self.free.push(at);
+                let end = &mut self.ends[datagram.to as usize];
+                if !end.running {
+                    return;
+                }
+                let (link, to) = match datagram.to {
+                    Side::Box => (LinkId(datagram.link as u16), None),
+                    Side::Core => (LinkId(0), Some(self.core_address.ip())),
+                };
+                let datagram_view = Datagram { link, from: datagram.from, to, ecn: 0, data: &datagram.data };
+                end.node.handle_datagrams(self.now, [datagram_view], &mut end.out);
+                self.settle(datagram.to);
+            }
+            Next::Packet(at) => {
+                if let Some((side, mut packet, next)) = self.traffic.send(at, self.now) {
+                    if let Some(next) = next {
+                        self.schedule(next, Next::Packet(at));
+                    }
+                    if self.ends[side as usize].running {
+                        self.offer(side, &mut packet);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes what an end has produced.
+    fn settle(&mut self, side: Side) {
+        let now = self.now;
+        let end = &mut self.ends[side as usize];
+        while let Some(event) = end.node.poll_event() {
+            end.events.push((now, event));
+        }
+        let mut out = std::mem::replace(&mut end.out, Output::new(0));
+        for packet in out.deliveries() {
+            self.traffic.arrive(side, packet, now);
+        }
+        for transmit in out.transmits() {
+            self.datagrams += 1;
+            let data = &out.bytes()[transmit.range.clone()];
+            let (link, from) = match side {
+                Side::Box => (usize::from(transmit.link.0), None),
+                // By the address that the core answers to; an address that no NAT has any more leads nowhere.
+                Side::Core => match self.outside.iter().position(|&outside| outside == transmit.to) {
+                    Some(link) => (link, Some(self.core_address)),
+                    None => continue,
+                },
+            };
+            let from = from.unwrap_or(self.outside[link]);
+            if self.tap.as_mut().is_some_and(|tap| !tap(link, side, data)) {
+                continue;
+            }
+            // Outer headers: IPv4 and UDP.
+            for at in self.links[link][side as usize].pass(now, data.len() + 28, &mut self.rng).into_iter().flatten() {
+                self.put_in_flight(at, InFlight { to: side.other(), link, from, data: data.to_vec() });
+            }
+        }
+        out.clear();
+        self.ends[side as usize].out = out;
+    }
+
+    fn put_in_flight(&mut self, at: Instant, datagram: InFlight) {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.in_flight.push(None);
+            self.in_flight.len() - 1
+        });
+        self.in_flight[place] = Some(datagram);
+        self.schedule(at, Next::Datagram(place));
+    }
+
+    fn schedule(&mut self, at: Instant, next: Next) {
+        self.order += 1;
+        self.queue.push(Reverse((at, self.order, next)));
+    }
+}

@@ -1,0 +1,150 @@
+//! Numbered packets, and what became of them.
+
+use super::Side;
+use crate::Instant;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+/// A flow of UDP packets, each with its number.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    /// Who sends.
+    pub from: Side,
+    /// The time between two packets.
+    pub interval: Duration,
+    /// Octets of each, at least 48.
+    pub size: usize,
+    /// When the first is sent.
+    pub start: Instant,
+    /// When no more are sent.
+    pub end: Instant,
+}
+
+/// How a flow fared.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Packets offered.
+    pub sent: u64,
+    /// Packets that arrived, doubles not counted.
+    pub received: u64,
+    /// Packets that arrived again.
+    pub duplicated: u64,
+    /// Packets that arrived after a later one.
+    pub reordered: u64,
+    /// The longest time without an arrival, from the first packet sent on, and when it began.
+    pub longest_gap: (Duration, Instant),
+    /// The longest time from offer to arrival.
+    pub longest_delay: Duration,
+    /// When the last one arrived.
+    pub last_arrival: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Running {
+    flow: Flow,
+    report: Report,
+    seen: Vec<bool>,
+    sent_at: Vec<Instant>,
+    highest: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    flows: Vec<Running>,
+}
+
+const HEADERS: usize = 28;
+const MARK: &[u8; 4] = b"flow";
+
+impl Traffic {
+    pub(super) fn add(&mut self, flow: Flow) -> usize {
+        let report = Report::default();
+        self.flows.push(Running { flow, report, seen: Vec::new(), sent_at: Vec::new(), highest: None });
+        self.flows.len() - 1
+    }
+
+    /// The next packet of flow `at`, who sends it, and when the one after it is due.
+    pub(super) fn send(&mut self, at: usize, now: Instant) -> Option<(Side, Vec<u8>, Option<Instant>)> {
+        let running = &mut self.flows[at];
+        if now >= running.flow.end {
+            return None;
+        }
+        let number = running.report.sent;
+        running.report.sent += 1;
+        running.seen.push(false);
+        running.sent_at.push(now);
+        let next = now + running.flow.interval;
+        let packet = packet(running.flow.from, at as u32, number, running.flow.size);
+        Some((running.flow.from, packet, (next < running.flow.end).then_some(next)))
+    }
+
+    pub(super) fn arrive(&mut self, at: Side, packet: &[u8], now: Instant) {
+        let Some(body) = packet.get(HEADERS..).filter(|body| body.len() >= 16 && body.starts_with(MARK)) else {
+            return;
+        };
+        let flow = u32::from_be_bytes([body[4], body[5], body[6], body[7]]) as usize;
+        let number = body[8..16].iter().fold(0u64, |acc, &b| acc << 8 | u64::from(b));
+        let Some(running) = self.flows.get_mut(flow).filter(|running| running.flow.from != at) else { return };
+        let Some(seen) = running.seen.get_mut(number as usize) else { return };
+        if std::mem::replace(seen, true) {
+            running.report.duplicated += 1;
+            return;
+        }
+        running.report.received += 1;
+        if running.highest.is_some_and(|highest| number < highest) {
+            running.report.reordered += 1;
+        }
+        running.highest = Some(running.highest.map_or(number, |highest| highest.max(number)));
+        running.note_gap(now);
+        running.report.last_arrival = Some(now);
+        let delay = now.since(running.sent_at[number as usize]);
+        running.report.longest_delay = running.report.longest_delay.max(delay);
+    }
+
+    pub(super) fn reports(&self, now: Instant) -> Vec<Report> {
+        let report = |running: &Running| {
+            let mut at_end =
+                Running { seen: Vec::new(), sent_at: Vec::new(), report: running.report.clone(), ..*running };
+            // A flow that has fallen silent has a gap that lasts.
+            at_end.note_gap(now.min(running.flow.end));
+            at_end.report
+        };
+        self.flows.iter().map(report).collect()
+    }
+}
+
+impl Running {
+    fn note_gap(&mut self, now: Instant) {
+        let from = self.report.last_arrival.unwrap_or(self.flow.start);
+        let gap = now.since(from);
+        if gap > self.report.longest_gap.0 {
+            self.report.longest_gap = (gap, from);
+        }
+    }
+}
+
+/// An IPv4 UDP packet between the site's host and one on the Internet.
+pub(super) fn packet(from: Side, flow: u32, number: u64, size: usize) -> Vec<u8> {
+    let (site, internet) = (Ipv4Addr::new(198, 51, 100, 10), Ipv4Addr::new(203, 0, 113, 200));
+    let (source, destination) = match from {
+        Side::Box => (site, internet),
+        Side::Core => (internet, site),
+    };
+    debug_assert!(IpAddr::from(source).is_ipv4());
+    let size = size.max(HEADERS + 16);
+    let mut packet = vec![0; size];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&(size as u16).to_be_bytes());
+    packet[8] = 64;
+    packet[9] = 17;
+    packet[12..16].copy_from_slice(&source.octets());
+    packet[16..20].copy_from_slice(&destination.octets());
+    let port = 5000 + flow as u16;
+    packet[20..22].copy_from_slice(&port.to_be_bytes());
+    packet[22..24].copy_from_slice(&port.to_be_bytes());
+    packet[24..26].copy_from_slice(&((size - 20) as u16).to_be_bytes());
+    packet[28..32].copy_from_slice(MARK);
+    packet[32..36].copy_from_slice(&flow.to_be_bytes());
+    packet[36..44].copy_from_slice(&number.to_be_bytes());
+    packet
+}

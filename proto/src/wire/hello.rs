@@ -1,0 +1,95 @@
+//! HELLO: who the sender is and what it understands.
+
+use super::{LEAST_VERSION, VERSION, take};
+
+/// ```text
+///  0                   1                   2                   3
+///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+/// +---------------+---------------+---------------+---------------+
+/// |    version    | least version |    flags    |A|     slot      |
+/// +---------------+---------------+---------------+---------------+
+/// |                         capabilities                          |
+/// +---------------------------------------------------------------+
+/// |                    middlebox (0 from a core)                  |
+/// +---------------------------------------------------------------+
+/// |                        PoP (0 from a box)                     |
+/// +---------------------------------------------------------------+
+/// |                          boot epoch                           |
+/// |                                                               |
+/// +---------------------------------------------------------------+
+/// |                    policy hash (0: no policy)                 |
+/// |                                                               |
+/// +---------------------------------------------------------------+
+/// ```
+/// A: this answers the receiver's HELLO, which need not be said again; without it, an answer is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The version of link messages that the sender would speak.
+    pub version: u8,
+    /// The least version that it understands.
+    pub least_version: u8,
+    /// It answers ours.
+    pub answer: bool,
+    /// The slot of the path that this goes over.
+    pub slot: u8,
+    /// What it can do beyond its version, a bit each; none is defined yet.
+    pub capabilities: u32,
+    /// The box's number.
+    pub middlebox: u32,
+    /// The PoP's number.
+    pub pop: u32,
+    /// Another one after each start: what was in flight before is not waited for.
+    pub epoch: u64,
+    /// Of the policy in force.
+    pub policy_hash: u64,
+}
+
+/// Octets on the wire.
+const LEN: usize = 32;
+const ANSWER: u8 = 0x01;
+
+impl Default for Hello {
+    fn default() -> Self {
+        Hello {
+            version: VERSION,
+            least_version: LEAST_VERSION,
+            answer: false,
+            slot: 0,
+            capabilities: 0,
+            middlebox: 0,
+            pop: 0,
+            epoch: 0,
+            policy_hash: 0,
+        }
+    }
+}
+
+impl Hello {
+    pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
+        let room = room.get_mut(..LEN)?;
+        let flags = if self.answer { ANSWER } else { 0 };
+        room[..4].copy_from_slice(&[self.version, self.least_version, flags, self.slot]);
+        room[4..8].copy_from_slice(&self.capabilities.to_be_bytes());
+        room[8..12].copy_from_slice(&self.middlebox.to_be_bytes());
+        room[12..16].copy_from_slice(&self.pop.to_be_bytes());
+        room[16..24].copy_from_slice(&self.epoch.to_be_bytes());
+        room[24..32].copy_from_slice(&self.policy_hash.to_be_bytes());
+        Some(LEN)
+    }
+
+    pub(super) fn read(mut value: &[u8]) -> Option<Hello> {
+        let from = &mut value;
+        let [version, least_version, flags, slot] = take(from)?;
+        Some(Hello {
+            version,
+            least_version,
+            answer: flags & ANSWER != 0,
+            slot,
+            capabilities: u32::from_be_bytes(take(from)?),
+            middlebox: u32::from_be_bytes(take(from)?),
+            pop: u32::from_be_bytes(take(from)?),
+            epoch: u64::from_be_bytes(take(from)?),
+            policy_hash: u64::from_be_bytes(take(from)?),
+        })
+    }
+}

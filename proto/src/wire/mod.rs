@@ -1,0 +1,224 @@
+//! Link messages: what the two ends of a bundle say to each other, inside the tunnels.
+//!
+//! A link message is an IPv6 packet with next header 59 (no next header: RFC 8200, section 4.7) between link-local
+//! addresses, which a plain WireGuard peer ignores and which cannot come from outside: [`crate::packet`] refuses both
+//! from the TUN. Its content is a version and items:
+//!
+//! ```text
+//!  0                   1                   2                   3
+//!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1   (big endian)
+//! +---------------------------------------------------------------+
+//! |          IPv6 header (40 octets): next header 59,             |
+//! |          fe80::6d73:70:1 -> fe80::6d73:70:2                   |
+//! +---------------+-----------------------------------------------+
+//! |    version    |                reserved (0)                   |
+//! +---------------+---------------+-------------------------------+
+//! |     type      |    length     |   value (length octets) ...
+//! +---------------+---------------+-------------------------------+
+//! |     type      |    length     |   ...
+//! ```
+//!
+//! Type 0 is one octet of padding, without a length. The same items ride behind an IP packet as its trailer.
+//! The rule for changes: an item of an unknown type is skipped by its length, so new types need no new version; a
+//! known item may grow at its end, and readers ignore what is beyond what they know; anything else needs a new
+//! version, which is spoken only to a peer whose HELLO says that it understands it.
+
+mod hello;
+mod receipt;
+
+pub use hello::Hello;
+pub use receipt::{MAX_RANGES, Receipt};
+
+use crate::packet::{IPV6_HEADER, NO_NEXT_HEADER};
+
+/// The version of link messages that this code speaks, and the least that it understands.
+pub const VERSION: u8 = 1;
+/// The least version that this code understands.
+pub const LEAST_VERSION: u8 = 1;
+
+/// Octets in front of the first item.
+const PREFIX: usize = IPV6_HEADER + 4;
+/// The longest link message: fits, sealed and with outer headers, into the least MTU of IPv6 (1,280).
+pub const MAX_MESSAGE: usize = 1024;
+
+const ADDRESS_BASE: [u8; 15] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x6d, 0x73, 0, 0x70, 0];
+
+/// Types of items. Those without a reader yet are reserved by the design for what comes next.
+mod kind {
+    pub(super) const PADDING: u8 = 0;
+    pub(super) const RECEIPT: u8 = 3;
+    pub(super) const HELLO: u8 = 6;
+    pub(super) const PING: u8 = 7;
+}
+
+/// What an item says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// Who the sender is.
+    Hello(Hello),
+    /// What arrived of what we sent.
+    Receipt(Receipt),
+    /// Asks for a receipt.
+    Ping,
+}
+
+/// Why a link message could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Lengths or contents that don't fit.
+    #[error("a link message that cannot be read")]
+    Malformed,
+    /// A version that this code doesn't understand.
+    #[error("a link message of version {0}; this end speaks {VERSION}")]
+    Version(u8),
+}
+
+/// Whether an opened packet is a link message: next header 59 and a link-local source.
+pub fn is_link_message(packet: &[u8]) -> bool {
+    packet.len() >= IPV6_HEADER && packet[0] >> 4 == 6 && packet[6] == NO_NEXT_HEADER && packet[8..23] == ADDRESS_BASE
+}
+
+/// Writes a link message into a buffer of at least [`MAX_MESSAGE`] octets.
+pub struct Writer<'a> {
+    buffer: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> Writer<'a> {
+    /// Begins one. Panics if the buffer is shorter than [`MAX_MESSAGE`]: that is this crate's own doing.
+    pub fn new(buffer: &'a mut [u8]) -> Self {
+        let buffer = &mut buffer[..MAX_MESSAGE];
+        buffer[..PREFIX].fill(0);
+        buffer[0] = 0x60;
+        buffer[6] = NO_NEXT_HEADER;
+        buffer[7] = 1; // hop limit: it never leaves the tunnel
+        buffer[8..23].copy_from_slice(&ADDRESS_BASE);
+        buffer[23] = 1;
+        buffer[24..39].copy_from_slice(&ADDRESS_BASE);
+        buffer[39] = 2;
+        buffer[IPV6_HEADER] = VERSION;
+        Writer { buffer, len: PREFIX }
+    }
+
+    /// Nothing has been added yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == PREFIX
+    }
+
+    /// Adds an item; `false`: there is no room left.
+    pub fn add(&mut self, item: &Item) -> bool {
+        let Some(room) = self.buffer[self.len..].get_mut(2..) else { return false };
+        let (kind, written) = match item {
+            Item::Ping => (kind::PING, Some(0)),
+            Item::Hello(hello) => (kind::HELLO, hello.write(room)),
+            Item::Receipt(receipt) => (kind::RECEIPT, receipt.write(room)),
+        };
+        let Some(written) = written else { return false };
+        self.buffer[self.len] = kind;
+        self.buffer[self.len + 1] = written as u8;
+        self.len += 2 + written;
+        true
+    }
+
+    /// The message.
+    pub fn finish(self) -> &'a [u8] {
+        let payload = (self.len - IPV6_HEADER) as u16;
+        self.buffer[4..6].copy_from_slice(&payload.to_be_bytes());
+        &self.buffer[..self.len]
+    }
+}
+
+/// Reads a link message: calls `each` for every item it knows.
+pub fn read(message: &[u8], mut each: impl FnMut(Item)) -> Result<(), ReadError> {
+    let header = message.get(IPV6_HEADER..PREFIX).ok_or(ReadError::Malformed)?;
+    if !(LEAST_VERSION..=VERSION).contains(&header[0]) {
+        return Err(ReadError::Version(header[0]));
+    }
+    let mut rest = &message[PREFIX..];
+    while let Some((&kind, after)) = rest.split_first() {
+        if kind == kind::PADDING {
+            rest = after;
+            continue;
+        }
+        let (&len, after) = after.split_first().ok_or(ReadError::Malformed)?;
+        let (value, after) = after.split_at_checked(usize::from(len)).ok_or(ReadError::Malformed)?;
+        rest = after;
+        match kind {
+            kind::PING => each(Item::Ping),
+            kind::HELLO => each(Item::Hello(Hello::read(value).ok_or(ReadError::Malformed)?)),
+            kind::RECEIPT => each(Item::Receipt(Receipt::read(value).ok_or(ReadError::Malformed)?)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Takes `N` octets off the front.
+fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = from.split_first_chunk::<N>()?;
+    *from = tail;
+    Some(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(items: &[Item]) -> Vec<u8> {
+        let mut buffer = vec![0xaa; MAX_MESSAGE];
+        let mut writer = Writer::new(&mut buffer);
+        for item in items {
+            assert!(writer.add(item));
+        }
+        writer.finish().to_vec()
+    }
+
+    fn items(message: &[u8]) -> Result<Vec<Item>, ReadError> {
+        let mut items = Vec::new();
+        read(message, |item| items.push(item))?;
+        Ok(items)
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_is_a_whole_ipv6_packet() {
+        let all = vec![
+            Item::Ping,
+            Item::Hello(Hello { epoch: 7, slot: 3, middlebox: 9, ..Hello::default() }),
+            Item::Receipt(Receipt {
+                slot: 1,
+                session: 0xdead_beef,
+                largest: 1 << 40,
+                delay_us: 77,
+                ranges: vec![(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)],
+            }),
+        ];
+        let message = message(&all);
+        assert!(is_link_message(&message));
+        let view = crate::packet::IpView::parse(&message).expect("a whole packet");
+        assert_eq!(view.len, message.len());
+        assert!(view.is_reserved(), "it must not be accepted from the TUN");
+        assert_eq!(items(&message), Ok(all));
+    }
+
+    #[test]
+    fn unknown_items_are_skipped_known_ones_may_grow_and_other_versions_are_refused() {
+        let mut grown = message(&[Item::Ping]);
+        grown.extend([200, 3, 1, 2, 3, 0, 0, 7, 2, 9, 9]);
+        assert_eq!(items(&grown), Ok(vec![Item::Ping, Item::Ping]));
+        grown.push(200);
+        assert_eq!(items(&grown), Err(ReadError::Malformed));
+        let mut newer = message(&[Item::Ping]);
+        newer[40] = 2;
+        assert_eq!(items(&newer), Err(ReadError::Version(2)));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics_whatever_comes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut message = message(&[]);
+            message.extend(bytes);
+            let _ = items(&message);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! RECEIPT: which packets of a session came, and when the last one did.
+
+use super::take;
+
+/// The most ranges in one receipt. More gaps than that within a window mean a path so bad that the older ones are told
+/// by the next receipt's absence of them.
+pub const MAX_RANGES: usize = 16;
+
+/// ```text
+///  0                   1                   2                   3
+///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+/// +---------------+---------------+-------------------------------+
+/// |     slot      |  reserved (0) |  count of the first range     |
+/// +---------------+---------------+-------------------------------+
+/// |       session: the receiver's index, as the data carries it   |
+/// +---------------------------------------------------------------+
+/// |            largest number received                            |
+/// |                                                               |
+/// +---------------------------------------------------------------+
+/// |  time since it was received, microseconds                     |
+/// +-------------------------------+-------------------------------+
+/// |  missing below that range     |  count of the next range      |   0 to 15 times
+/// +-------------------------------+-------------------------------+
+/// ```
+/// Ranges run downwards from the largest number, as in QUIC's ACK frame (RFC 9000, section 19.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The slot of the path that the packets came by.
+    pub slot: u8,
+    /// Their session's index at the receiver.
+    pub session: u32,
+    /// The largest number received.
+    pub largest: u64,
+    /// How long ago it was, in microseconds.
+    pub delay_us: u32,
+    /// Numbers received, (first, last) inclusive, the highest range first; at most [`MAX_RANGES`].
+    pub ranges: Vec<(u64, u64)>,
+}
+
+const FIXED: usize = 20;
+
+impl Receipt {
+    pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
+        let (&(first, last), more) = self.ranges.split_first()?;
+        debug_assert_eq!(last, self.largest);
+        let len = FIXED + 4 * more.len();
+        let room = room.get_mut(..len)?;
+        room[0] = self.slot;
+        room[1] = 0;
+        room[2..4].copy_from_slice(&clip(last - first + 1).to_be_bytes());
+        room[4..8].copy_from_slice(&self.session.to_be_bytes());
+        room[8..16].copy_from_slice(&self.largest.to_be_bytes());
+        room[16..20].copy_from_slice(&self.delay_us.to_be_bytes());
+        let mut above = first;
+        for (pair, &(first, last)) in room[FIXED..].chunks_exact_mut(4).zip(more) {
+            pair[..2].copy_from_slice(&clip(above - last - 1).to_be_bytes());
+            pair[2..].copy_from_slice(&clip(last - first + 1).to_be_bytes());
+            above = first;
+        }
+        Some(len)
+    }
+
+    pub(super) fn read(mut value: &[u8]) -> Option<Receipt> {
+        let from = &mut value;
+        let [slot, _] = take(from)?;
+        let count = u64::from(u16::from_be_bytes(take(from)?));
+        let session = u32::from_be_bytes(take(from)?);
+        let largest = u64::from_be_bytes(take(from)?);
+        let delay_us = u32::from_be_bytes(take(from)?);
+        let mut first = largest.checked_sub(count.checked_sub(1)?)?;
+        let mut ranges = vec![(first, largest)];
+        while ranges.len() < MAX_RANGES && !from.is_empty() {
+            let missing = u64::from(u16::from_be_bytes(take(from)?));
+            let count = u64::from(u16::from_be_bytes(take(from)?));
+            let last = first.checked_sub(missing)?.checked_sub(1)?;
+            first = last.checked_sub(count.checked_sub(1)?)?;
+            ranges.push((first, last));
+        }
+        Some(Receipt { slot, session, largest, delay_us, ranges })
+    }
+}
+
+/// The window of numbers that receipts cover is far below 65,535, so nothing is ever clipped that matters.
+fn clip(count: u64) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
+}
