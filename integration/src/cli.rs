@@ -3,11 +3,12 @@
 use crate::kernel::{Choice, Place};
 use crate::run::{self, Options};
 use crate::scenario;
-use crate::{engine, report, setup};
+use crate::{engine, report, setup, suite};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// The lab: scenarios, tests and the demonstration.
 #[derive(Debug, Parser)]
@@ -23,6 +24,21 @@ enum Command {
     List,
     /// Runs scenarios, by name or by file.
     Run(RunArguments),
+    /// Everything that must pass: format, lint, licences, unit tests, scenarios.
+    Test {
+        /// Which kernel to run scenarios in.
+        #[arg(long, value_enum, default_value_t)]
+        kernel: Choice,
+        /// Only the scenarios.
+        #[arg(long)]
+        scenarios: bool,
+    },
+    /// The story: one ISP dies, both die, and the home stays reachable.
+    Demo {
+        /// Which kernel to run in.
+        #[arg(long, value_enum, default_value_t)]
+        kernel: Choice,
+    },
     /// Builds the kernel with virtual time, once.
     Kernel,
     /// Installs the packages that the other commands need, or says which, without root.
@@ -65,6 +81,9 @@ struct RunArguments {
     /// Records the packets at all hosts.
     #[arg(long, value_name = "DIR")]
     pcap: Option<PathBuf>,
+    /// Draws the first run: a picture (.svg) or a page (.html).
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 /// Does what the command line says.
@@ -73,8 +92,10 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::List => list(),
         Command::Run(arguments) => run(&arguments),
+        Command::Test { kernel, scenarios } => suite::test(kernel, scenarios),
+        Command::Demo { kernel } => suite::demo(kernel),
         Command::Kernel => crate::kernel::build::build().map(|()| true),
-        Command::Setup => setup::setup(true).map(|()| true),
+        Command::Setup => setup::setup(setup::For::Everything).map(|()| true),
         Command::Inside { job } => engine::inside(&job).map(|()| true),
         Command::Meter { spec } => engine::meter(&spec).map(|()| true),
     };
@@ -98,48 +119,76 @@ fn list() -> Result<bool> {
 
 fn run(arguments: &RunArguments) -> Result<bool> {
     let place = Place::find(arguments.kernel)?;
-    let loaded: Vec<_> =
-        arguments.scenarios.iter().map(|name| scenario::load(name, &arguments.set)).collect::<Result<_>>()?;
+    let loaded: Vec<_> = arguments
+        .scenarios
+        .iter()
+        .map(|name| scenario::load(name, &arguments.set).map(Arc::new))
+        .collect::<Result<_>>()?;
     if loaded.iter().any(|l| l.scenario.has_daemons()) {
         run::build_daemons()?;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     let mut reports = Vec::new();
+    let mut good = true;
     for loaded in &loaded {
         let runs = arguments.runs.unwrap_or(loaded.scenario.runs).max(1);
-        for seed in (arguments.seed..).take(runs as usize) {
-            let options = Options { pcap: arguments.pcap.is_some(), live: runs == 1 };
-            let (report, folder) = runtime.block_on(run::once(loaded, &place, seed, &options))?;
-            if runs == 1 {
-                println!("{}", report::summary(&report));
-            } else {
-                println!("{}", verdict_line(&report));
+        let options = Options { pcap: arguments.pcap.is_some(), live: runs == 1 };
+        let jobs = (arguments.seed..).take(runs as usize).map(|seed| (Arc::clone(loaded), seed)).collect();
+        let mut of_this = Vec::new();
+        suite::many(jobs, &place, &options, |loaded, seed, result, _| match result {
+            Ok((report, folder)) => {
+                let missed = suite::missed(&report);
+                let verdict = if missed.is_empty() { "good" } else { "MISSED" };
+                println!("{} seed {seed}: {verdict}   {}", loaded.name, folder.display());
+                for line in missed {
+                    println!("    {line}");
+                }
+                of_this.push((report, folder));
             }
-            println!("logs: {}", folder.display());
-            reports.push(report);
+            Err(error) => {
+                good = false;
+                println!("{} seed {seed}: {error:#}", loaded.name);
+            }
+        })?;
+        of_this.sort_by_key(|(report, _)| report.run.seed);
+        for (report, folder) in &of_this {
+            if let Some(pcap) = &arguments.pcap {
+                collect_captures(folder, pcap, &format!("{}-{}", loaded.name, report.run.seed))?;
+            }
         }
+        let of_this: Vec<_> = of_this.into_iter().map(|(report, _)| report).collect();
+        match of_this.as_slice() {
+            [] => {}
+            [report] => println!("{}", report::summary(report)),
+            several => println!("{}", report::summary_of_runs(several)),
+        }
+        reports.extend(of_this);
     }
     if let Some(file) = &arguments.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&reports)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
+        let text = match reports.as_slice() {
+            [report] => serde_json::to_vec_pretty(report)?,
+            several => serde_json::to_vec_pretty(several)?,
+        };
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    Ok(reports.iter().all(|report| report.outcomes.iter().all(|outcome| outcome.verdict.is_ok())))
+    if let (Some(file), Some(report)) = (&arguments.plot, reports.first()) {
+        let text = match file.extension().is_some_and(|e| e == "svg") {
+            true => report::svg(report),
+            false => report::html(report),
+        };
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(good && reports.iter().all(|report| report.outcomes.iter().all(|outcome| outcome.verdict.is_ok())))
 }
 
-/// A run of several in a line: what it missed, if anything.
-fn verdict_line(report: &report::Report) -> String {
-    let missed: Vec<String> = report
-        .outcomes
-        .iter()
-        .filter(|outcome| !outcome.verdict.is_ok())
-        .map(|o| {
-            let measured = o.measured.map_or("nothing".into(), |m| format!("{m:.1} {}", o.unit));
-            format!("{}: {measured}, wanted {} {}", o.what, o.bar, o.note)
-        })
-        .collect();
-    let head = format!("{} seed {}", report.run.scenario, report.run.seed);
-    match missed.is_empty() {
-        true => format!("{head}: good"),
-        false => format!("{head}: MISSED {}", missed.join("; ")),
+/// Copies a run's captures to where they were asked for.
+fn collect_captures(from: &Path, to: &Path, prefix: &str) -> Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    for entry in from.read_dir()? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "pcap") {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            std::fs::copy(&path, to.join(format!("{prefix}-{name}")))?;
+        }
     }
+    Ok(())
 }

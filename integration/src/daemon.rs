@@ -110,7 +110,12 @@ impl Daemon {
             program,
             arguments,
             // BIRD writes local time into its log; wireguard-go warns at length unless it is told that we mean it.
-            environment: vec![("TZ", "UTC"), ("WG_PROCESS_FOREGROUND", "1"), ("LOG_LEVEL", "error")],
+            environment: vec![
+                ("TZ", "UTC"),
+                ("WG_PROCESS_FOREGROUND", "1"),
+                ("LOG_LEVEL", "error"),
+                ("GOMAXPROCS", "1"),
+            ],
             log: files.log(host),
             control,
             process: None,

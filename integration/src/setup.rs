@@ -48,9 +48,19 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Installs what is missing, or says how. `kernel` includes what only `cargo lab kernel` needs.
-pub fn setup(kernel: bool) -> Result<()> {
-    let wanted = |p: &&Package| (kernel || p.why != "cargo lab kernel") && !Path::new(p.file).exists();
+/// What the machine is set up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Scenarios and the demonstration.
+    Runs,
+    /// All commands.
+    Everything,
+}
+
+/// Installs what is missing, or says how.
+pub fn setup(purpose: For) -> Result<()> {
+    let all = purpose == For::Everything;
+    let wanted = |p: &&Package| (all || p.why != "cargo lab kernel") && !Path::new(p.file).exists();
     let missing: Vec<&Package> = PACKAGES.iter().filter(wanted).collect();
     if missing.is_empty() {
         println!("all packages are there");
@@ -69,7 +79,7 @@ pub fn setup(kernel: bool) -> Result<()> {
             bail!("apt-get failed; see above. The line was:\n{line}");
         }
     }
-    if !cargo_deny_is_there() {
+    if all && !cargo_deny_is_there() {
         println!("installing cargo-deny, which checks licences and sources (some minutes, once)");
         let status = Command::new(cargo()).args(["install", "--locked", "cargo-deny"]).status();
         if !status.context("cannot start cargo")?.success() {
