@@ -1,6 +1,7 @@
 //! One run from inside: network, daemons, timeline, traffic, report.
 
 mod clock;
+mod live;
 mod stage;
 mod timeline;
 mod traffic;
@@ -40,8 +41,10 @@ pub struct Job {
     pub revision: Option<String>,
     /// Record packets.
     pub pcap: bool,
-    /// Print what happens.
+    /// Show what happens.
     pub live: bool,
+    /// To a terminal.
+    pub terminal: bool,
 }
 
 /// Runs a job and leaves `report.json` in its folder.
@@ -70,7 +73,9 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
     let captures = traffic::capture(job, &stage.network)?;
     let clock = Clock::starting_in(LEAD);
     let meters = traffic::Meters::start(job, scenario, &stage.network, clock)?;
-    let watch = watch::Watch::start(&stage.daemons, clock);
+    let live = live::Live::start(job, clock, stage.bird_log_files());
+    stage.wire = Some(live.wire());
+    let watch = watch::Watch::start(&stage.daemons, clock, live.wire());
 
     let plan = timeline::plan(scenario, job.seed);
     stage.play(&plan, clock)?;
@@ -78,6 +83,7 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
     clock.sleep_until(scenario.length.0 + scenario.drain.0);
 
     let status = watch.finish();
+    live.end();
     traffic::end(captures)?;
     stage.stop_all(clock);
     let bgp = stage.bird_logs().iter().flat_map(|log| bgp_events(log, clock.start_unix_ns())).collect();

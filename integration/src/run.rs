@@ -66,6 +66,7 @@ pub async fn once(loaded: &Loaded, place: &Place, seed: u64, options: &Options) 
         revision: revision(),
         pcap: options.pcap,
         live: options.live,
+        terminal: std::io::IsTerminal::is_terminal(&std::io::stdout()),
     };
     let file = folder.join("job.json");
     std::fs::write(&file, serde_json::to_vec_pretty(&job)?)?;

@@ -2,6 +2,7 @@
 
 use super::Job;
 use super::clock::Clock;
+use super::live::{News, Wire};
 use super::timeline::{self, Due};
 use crate::daemon::{Daemon, Ended, Files, Kind, bgp_events};
 use crate::net::build::Network;
@@ -10,6 +11,7 @@ use crate::scenario::{Action, Scenario};
 use anyhow::{Context, Result, bail};
 use proto::PathState;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long the daemons may take until all is well: a handshake, a probe and a BGP session, with retries.
@@ -21,7 +23,8 @@ const POLL: Duration = Duration::from_millis(50);
 /// All that stands.
 pub(super) struct Stage<'a> {
     scenario: &'a Scenario,
-    live: bool,
+    /// Where events are shown.
+    pub(super) wire: Option<Wire>,
     files: Files,
     pub(super) network: Network,
     pub(super) daemons: BTreeMap<String, Daemon>,
@@ -45,7 +48,7 @@ impl<'a> Stage<'a> {
             }
         }
         let (events, exits, notes) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Stage { scenario, live: job.live, files, network, daemons, events, exits, notes })
+        Ok(Stage { scenario, wire: None, files, network, daemons, events, exits, notes })
     }
 
     /// Starts all daemons, and waits until all is well.
@@ -152,19 +155,22 @@ impl<'a> Stage<'a> {
         for due in plan {
             clock.sleep_until(due.at.0);
             self.event(clock, &due.name, &due.label);
-            timeline::act(&self.network, self.scenario, due)
-                .and_then(|()| self.act(due, clock))
-                .with_context(|| format!("timeline at {}: {}", due.at, due.label))?;
+            let done = timeline::act(&self.network, self.scenario, due).and_then(|printed| {
+                self.notes.extend(printed);
+                self.act(due, clock)
+            });
+            done.with_context(|| format!("timeline at {}: {}", due.at, due.label))?;
         }
         Ok(())
     }
 
     fn event(&mut self, clock: Clock, name: &str, label: &str) {
         let at_ms = clock.now_ms();
-        if self.live {
-            println!("{:>9.3} s  {label}", at_ms / 1e3);
+        let event = TimelineEvent { at_ms, name: name.to_owned(), label: label.to_owned() };
+        if let Some(wire) = &self.wire {
+            wire.tell(|| News::Event(event.clone()));
         }
-        self.events.push(TimelineEvent { at_ms, name: name.to_owned(), label: label.to_owned() });
+        self.events.push(event);
     }
 
     /// What is due to daemons.
@@ -235,10 +241,15 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What the BIRDs logged.
-    pub(super) fn bird_logs(&self) -> Vec<String> {
+    /// Where the BIRDs log.
+    pub(super) fn bird_log_files(&self) -> Vec<PathBuf> {
         let birds = self.daemons.values().filter(|daemon| daemon.kind == Kind::Bird);
-        birds.map(|bird| std::fs::read_to_string(self.files.bird_log(&bird.host)).unwrap_or_default()).collect()
+        birds.map(|bird| self.files.bird_log(&bird.host)).collect()
+    }
+
+    /// What they logged.
+    pub(super) fn bird_logs(&self) -> Vec<String> {
+        self.bird_log_files().iter().map(|log| std::fs::read_to_string(log).unwrap_or_default()).collect()
     }
 }
 

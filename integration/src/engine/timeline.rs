@@ -65,8 +65,9 @@ pub(super) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
     plan
 }
 
-/// Does what is due to links. Nothing is spawned for it, so that nothing stalls.
-pub(super) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<()> {
+/// Does what is due to links, for which nothing is spawned, so that nothing stalls; and runs a command, of which it
+/// returns what it printed.
+pub(super) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<Option<String>> {
     let step = &due.step;
     for name in step.links() {
         let link = scenario.links.get(name).with_context(|| format!("there is no link {name}"))?;
@@ -112,7 +113,7 @@ pub(super) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<(
         if !output.status.success() {
             bail!("{} on {host} failed ({}): {}", command.join(" "), output.status, text.trim());
         }
-        println!("{host}: {}\n{}", command.join(" "), text.trim());
+        return Ok(Some(format!("{host}: {}\n{}", command.join(" "), text.trim())));
     }
-    Ok(())
+    Ok(None)
 }

@@ -1,6 +1,7 @@
 //! Asks the daemons for their status while a run goes on.
 
 use super::clock::Clock;
+use super::live::{News, Wire};
 use crate::daemon::Daemon;
 use crate::report::StatusSample;
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn start(daemons: &BTreeMap<String, Daemon>, clock: Clock) -> Self {
+    pub(super) fn start(daemons: &BTreeMap<String, Daemon>, clock: Clock, wire: Wire) -> Self {
         let asked: Vec<_> =
             daemons.values().filter(|d| d.kind.is_ours()).map(|d| (d.host.clone(), d.control.clone())).collect();
         let done = Arc::new(AtomicBool::new(false));
@@ -36,7 +37,9 @@ impl Watch {
                 for (host, control) in &asked {
                     // A daemon that is being restarted does not answer, which is no news.
                     if let Some(snapshot) = Daemon::status(control) {
-                        samples.push(StatusSample::new(clock.now_ms(), host, &snapshot));
+                        let sample = StatusSample::new(clock.now_ms(), host, &snapshot);
+                        wire.tell(|| News::Status(sample.clone()));
+                        samples.push(sample);
                     }
                 }
                 if last {
