@@ -85,6 +85,8 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
     let status = watch.finish();
     live.end();
     traffic::end(captures)?;
+    // What the end of the daemons does to routes is no part of the run.
+    let over_ms = clock.now_ms();
     stage.stop_all(clock);
     let bgp = stage.bird_logs().iter().flat_map(|log| bgp_events(log, clock.start_unix_ns())).collect();
     let mut report = Report {
@@ -107,6 +109,7 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
         outcomes: Vec::new(),
         notes: stage.notes,
     };
+    report.bgp.retain(|event| event.at_ms <= over_ms);
     report.bgp.sort_by(|a, b| a.at_ms.total_cmp(&b.at_ms));
     report.outcomes = report::evaluate(&report, &scenario.expect);
     Ok(report)
