@@ -2,7 +2,7 @@
 
 mod clock;
 mod stage;
-mod timeline;
+pub(crate) mod timeline;
 mod traffic;
 mod watch;
 

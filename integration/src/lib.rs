@@ -23,3 +23,4 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod setup;
+pub mod simulate;

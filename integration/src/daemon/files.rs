@@ -57,9 +57,9 @@ impl Files {
     /// The secret of a host: the same in every run of the same seed.
     fn secret(&self, host: &str) -> SecretKey {
         // FNV-1a over the name, so that hosts of one seed differ.
-        let name = host.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let name = host
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         let mut bytes = [0; 32];
         StdRng::seed_from_u64(self.seed ^ name).fill(&mut bytes);
         SecretKey::from_bytes(bytes)

@@ -59,8 +59,12 @@ impl<'a> Stage<'a> {
                 daemon.start(self.network.host(&daemon.host)?)?;
             }
         }
-        let clients: Vec<String> =
-            self.daemons.values().filter(|d| d.kind == Kind::WireGuard && d.is_started()).map(|d| d.host.clone()).collect();
+        let clients: Vec<String> = self
+            .daemons
+            .values()
+            .filter(|d| d.kind == Kind::WireGuard && d.is_started())
+            .map(|d| d.host.clone())
+            .collect();
         for name in clients {
             self.configure_client(&name)?;
         }
@@ -68,7 +72,9 @@ impl<'a> Stage<'a> {
     }
 
     fn configure_client(&mut self, name: &str) -> Result<()> {
-        let Some(client) = self.scenario.hosts.get(name).and_then(|host| host.wireguard.as_ref()) else { return Ok(()) };
+        let Some(client) = self.scenario.hosts.get(name).and_then(|host| host.wireguard.as_ref()) else {
+            return Ok(());
+        };
         // It has no way to say that its interface is there but the interface.
         let begun = Instant::now();
         loop {
@@ -129,9 +135,10 @@ impl<'a> Stage<'a> {
         let announces = self.scenario.hosts.iter().filter_map(|(name, host)| Some((name, host.core.as_ref()?)));
         for (name, core) in announces {
             if core.bgp.is_some() && self.daemons.get(name).is_some_and(Daemon::is_started) {
-                let announced = self.bird_logs().iter().any(|log| {
-                    bgp_events(log, 0).iter().any(|event| event.change == BgpChange::Announced)
-                });
+                let announced = self
+                    .bird_logs()
+                    .iter()
+                    .any(|log| bgp_events(log, 0).iter().any(|event| event.change == BgpChange::Announced));
                 if !announced {
                     missing.push(format!("BIRD has no route from {name}"));
                 }

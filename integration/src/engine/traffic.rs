@@ -1,7 +1,7 @@
 //! The meters of a run, one a host, and packet captures.
 
-use super::clock::Clock;
 use super::Job;
+use super::clock::Clock;
 use crate::meter::{Family, HostResult, MeterSpec, TrafficResults, collect, plan};
 use crate::net::build::Network;
 use crate::scenario::Scenario;

@@ -88,6 +88,15 @@ pub enum Kernel {
     Uml,
     /// User-Mode Linux in virtual time: a deadline missed here is the software's fault, not the machine's load.
     Virtual,
+    /// None: the protocol alone, in the simulator. Exact as well.
+    Simulator,
+}
+
+impl Kernel {
+    /// Whether a deadline missed there is the software's fault, and not the machine's load.
+    pub fn is_exact(self) -> bool {
+        matches!(self, Kernel::Virtual | Kernel::Simulator)
+    }
 }
 
 /// A route that BIRD learnt or lost.
