@@ -184,7 +184,7 @@ impl Core<'_> {
                     None => break,
                 },
                 () = due => self.liveness.handle_timeout(clock::now()),
-                Some(answer) = questions.recv() => self.answer(answer),
+                Some(answer) = questions.recv() => self.answer(answer).await,
                 _ = hangup.recv() => self.reload().await,
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -288,11 +288,13 @@ impl Core<'_> {
         self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
     }
 
-    /// Answers in a task of its own: the packet loop's part takes a moment.
-    fn answer(&self, answer: Question) {
+    /// The packet loop's part takes a moment, and is waited for in a task of its own.
+    async fn answer(&self, answer: Question) {
         let now = clock::now();
-        let neighbors: Vec<_> =
-            self.neighbors.iter().map(|neighbor| (neighbor.handle.status(), neighbor.announce)).collect();
+        let mut neighbors = Vec::new();
+        for neighbor in &self.neighbors {
+            neighbors.extend(neighbor.handle.status().await.map(|status| (status, neighbor.announce)));
+        }
         let sites = self.sites.list.iter();
         let sites: Vec<_> = sites.map(|site| SiteStatus::new(now, site, &self.liveness, &neighbors)).collect();
         let bgp = self.config.bgp.as_ref().map(|bgp| BgpStatus {
