@@ -160,7 +160,9 @@ impl IpView {
 /// Addresses that no router forwards (RFC 6890), multicast with them: there is no multicast routing here.
 fn stays_on_link(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(a) => a.is_loopback() || a.is_link_local() || a.is_multicast() || a.is_broadcast() || a.octets()[0] == 0,
+        IpAddr::V4(a) => {
+            a.is_loopback() || a.is_link_local() || a.is_multicast() || a.is_broadcast() || a.octets()[0] == 0
+        }
         IpAddr::V6(a) => {
             a.is_loopback()
                 || a.is_unspecified()
@@ -219,7 +221,8 @@ pub fn clamp_mss(view: &IpView, packet: &mut [u8], mtu: u16) -> bool {
                     tcp[at + 2..at + 4].copy_from_slice(&fitting.to_be_bytes());
                     let sum = u16::from_be_bytes([tcp[16], tcp[17]]);
                     // A value at an odd offset enters the sum with its octets swapped.
-                    let (old, new) = if at % 2 == 0 { (old, fitting) } else { (old.swap_bytes(), fitting.swap_bytes()) };
+                    let (old, new) =
+                        if at.is_multiple_of(2) { (old, fitting) } else { (old.swap_bytes(), fitting.swap_bytes()) };
                     tcp[16..18].copy_from_slice(&update_checksum(sum, old, new).to_be_bytes());
                     return true;
                 }
@@ -346,7 +349,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_quote_in_an_icmp_error_is_read() {
-        let (a, b): (IpAddr, IpAddr) = ("10.0.0.1".parse().expect("an address"), "10.0.0.2".parse().expect("an address"));
+        let (a, b): (IpAddr, IpAddr) =
+            ("10.0.0.1".parse().expect("an address"), "10.0.0.2".parse().expect("an address"));
         let quote = udp(b, a, 7, b"quoted");
         let mut error = header(a, b, ICMP, 8 + 28);
         error.extend([3, 3, 0, 0, 0, 0, 0, 0]);

@@ -455,7 +455,11 @@ mod tests {
         let mut probations = Vec::new();
         for _ in 0..8 {
             health.on_sent(PacketId { session: 1, number }, at(now), true);
-            health.on_receipt(&Receipt { slot: 0, session: 1, largest: number, delay_us: 0, ranges: vec![(number, number)] }, 0, at(now + 20));
+            health.on_receipt(
+                &Receipt { slot: 0, session: 1, largest: number, delay_us: 0, ranges: vec![(number, number)] },
+                0,
+                at(now + 20),
+            );
             assert_eq!(health.state(), PathState::Up);
             probations.push(health.probation_until.since(at(now + 20)).as_secs());
             health.on_sent(PacketId { session: 1, number: number + 1 }, at(now + 30), true);

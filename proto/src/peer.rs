@@ -28,11 +28,11 @@ const TICK_RESPONDER: Duration = Duration::from_secs(1);
 const HELLO_INTERVAL: Duration = Duration::from_millis(250);
 const HELLO_MOST: u32 = 20;
 
-/// A session that is this old should have been replaced (WireGuard begins at 120 s and tries each 5 s): from then on we
-/// try more often, so that a session is not lost at 180 s to a path that drops most handshakes. A first second each,
-/// and in the last 30 s with each tick: with 70 % lost each way, one of some 150 tries fails all with a chance of 1e-6.
-const OVERRIPE: Duration = Duration::from_secs(122);
-const OVERRIPE_INTERVAL: Duration = Duration::from_secs(1);
+/// When a session is replaced: WireGuard's REKEY_AFTER_TIME (whitepaper, section 6.1). It ends at 180 s, and a path may
+/// drop most handshakes; so it is tried each second, and in the last half minute with each tick: with 70 % lost each way
+/// the chance that all of some 150 tries fail is 1e-6.
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+const REKEY_INTERVAL: Duration = Duration::from_secs(1);
 const LAST_TRIES: Duration = Duration::from_secs(150);
 
 /// A bundle is active this long after its last inner packet: its standby paths are asked more often, so that a dead one
@@ -161,12 +161,12 @@ impl Path {
         }
     }
 
-    /// See [`OVERRIPE`]. Never faster than a round trip: answers to all but the last two initiations are in vain.
-    fn rekey_if_overripe(&mut self, ctx: &mut Context<'_>) {
+    /// See [`REKEY_AFTER`]. Never faster than a round trip: answers to all but the last two initiations are in vain.
+    fn rekey_if_due(&mut self, ctx: &mut Context<'_>) {
         let Some(age) = self.tunnel.session_since().map(|since| ctx.now.since(since)) else { return };
-        let interval = if age < LAST_TRIES { OVERRIPE_INTERVAL } else { TICK_INITIATOR };
+        let interval = if age < LAST_TRIES { REKEY_INTERVAL } else { TICK_INITIATOR };
         let interval = self.health.rtt().map_or(interval, |(smoothed, _)| interval.max(smoothed));
-        if age >= OVERRIPE && self.initiated_at.is_none_or(|at| ctx.now.since(at) >= interval) {
+        if age >= REKEY_AFTER && self.initiated_at.is_none_or(|at| ctx.now.since(at) >= interval) {
             self.initiate(ctx);
         }
     }
@@ -322,7 +322,12 @@ impl Peer {
     // ---- what comes from the peer --------------------------------------------------------------------------------
 
     /// A handshake message for one of its paths.
-    pub(crate) fn on_handshake(&mut self, ctx: &mut Context<'_>, slot: u8, datagram: &Datagram<'_>) -> Result<(), DropReason> {
+    pub(crate) fn on_handshake(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        datagram: &Datagram<'_>,
+    ) -> Result<(), DropReason> {
         let (kind, role) = (self.config.kind, self.role);
         let path = self.path_mut(slot).ok_or(DropReason::HandshakeInvalid)?;
         path.tick_at.get_or_insert(ctx.now);
@@ -546,7 +551,7 @@ impl Peer {
                 if std::mem::take(&mut path.initiation_wanted) {
                     path.initiate(ctx);
                 }
-                path.rekey_if_overripe(ctx);
+                path.rekey_if_due(ctx);
             }
             if path.hello_at.is_some_and(|at| at <= ctx.now) {
                 path.hellos += 1;

@@ -58,9 +58,13 @@ mod tests {
         routes.insert("198.51.100.0/24".parse().expect("a prefix"), 1);
         routes.insert("198.51.100.128/25".parse().expect("a prefix"), 2);
         routes.insert("2001:db8::/32".parse().expect("a prefix"), 3);
-        for (address, owner) in
-            [("192.0.2.1", Some(0)), ("198.51.100.1", Some(1)), ("198.51.100.200", Some(2)), ("2001:db8::1", Some(3)), ("2001:db9::1", None)]
-        {
+        for (address, owner) in [
+            ("192.0.2.1", Some(0)),
+            ("198.51.100.1", Some(1)),
+            ("198.51.100.200", Some(2)),
+            ("2001:db8::1", Some(3)),
+            ("2001:db9::1", None),
+        ] {
             assert_eq!(routes.lookup(address.parse().expect("an address")), owner, "{address}");
         }
     }

@@ -67,7 +67,8 @@ pub(crate) fn choose(candidates: impl IntoIterator<Item = Candidate>, current: O
     let best = best?;
     let Some(now) = now else { return Some(best.slot) };
     let preferred = (best.preference, best.slot) < (now.preference, now.slot);
-    let leave = if now.standing.alive() { best.standing == Standing::Settled && preferred } else { best.standing.alive() };
+    let leave =
+        if now.standing.alive() { best.standing == Standing::Settled && preferred } else { best.standing.alive() };
     Some(if leave { best.slot } else { now.slot })
 }
 

@@ -82,8 +82,7 @@ impl SentLog {
         if receipt.largest >= end {
             return learnt; // says that something arrived which was never sent
         }
-        learnt.largest_sent_at =
-            receipt.largest.checked_sub(session.base).map(|at| session.packets[at as usize].0);
+        learnt.largest_sent_at = receipt.largest.checked_sub(session.base).map(|at| session.packets[at as usize].0);
         let open_from = session.base + session.open_from as u64;
         for &(first, last) in &receipt.ranges {
             for number in first.max(open_from)..=last {
@@ -95,16 +94,20 @@ impl SentLog {
                 packet.1 = Fate::Acknowledged;
             }
         }
-        if let Some(newest) = learnt.largest_sent_at {
-            let upto = session.packets.len().min((receipt.largest.saturating_sub(session.base)) as usize);
-            for packet in session.packets.range_mut(session.open_from.min(upto)..upto) {
-                if packet.1 == Fate::Open && newest.since(packet.0) >= reordering {
+        // Of any session: what was sent last with the one before is never acknowledged by itself.
+        let Some(newest) = learnt.largest_sent_at else { return learnt };
+        for session in &mut self.sessions {
+            for packet in session.packets.range_mut(session.open_from..) {
+                if newest.since(packet.0) < reordering {
+                    break;
+                }
+                if packet.1 == Fate::Open {
                     packet.1 = Fate::Lost;
                     learnt.lost += 1;
                 }
             }
+            session.advance();
         }
-        session.advance();
         learnt
     }
 
@@ -188,6 +191,15 @@ mod tests {
         let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5));
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 1));
         assert_eq!(log.oldest_open(), Some(at(9)));
+    }
+
+    #[test]
+    fn the_end_of_an_old_session_is_lost_when_the_new_one_is_acknowledged() {
+        let mut log = log(10);
+        log.note(PacketId { session: 2, number: 0 }, at(100), true);
+        let second = Receipt { session: 2, ..receipt(0, &[(0, 0)]) };
+        assert_eq!(log.on_receipt(&second, Duration::from_millis(5)).lost, 10);
+        assert_eq!(log.oldest_open(), None);
     }
 
     #[test]

@@ -213,7 +213,12 @@ fn loss_jitter_and_reordering_are_not_taken_for_death() {
             let before = [Side::Box, Side::Core].map(|side| path_changes(&world, side));
             world.run_until(at(66_000));
             for (side, before) in [Side::Box, Side::Core].into_iter().zip(before) {
-                assert_eq!(path_changes(&world, side) - before, 0, "{name}, seed {seed}, {side:?}: {:?}", world.events(side));
+                assert_eq!(
+                    path_changes(&world, side) - before,
+                    0,
+                    "{name}, seed {seed}, {side:?}: {:?}",
+                    world.events(side)
+                );
                 assert_eq!(world.snapshot(side).peers[0].current_slot, Some(0), "{name}");
             }
         }
@@ -242,7 +247,8 @@ fn garbage_truncation_and_replay(mut world: World) {
     world.run_for(ms(50));
     let captured = captured.take();
     assert!(captured.iter().any(|(_, _, data)| data[0] == 1), "initiations are among them");
-    let endpoints = |world: &World| world.snapshot(Side::Core).peers[0].paths.iter().map(|p| p.endpoint).collect::<Vec<_>>();
+    let endpoints =
+        |world: &World| world.snapshot(Side::Core).peers[0].paths.iter().map(|p| p.endpoint).collect::<Vec<_>>();
     let before = endpoints(&world);
     let elsewhere = SocketAddr::from(([203, 0, 113, 99], 9));
     for (link, side, data) in &captured {
@@ -277,7 +283,10 @@ fn a_rebound_nat_is_followed_without_a_handshake() {
     assert_eq!(endpoint, Some(SocketAddr::from(([203, 0, 113, 77], 1234))));
     let report = &world.reports()[0];
     assert!(report.longest_gap.0 < ms(40), "{report:?}");
-    assert!(world.snapshot(Side::Core).peers[0].paths[0].handshake_s.expect("a session") > world.now().since(since).as_secs_f64());
+    assert!(
+        world.snapshot(Side::Core).peers[0].paths[0].handshake_s.expect("a session")
+            > world.now().since(since).as_secs_f64()
+    );
 }
 
 #[test]
@@ -321,7 +330,10 @@ fn events_tell_the_daemon_when_the_peer_is_reachable() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let run = |seed| {
-        let mut world = world(&[LinkModel { loss: Loss::Random(0.02), jitter: ms(4), ordered: false, ..LinkModel::default() }; 2], seed);
+        let mut world = world(
+            &[LinkModel { loss: Loss::Random(0.02), jitter: ms(4), ordered: false, ..LinkModel::default() }; 2],
+            seed,
+        );
         world.add_flow(flow(Side::Box, 500, 3000));
         world.add_flow(flow(Side::Core, 500, 3000));
         world.run_until(at(1500));

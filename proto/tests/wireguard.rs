@@ -156,7 +156,10 @@ fn under_a_flood_an_answer_is_a_cookie_never_longer_than_the_question_and_an_hon
             cookies += 1;
         }
     }
-    assert!((700..=800).contains(&cookies), "250 a second are looked at, the others are asked to come again: {cookies}");
+    assert!(
+        (700..=800).contains(&cookies),
+        "250 a second are looked at, the others are asked to come again: {cookies}"
+    );
     let mut tunn = client(CLIENT);
     let out = give(&mut node, at(2), somewhere(), &initiation(&mut tunn));
     assert_eq!(out.bytes().len(), 64, "a cookie");

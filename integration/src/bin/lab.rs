@@ -1,2 +1,7 @@
-//! lab
-fn main() {}
+//! `cargo lab`: see [`integration::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    integration::cli::main()
+}

@@ -151,13 +151,7 @@ impl World {
         }
     }
 
-    fn node(
-        side: Side,
-        world: &WorldConfig,
-        core_address: SocketAddr,
-        seed: [u8; 32],
-        now: Instant,
-    ) -> Node {
+    fn node(side: Side, world: &WorldConfig, core_address: SocketAddr, seed: [u8; 32], now: Instant) -> Node {
         // The same keys in every world: what differs from run to run is the seed's.
         let (box_secret, core_secret) = (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
         let path = |slot: u8| match side {

@@ -79,7 +79,9 @@ impl Traffic {
     }
 
     pub(super) fn arrive(&mut self, at: Side, packet: &[u8], now: Instant) {
-        let Some(body) = packet.get(HEADERS..).filter(|body| body.len() >= 16 && body.starts_with(MARK)) else { return };
+        let Some(body) = packet.get(HEADERS..).filter(|body| body.len() >= 16 && body.starts_with(MARK)) else {
+            return;
+        };
         let flow = u32::from_be_bytes([body[4], body[5], body[6], body[7]]) as usize;
         let number = body[8..16].iter().fold(0u64, |acc, &b| acc << 8 | u64::from(b));
         let Some(running) = self.flows.get_mut(flow).filter(|running| running.flow.from != at) else { return };
@@ -101,7 +103,8 @@ impl Traffic {
 
     pub(super) fn reports(&self, now: Instant) -> Vec<Report> {
         let report = |running: &Running| {
-            let mut at_end = Running { seen: Vec::new(), sent_at: Vec::new(), report: running.report.clone(), ..*running };
+            let mut at_end =
+                Running { seen: Vec::new(), sent_at: Vec::new(), report: running.report.clone(), ..*running };
             // A flow that has fallen silent has a gap that lasts.
             at_end.note_gap(now.min(running.flow.end));
             at_end.report

@@ -105,7 +105,8 @@ pub trait Tunnel: Send {
     ) -> Result<Handshake, DropReason>;
     /// Writes a new initiation into `dst`, whether or not one is under way; initiator only (0 otherwise).
     fn initiate(&mut self, now: Instant, indices: &mut Indices, dst: &mut [u8]) -> usize;
-    /// To be called several times a second (an initiator) or once a second (a responder): rekeys, expires sessions.
+    /// To be called several times a second (an initiator) or once a second (a responder): expires sessions,
+    /// keeps alive. Never begins a handshake: the node does.
     fn tick(&mut self, now: Instant, indices: &mut Indices, dst: &mut [u8]) -> Handshake;
     /// Whether [`Tunnel::seal`] would do.
     fn has_session(&self) -> bool;

@@ -10,10 +10,8 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// WireGuard's REKEY_AFTER_TIME, REJECT_AFTER_TIME and REKEY_TIMEOUT (whitepaper, section 6.1).
-const REKEY_AFTER: Duration = Duration::from_secs(120);
+/// WireGuard's REJECT_AFTER_TIME (whitepaper, section 6.1).
 const REJECT_AFTER: Duration = Duration::from_secs(180);
-const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// boringtun's replay window.
 const WINDOW: u64 = 1024;
 /// boringtun answers to the last two initiations only.
@@ -35,7 +33,6 @@ impl Suite for Null {
             base: None,
             counter: 0,
             pending: VecDeque::new(),
-            last_initiation: None,
             sessions: Vec::new(),
             current: None,
         })
@@ -94,7 +91,6 @@ struct NullTunnel {
     base: Option<u32>,
     counter: u8,
     pending: VecDeque<u32>,
-    last_initiation: Option<Instant>,
     sessions: Vec<Session>,
     current: Option<u32>,
 }
@@ -200,7 +196,6 @@ impl Tunnel for NullTunnel {
             }
             Some(Header::Response { receiver }) if self.pending.contains(&receiver) => {
                 self.pending.retain(|&index| index != receiver);
-                self.last_initiation = None;
                 self.install(receiver, Self::word(datagram, 4), now);
                 self.current = Some(receiver);
                 let sealed = self.seal(&[], now, dst).ok_or(DropReason::HandshakeInvalid)?;
@@ -210,7 +205,7 @@ impl Tunnel for NullTunnel {
         }
     }
 
-    fn initiate(&mut self, now: Instant, indices: &mut Indices, dst: &mut [u8]) -> usize {
+    fn initiate(&mut self, _now: Instant, indices: &mut Indices, dst: &mut [u8]) -> usize {
         if self.role == Role::Responder {
             return 0;
         }
@@ -219,7 +214,6 @@ impl Tunnel for NullTunnel {
         if self.pending.len() > PENDING {
             self.pending.pop_front();
         }
-        self.last_initiation = Some(now);
         dst[..HANDSHAKE_MAX].fill(0);
         dst[0] = 1;
         dst[4..8].copy_from_slice(&index.to_le_bytes());
@@ -227,15 +221,12 @@ impl Tunnel for NullTunnel {
         HANDSHAKE_MAX
     }
 
-    fn tick(&mut self, now: Instant, indices: &mut Indices, dst: &mut [u8]) -> Handshake {
+    fn tick(&mut self, now: Instant, _indices: &mut Indices, _dst: &mut [u8]) -> Handshake {
         self.sessions.retain(|session| now.since(session.since) < REJECT_AFTER);
         if self.current.is_some_and(|current| self.session(current).is_none()) {
             self.current = None;
         }
-        let due = self.session_since().is_some_and(|since| now.since(since) >= REKEY_AFTER)
-            && self.last_initiation.is_none_or(|at| now.since(at) >= REKEY_TIMEOUT);
-        let send = if due { self.initiate(now, indices, dst) } else { 0 };
-        Handshake { send, id: None, established: false }
+        Handshake::default()
     }
 
     fn has_session(&self) -> bool {

@@ -2,11 +2,11 @@
 //!
 //! | trap | what is done here |
 //! | --- | --- |
-//! | a session's slot is its index mod 8, and each received initiation installs a session at once: retries overwrite the live one | initiations never reach the `Tunn` in use: they go to a candidate, which is put in use by its first data |
+//! | a session's slot is its index mod 8, and each initiation takes an index: retries overwrite the live session, at both ends | handshakes never touch the `Tunn` in use: each has a candidate, which is put in use when it has succeeded |
+//! | `update_timers` retries and rekeys by itself, at an end that should only answer too | only keepalives of what it returns are sent; the node says when to [`Tunnel::initiate`] |
 //! | after 90 s without an answer `update_timers` returns an error for ever | [`Tunnel::initiate`] forces an initiation, the node asks for one while the path is down |
 //! | without a session `encapsulate` queues packets and sends them stale | `seal` asks for a session first |
 //! | the time stamp of handshakes is taken once, in `new` | [`Tunnel::clock_stepped`] makes a new `Tunn`; at the responder a stale time stamp leads to a new candidate, at most one a second |
-//! | both ends initiate, and keepalives fight over who does | a responder drops the initiations that `update_timers` makes |
 //! | `decapsulate` without a source address sends no cookie under load | the gate has the limiter, and the address |
 //! | `dst` too small panics | lengths are checked before each call |
 //!
@@ -121,7 +121,7 @@ struct WireGuardTunnel {
     role: Role,
     /// What we send with; opens too.
     live: Option<Box<Generation>>,
-    /// Has answered (or, at the initiator after a step of the clock, begun) a handshake that no data has confirmed.
+    /// Has begun (an initiator) or answered (a responder) a handshake that has not succeeded yet.
     candidate: Option<Box<Generation>>,
     /// What was live before; opens until its sessions are too old.
     old: Option<Box<Generation>>,
@@ -215,6 +215,7 @@ impl Tunnel for WireGuardTunnel {
                     _ => return Err(DropReason::HandshakeInvalid),
                 };
                 generation.refresh(now);
+                // An answer to an initiation before the one that succeeded finds its `Tunn` live already.
                 if self.candidate.as_ref().is_some_and(|candidate| candidate.owns(receiver)) {
                     self.promote(now, indices);
                 }
@@ -236,14 +237,11 @@ impl Tunnel for WireGuardTunnel {
             return 0;
         }
         if std::mem::take(&mut self.stepped)
-            && let Some(outdated) = self.candidate.replace(Generation::new(&self.keys, now, indices))
+            && let Some(outdated) = self.candidate.take()
         {
             indices.free(outdated.index);
         }
-        let generation = match &mut self.candidate {
-            Some(candidate) => candidate,
-            None => self.live.get_or_insert_with(|| Generation::new(&self.keys, now, indices)),
-        };
+        let generation = self.candidate.get_or_insert_with(|| Generation::new(&self.keys, now, indices));
         match generation.tunn.format_handshake_initiation(dst, true) {
             TunnResult::WriteToNetwork(datagram) => datagram.len(),
             _ => 0,
@@ -251,32 +249,24 @@ impl Tunnel for WireGuardTunnel {
     }
 
     fn tick(&mut self, now: Instant, indices: &mut Indices, dst: &mut [u8]) -> Handshake {
-        // An initiator's candidate stays until it is answered: going back to the old time stamps would get it nowhere.
-        let answered = if self.role == Role::Responder { self.candidate.as_ref() } else { None };
-        if answered.is_some_and(|candidate| now.since(candidate.since) >= REJECT_AFTER)
-            && let Some(candidate) = self.candidate.take()
-        {
-            indices.free(candidate.index);
-        }
-        if let Some(old) = self.old.take_if(|old| now.since(old.since) >= REJECT_AFTER) {
-            indices.free(old.index);
+        for slot in [&mut self.old, &mut self.candidate] {
+            if let Some(outdated) = slot.take_if(|generation| now.since(generation.since) >= REJECT_AFTER) {
+                indices.free(outdated.index);
+            }
         }
         for generation in [&mut self.old, &mut self.candidate].into_iter().flatten() {
             // Moves its clock; what it would send is not ours to send: only the live one speaks.
             let _ = generation.tunn.update_timers(dst);
         }
         let Some(live) = &mut self.live else { return Handshake::default() };
-        let mut sent = match live.tunn.update_timers(dst) {
+        let keepalive = match live.tunn.update_timers(dst) {
             TunnResult::WriteToNetwork(datagram) => {
-                Handshake { send: datagram.len(), id: packet_id(datagram), established: false }
+                packet_id(datagram).map(|id| Handshake { send: datagram.len(), id: Some(id), established: false })
             }
-            _ => Handshake::default(),
+            _ => None,
         };
-        if self.role == Role::Responder && sent.id.is_none() {
-            sent.send = 0;
-        }
         live.refresh(now);
-        sent
+        keepalive.unwrap_or_default()
     }
 
     fn has_session(&self) -> bool {

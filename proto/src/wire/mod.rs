@@ -185,7 +185,13 @@ mod tests {
         let all = vec![
             Item::Ping,
             Item::Hello(Hello { epoch: 7, slot: 3, middlebox: 9, ..Hello::default() }),
-            Item::Receipt(Receipt { slot: 1, session: 0xdead_beef, largest: 1 << 40, delay_us: 77, ranges: vec![(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)] }),
+            Item::Receipt(Receipt {
+                slot: 1,
+                session: 0xdead_beef,
+                largest: 1 << 40,
+                delay_us: 77,
+                ranges: vec![(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)],
+            }),
         ];
         let message = message(&all);
         assert!(is_link_message(&message));

@@ -1,0 +1,218 @@
+//! What daemons are told: configurations and keys, written into the run's folder.
+
+use super::{Kind, bird};
+use crate::net::build::Network;
+use crate::scenario::{Core, Middlebox, Scenario, WireGuard};
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use proto::{MAX_SLOTS, SecretKey};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::fmt::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The interface of a WireGuard client.
+pub(super) const CLIENT_TUN: &str = "wg0";
+
+/// Where a run's files are.
+#[derive(Clone, Debug)]
+pub struct Files {
+    folder: PathBuf,
+    run: PathBuf,
+    seed: u64,
+}
+
+impl Files {
+    /// In the run's folder, sockets apart: their names must be short, and a guest's view of its host has no sockets.
+    pub fn create(folder: &Path, seed: u64) -> Result<Self> {
+        let run = PathBuf::from(format!("/run/msp-lab-{}", std::process::id()));
+        for folder in [folder, &run] {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        Ok(Files { folder: folder.to_owned(), run, seed })
+    }
+
+    /// A daemon's main configuration file.
+    pub fn config(&self, host: &str) -> PathBuf {
+        self.folder.join(host).join("config.toml")
+    }
+
+    /// What a daemon prints.
+    pub fn log(&self, host: &str) -> PathBuf {
+        self.folder.join(format!("{host}.log"))
+    }
+
+    /// What BIRD logs.
+    pub fn bird_log(&self, host: &str) -> PathBuf {
+        self.folder.join(format!("{host}-bird.log"))
+    }
+
+    /// A daemon's control socket.
+    pub fn control(&self, host: &str) -> PathBuf {
+        self.run.join(format!("{host}.sock"))
+    }
+
+    /// The secret of a host: the same in every run of the same seed.
+    fn secret(&self, host: &str) -> SecretKey {
+        // FNV-1a over the name, so that hosts of one seed differ.
+        let name = host.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let mut bytes = [0; 32];
+        StdRng::seed_from_u64(self.seed ^ name).fill(&mut bytes);
+        SecretKey::from_bytes(bytes)
+    }
+
+    /// Writes all that the daemon of a host reads.
+    pub fn write(&self, scenario: &Scenario, name: &str, kind: Kind) -> Result<()> {
+        let host = scenario.hosts.get(name).with_context(|| format!("there is no host {name}"))?;
+        match (kind, &host.middlebox, &host.core, &host.bird, &host.wireguard) {
+            (Kind::Middlebox, Some(middlebox), ..) => self.middlebox(scenario, name, middlebox),
+            (Kind::Core, _, Some(core), ..) => self.core(scenario, name, core),
+            (Kind::Bird, _, _, Some(bird), _) => {
+                self.put(name, "config.toml", &bird::config(bird, &self.bird_log(name)), 0o644)
+            }
+            (Kind::WireGuard, .., Some(client)) => {
+                let core = scenario.hosts.get(&client.core).and_then(|host| host.core.as_ref());
+                let core = core.with_context(|| format!("host {} has no core", client.core))?;
+                let endpoint = core.endpoints.get(client.endpoint).context("the core has no such endpoint")?;
+                let text = format!(
+                    "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\nEndpoint = {endpoint}\n\
+                     AllowedIPs = 0.0.0.0/0, ::/0\nPersistentKeepalive = {}\n",
+                    self.secret(name).expose_base64(),
+                    self.secret(&client.core).public(),
+                    client.keepalive,
+                );
+                self.put(name, "wg.conf", &text, 0o600)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn put(&self, host: &str, file: &str, text: &str, mode: u32) -> Result<()> {
+        let path = self.folder.join(host).join(file);
+        let write = || {
+            std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&path)?;
+            std::io::Write::write_all(&mut file, text.as_bytes())
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn middlebox(&self, scenario: &Scenario, name: &str, middlebox: &Middlebox) -> Result<()> {
+        let core = scenario.hosts.get(&middlebox.core).and_then(|host| host.core.as_ref());
+        let core = core.with_context(|| format!("host {} has no core", middlebox.core))?;
+        let endpoints: Vec<String> = core.endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+        let mut text = format!(
+            "schema = 1\nprefixes = {}\nsecret_file = \"secret.key\"\nmiddlebox = {}\ncontrol = \"{}\"\n\
+             [tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = [{}]\n",
+            prefixes(&middlebox.prefixes),
+            middlebox.number,
+            self.control(name).display(),
+            middlebox.mtu,
+            middlebox.core,
+            self.secret(&middlebox.core).public(),
+            endpoints.join(", "),
+        );
+        for uplink in &middlebox.uplinks {
+            let _ = write!(text, "[[uplink]]\ninterface = \"{uplink}\"\n");
+        }
+        self.put(name, "config.toml", &text, 0o644)?;
+        self.put(name, "secret.key", &format!("{}\n", self.secret(name).expose_base64()), 0o600)
+    }
+
+    fn core(&self, scenario: &Scenario, name: &str, core: &Core) -> Result<()> {
+        let listen: Vec<String> = core
+            .endpoints
+            .iter()
+            .map(|endpoint| match endpoint.is_ipv4() {
+                true => format!("\"0.0.0.0:{}\"", endpoint.port()),
+                false => format!("\"[::]:{}\"", endpoint.port()),
+            })
+            .collect();
+        let mut text = format!(
+            "schema = 1\npop = {}\nprivate_key_file = \"private.key\"\nlisten = [{}]\nsites = \"sites.d\"\n\
+             withdraw_after = \"{}\"\ncontrol = \"{}\"\n[tun]\nname = \"msp0\"\nmtu = {}\n",
+            core.pop,
+            listen.join(", "),
+            core.withdraw_after,
+            self.control(name).display(),
+            core.mtu,
+        );
+        if let Some(bgp) = &core.bgp {
+            let neighbor = scenario.hosts.get(&bgp.neighbor).and_then(|host| host.bird.as_ref());
+            let neighbor = neighbor.with_context(|| format!("host {} has no bird", bgp.neighbor))?;
+            let _ = write!(
+                text,
+                "[bgp]\nlocal_as = {}\nrouter_id = \"{}\"\n[[bgp.neighbor]]\nname = \"{}\"\naddress = \"{}\"\n\
+                 remote_as = {}\nannounce = [\"sites\"]\n",
+                bgp.local_as, bgp.router_id, bgp.neighbor, bgp.neighbor_address, neighbor.local_as,
+            );
+            if let Some(next_hop) = bgp.next_hop_v4 {
+                let _ = writeln!(text, "next_hop_v4 = \"{next_hop}\"");
+            }
+            if let Some(next_hop) = bgp.next_hop_v6 {
+                let _ = writeln!(text, "next_hop_v6 = \"{next_hop}\"");
+            }
+        }
+        self.put(name, "config.toml", &text, 0o644)?;
+        self.put(name, "private.key", &format!("{}\n", self.secret(name).expose_base64()), 0o600)?;
+        for (site_name, site) in &core.sites {
+            let mut text = format!("schema = 1\nid = {}\nname = \"{site_name}\"\n", site.id);
+            if let Some(host) = &site.middlebox {
+                let middlebox = scenario.hosts.get(host).and_then(|host| host.middlebox.as_ref());
+                let middlebox = middlebox.with_context(|| format!("host {host} has no middlebox"))?;
+                let _ = writeln!(text, "prefixes = {}", prefixes(&middlebox.prefixes));
+                self.site_extras(site, &mut text);
+                let secret = self.secret(host);
+                let slots = (0..MAX_SLOTS as u8).map(|slot| format!("\"{}\"", secret.uplink(slot).public()));
+                let keys = slots.collect::<Vec<_>>().join(", ");
+                let _ = write!(text, "[middlebox]\nid = {}\nuplink_keys = [{keys}]\n", middlebox.number);
+                if let Some(prefer) = &site.prefer {
+                    let _ = writeln!(text, "prefer = {prefer:?}");
+                }
+            }
+            if let Some(host) = &site.client {
+                let client = scenario.hosts.get(host).and_then(|host| host.wireguard.as_ref());
+                let client = client.with_context(|| format!("host {host} has no wireguard section"))?;
+                let own: Vec<IpNet> = client.addresses.iter().map(IpNet::trunc).collect();
+                let _ = writeln!(text, "prefixes = {}", prefixes(&own));
+                self.site_extras(site, &mut text);
+                let _ = write!(text, "[client]\npublic_key = \"{}\"\n", self.secret(host).public());
+            }
+            self.put(&format!("{name}/sites.d"), &format!("{site_name}.toml"), &text, 0o644)?;
+        }
+        Ok(())
+    }
+
+    fn site_extras(&self, site: &crate::scenario::Site, text: &mut String) {
+        if let Some(after) = &site.withdraw_after {
+            let _ = writeln!(text, "withdraw_after = \"{after}\"");
+        }
+    }
+
+    /// Gives a started WireGuard client its key, peer, addresses and routes. Everything goes through the tunnel but the
+    /// tunnel itself.
+    pub fn configure_client(&self, network: &Network, name: &str, client: &WireGuard) -> Result<()> {
+        let node = network.host(name)?;
+        let conf = self.folder.join(name).join("wg.conf");
+        let set = node.spawn(Command::new("wg").args(["setconf", CLIENT_TUN]).arg(&conf))?.wait()?;
+        anyhow::ensure!(set.success(), "wg setconf failed on {name}: {set}");
+        let mut script = format!("link set {CLIENT_TUN} mtu 1380 up\n");
+        for address in &client.addresses {
+            let _ = writeln!(script, "address add {address} dev {CLIENT_TUN}");
+        }
+        for half in ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"] {
+            let _ = writeln!(script, "route add {half} dev {CLIENT_TUN}");
+        }
+        node.feed(&["ip", "-batch", "-"], &script)
+    }
+}
+
+fn prefixes(prefixes: &[IpNet]) -> String {
+    let quoted: Vec<String> = prefixes.iter().map(|prefix| format!("\"{prefix}\"")).collect();
+    format!("[{}]", quoted.join(", "))
+}

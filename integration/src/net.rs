@@ -1,0 +1,65 @@
+//! The network of a run: namespaces, links between them, addresses, routes, NAT and ingress filters.
+
+pub mod build;
+mod netlink;
+mod netns;
+
+pub use netlink::Netlink;
+pub use netns::Namespace;
+
+use crate::meter::Span;
+use serde::{Deserialize, Deserializer};
+
+/// What a link does to packets of one direction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Netem {
+    /// One-way delay.
+    pub delay: Span,
+    /// Its variation, to either side.
+    pub jitter: Span,
+    /// Whether packets keep their order under jitter.
+    pub ordered: bool,
+    /// The share that is lost, 0 to 1.
+    pub loss: f64,
+    /// Bits per second; `None`: no limit.
+    pub rate: Option<Rate>,
+    /// Packets that wait or are under way at most; more are dropped.
+    pub limit: u32,
+}
+
+/// A rate as scenario files write it: `"20mbit"`, `"800kbit"`, `"1gbit"`, or bits per second as a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub u64);
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Rate;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a rate such as \"20mbit\", \"800kbit\", or a number of bits per second above 0")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Rate, E> {
+                let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+                let factor = match unit.trim() {
+                    "" | "bit" => 1,
+                    "kbit" => 1_000,
+                    "mbit" => 1_000_000,
+                    "gbit" => 1_000_000_000,
+                    _ => return Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
+                };
+                match number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)) {
+                    Some(rate) if rate > 0 => Ok(Rate(rate)),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
+                }
+            }
+            fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Rate, E> {
+                match u64::try_from(n) {
+                    Ok(rate) if rate > 0 => Ok(Rate(rate)),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Signed(n), &self)),
+                }
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
+}

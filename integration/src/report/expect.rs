@@ -1,0 +1,245 @@
+//! Expectations: the bars of a scenario, and the verdict on each.
+
+use crate::meter::Span;
+use crate::report::BgpChange;
+use serde::{Deserialize, Serialize};
+
+/// One `[[expect]]` entry: at most one subject (`stream`, `tcp`, `ping`, `attack` or `node`) and one or more bars on
+/// it. Each bar makes an [`Outcome`] of its own.
+///
+/// ```toml
+/// [[expect]]
+/// stream = "down"
+/// longest_gap_ms = { max = 300 }
+/// lost = { max = 60 }
+/// back_within_ms = { after = "a_returns", max = 300 }
+///
+/// [[expect]]
+/// bgp = { prefix = "198.51.100.0/24", change = "withdrawn", after = "both_dead", min_s = 10, max_s = 11 }
+///
+/// [[expect]]
+/// node = "box"
+/// path_changes = { from = "5s", max = 3 }
+/// drops = { reason = "tun_source", min = 1000 }
+/// clean_exit = true
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// What it is about, in words, for the report.
+    pub title: Option<String>,
+    /// Where it is asserted; without it, bars on time are asserted in virtual time only, all others everywhere.
+    pub asserted: Option<Asserted>,
+
+    /// Subject: a `udp` traffic entry.
+    pub stream: Option<String>,
+    /// Subject: a `tcp` traffic entry.
+    pub tcp: Option<String>,
+    /// Subject: a `ping` traffic entry.
+    pub ping: Option<String>,
+    /// Subject: a `spoof`, `garbage` or `replay` traffic entry.
+    pub attack: Option<String>,
+    /// Subject: the host of a daemon.
+    pub node: Option<String>,
+
+    /// Only what happens from then on counts (for `lost`, `longest_gap_ms`).
+    pub from: Option<Moment>,
+    /// Only what happens before then counts (for `lost`, `longest_gap_ms`).
+    pub until: Option<Moment>,
+
+    /// Stream or ping: longest gap, in milliseconds.
+    pub longest_gap_ms: Option<Bar>,
+    /// Stream or ping: packets lost.
+    pub lost: Option<Bar>,
+    /// Stream or ping: packets lost, as a share of those sent, in percent.
+    pub lost_percent: Option<Bar>,
+    /// Stream or ping: distinct packets that arrived.
+    pub received: Option<Bar>,
+    /// Stream or ping: second copies.
+    pub duplicated: Option<Bar>,
+    /// Stream: packets out of order.
+    pub reordered: Option<Bar>,
+    /// Stream: packets that came to the wrong receiver, or changed on the way.
+    pub misdelivered: Option<Bar>,
+    /// Stream: packets whose DSCP was changed.
+    pub remarked: Option<Bar>,
+    /// Stream or ping: median delay (for a ping: round-trip time), in milliseconds.
+    pub delay_p50_ms: Option<Bar>,
+    /// The 95th percentile.
+    pub delay_p95_ms: Option<Bar>,
+    /// The 99th percentile.
+    pub delay_p99_ms: Option<Bar>,
+    /// The longest.
+    pub delay_max_ms: Option<Bar>,
+    /// Stream or ping: time from a named event to the next arrival, in milliseconds.
+    pub back_within_ms: Option<EventBar>,
+    /// Stream or attack: hosts that may see its packets, of all that receive or watch; an empty list: nobody may.
+    pub delivered_only_to: Option<Vec<String>>,
+
+    /// One tcp entry, or without a subject all of them: connections broken.
+    pub tcp_broken: Option<Bar>,
+    /// The same: downloads completed.
+    pub tcp_completed: Option<Bar>,
+    /// The same: octets received.
+    pub tcp_bytes: Option<Bar>,
+    /// The same: longest stall, in milliseconds.
+    pub tcp_stall_ms: Option<Bar>,
+
+    /// Attack: packets sent (so that an attack that did not happen does not pass).
+    pub sent: Option<Bar>,
+    /// Attack: datagrams recorded for replay.
+    pub recorded: Option<Bar>,
+    /// Attack: datagrams that came back.
+    pub replies: Option<Bar>,
+
+    /// Node: changes of path.
+    pub path_changes: Option<PathChanges>,
+    /// Node: packets dropped for a reason.
+    pub drops: Option<DropsExpect>,
+    /// Node: every exit of its daemon was clean and left nothing over; `true` is the only sensible value.
+    pub clean_exit: Option<bool>,
+
+    /// A route came or went at the right time.
+    pub bgp: Option<BgpExpect>,
+}
+
+/// Where a bar is asserted; elsewhere it is only reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Asserted {
+    /// On every kernel.
+    Always,
+    /// In virtual time.
+    Virtual,
+    /// Nowhere.
+    Never,
+}
+
+/// Bounds, both inclusive; at least one is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bar {
+    /// At least.
+    pub min: Option<f64>,
+    /// At most.
+    pub max: Option<f64>,
+}
+
+/// Bounds on the time after an event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventBar {
+    /// The event, or a time.
+    pub after: Moment,
+    /// At least, in the unit of the measure.
+    pub min: Option<f64>,
+    /// At most.
+    pub max: Option<f64>,
+}
+
+/// A moment of a run: a time since the start of its traffic, or the name of a timeline event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Moment {
+    /// A time.
+    At(Span),
+    /// The first event of that name.
+    Event(String),
+}
+
+/// Bounds on changes of path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathChanges {
+    /// Towards which peer; without it, all of them together.
+    pub peer: Option<String>,
+    /// Counted from then on; without it, from the first status seen.
+    pub from: Option<Moment>,
+    /// Counted until then; without it, until the last status seen.
+    pub until: Option<Moment>,
+    /// At least.
+    pub min: Option<f64>,
+    /// At most.
+    pub max: Option<f64>,
+}
+
+/// Bounds on a counter of drops.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DropsExpect {
+    /// The counter: a name of [`proto::DropReason`], or several of which the sum counts.
+    pub reason: OneOrMore,
+    /// At least.
+    pub min: Option<f64>,
+    /// At most.
+    pub max: Option<f64>,
+}
+
+/// A name or a list of names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore {
+    /// One.
+    One(String),
+    /// Several.
+    More(Vec<String>),
+}
+
+/// A route coming or going. Measured: seconds from `after` to the first such change at or after it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BgpExpect {
+    /// The prefix, as BIRD writes it.
+    pub prefix: String,
+    /// What must happen to it.
+    pub change: BgpChange,
+    /// After what.
+    pub after: Moment,
+    /// Not sooner.
+    pub min_s: Option<f64>,
+    /// Not later.
+    pub max_s: Option<f64>,
+    /// It must not happen at all, until the end of the run; without `min_s` and `max_s`.
+    #[serde(default)]
+    pub never: bool,
+}
+
+/// The verdict on one bar.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What was judged: "stream down: longest gap".
+    pub what: String,
+    /// The bar, in words: "at most 300 ms".
+    pub bar: String,
+    /// What was measured, in the bar's unit; `None`: it never happened, or could not be measured.
+    pub measured: Option<f64>,
+    /// The unit of `measured`: "ms", "s", "%", "packets", ….
+    pub unit: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What else is to say, such as why it could not be judged.
+    pub note: String,
+}
+
+/// Whether a bar was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Met.
+    Pass,
+    /// Not met.
+    Fail,
+    /// Met, but not asserted on this kernel.
+    ReportedMet,
+    /// Not met, but not asserted on this kernel.
+    ReportedMissed,
+    /// The expectation names something that the run has not, or bounds nothing: the scenario is wrong. Never a pass.
+    Error,
+}
+
+impl Verdict {
+    /// The run may count as good.
+    pub fn is_ok(self) -> bool {
+        !matches!(self, Verdict::Fail | Verdict::Error)
+    }
+}

@@ -1,0 +1,203 @@
+//! The report: what a run showed, as data, as a verdict, as a picture, and in words.
+//!
+//! [`Report`] is the JSON document that `--json` writes. [`evaluate`] judges it by the scenario's [`Expect`] entries.
+
+mod expect;
+mod judge;
+mod plot;
+mod summary;
+mod svg;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use expect::{
+    Asserted, Bar, BgpExpect, DropsExpect, EventBar, Expect, Moment, OneOrMore, Outcome, PathChanges, Verdict,
+};
+
+pub use judge::evaluate;
+pub use plot::{html, svg};
+pub use summary::{Spread, spreads, summary, summary_of_runs};
+pub use table::Table;
+
+use summary::figure;
+
+use crate::meter::TrafficResults;
+use proto::PathState;
+use proto::snapshot::Snapshot;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The version of [`Report`] that this code writes. It changes when a field is renamed, removed or changes its meaning;
+/// a new field does not change it.
+pub const SCHEMA: u32 = 1;
+
+/// Everything that a run showed. Times are milliseconds since the start of the run's traffic; before it, negative.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What ran, and where.
+    pub run: Run,
+    /// What its traffic met.
+    #[serde(flatten)]
+    pub traffic: TrafficResults,
+    /// Routes as BIRD saw them come and go, in order of time.
+    pub bgp: Vec<BgpEvent>,
+    /// The daemons' status, in order of time.
+    pub status: Vec<StatusSample>,
+    /// What the timeline did, in order of time.
+    pub events: Vec<TimelineEvent>,
+    /// How daemons ended, in order of time.
+    pub exits: Vec<Exit>,
+    /// Each expectation with its verdict; see [`evaluate`].
+    pub outcomes: Vec<Outcome>,
+    /// What a reader must know to read this right.
+    pub notes: Vec<String>,
+}
+
+/// What ran, and where.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// The scenario's name.
+    pub scenario: String,
+    /// What it shows, in a line.
+    pub title: String,
+    /// The seed.
+    pub seed: u64,
+    /// The kernel it ran on.
+    pub kernel: Kernel,
+    /// The git revision of the project, with "-dirty" behind it if files were changed; `None` outside a repository.
+    pub revision: Option<String>,
+    /// When it ran: UTC, RFC 3339.
+    pub when: String,
+    /// Numbers of the scenario that were set from outside, as KEY and VALUE.
+    pub set: BTreeMap<String, String>,
+    /// How long its traffic lasted, in milliseconds.
+    pub length_ms: f64,
+}
+
+/// The kernel that a run had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kernel {
+    /// The machine's own.
+    #[default]
+    Native,
+    /// User-Mode Linux on the machine's clock.
+    Uml,
+    /// User-Mode Linux in virtual time: a deadline missed here is the software's fault, not the machine's load.
+    Virtual,
+}
+
+/// A route that BIRD learnt or lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BgpEvent {
+    /// When.
+    pub at_ms: f64,
+    /// The prefix, as BIRD writes it ("198.51.100.0/24").
+    pub prefix: String,
+    /// Come or gone.
+    pub change: BgpChange,
+}
+
+/// What happened to a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BgpChange {
+    /// It came.
+    Announced,
+    /// It went.
+    Withdrawn,
+}
+
+/// A daemon's status at a moment, as much of it as expectations and pictures need.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusSample {
+    /// When.
+    pub at_ms: f64,
+    /// The host of the daemon.
+    pub node: String,
+    /// Drops that no peer is to blame for, by reason; those of zero left out.
+    pub drops: BTreeMap<String, u64>,
+    /// Its peers.
+    pub peers: Vec<PeerSample>,
+}
+
+/// A peer at a moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerSample {
+    /// Its name.
+    pub name: String,
+    /// At least one path is up.
+    pub reachable: bool,
+    /// The slot that new flows take.
+    pub current_slot: Option<u8>,
+    /// Changes of that slot since the daemon's start.
+    pub path_changes: u64,
+    /// What was dropped of this peer's, by reason; those of zero left out.
+    pub drops: BTreeMap<String, u64>,
+    /// Its paths.
+    pub paths: Vec<PathSample>,
+}
+
+/// A path at a moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PathSample {
+    /// The uplink slot of the box.
+    pub slot: u8,
+    /// Its state.
+    pub state: PathState,
+    /// Smoothed round-trip time.
+    pub rtt_ms: Option<f64>,
+    /// Share lost, 0 to 1.
+    pub loss: Option<f64>,
+}
+
+impl StatusSample {
+    /// What a daemon's `status` showed: its `node` part.
+    pub fn new(at_ms: f64, node: &str, snapshot: &Snapshot) -> Self {
+        let nonzero = |drops: &proto::Drops| {
+            drops.iter().filter(|&(_, n)| n > 0).map(|(reason, n)| (reason.name().to_owned(), n)).collect()
+        };
+        let peers = snapshot.peers.iter().map(|peer| PeerSample {
+            name: peer.name.clone(),
+            reachable: peer.reachable,
+            current_slot: peer.current_slot,
+            path_changes: peer.path_changes,
+            drops: nonzero(&peer.drops),
+            paths: peer
+                .paths
+                .iter()
+                .map(|p| PathSample { slot: p.id.slot, state: p.state, rtt_ms: p.rtt_ms, loss: p.loss })
+                .collect(),
+        });
+        StatusSample { at_ms, node: node.to_owned(), drops: nonzero(&snapshot.drops), peers: peers.collect() }
+    }
+}
+
+/// Something that the timeline did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimelineEvent {
+    /// When it was done.
+    pub at_ms: f64,
+    /// The name by which expectations refer to it; need not be unique (the first one counts).
+    pub name: String,
+    /// What it was, in a few words, for the picture.
+    pub label: String,
+}
+
+/// How a daemon ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    /// When.
+    pub at_ms: f64,
+    /// The host of the daemon.
+    pub node: String,
+    /// It was asked to end and did so with status 0 in time, or was killed on purpose.
+    pub clean: bool,
+    /// What happened, in words.
+    pub how: String,
+    /// What it left on the host: rules, routes, interfaces, sockets.
+    pub left_over: Vec<String>,
+}

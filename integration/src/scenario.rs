@@ -1,0 +1,592 @@
+//! Scenarios: what stands where, what happens when, what goes over it, and what must come of it. Data, not code.
+//!
+//! A scenario file may build on another (`base = "two-isps"`): tables are merged, everything else is replaced. Any
+//! value can be set from outside by its dotted path. [`load`] does both, and refuses keys that nobody reads.
+
+mod load;
+
+pub use load::{Loaded, list, load};
+
+use crate::meter::{Span, Traffic};
+use crate::net::{Netem, Rate};
+use crate::report::Expect;
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The version of scenario files that this code reads.
+pub const SCHEMA: u32 = 1;
+
+/// A scenario, merged and checked.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What it shows, in a line.
+    pub about: String,
+    /// The topology that it builds on; read before the merge.
+    #[serde(rename = "base")]
+    pub _base: Option<String>,
+    /// How long the traffic lasts.
+    #[serde(default = "default_length")]
+    pub length: Span,
+    /// How long receivers wait for stragglers afterwards.
+    #[serde(default = "default_drain")]
+    pub drain: Span,
+    /// How many runs are needed to judge it; `--runs` overrides.
+    #[serde(default = "one")]
+    pub runs: u32,
+    /// `cargo lab test` runs it.
+    #[serde(default = "yes")]
+    pub test: bool,
+    /// Our daemons are started; without, only the network and what is not ours stands.
+    #[serde(default = "yes")]
+    pub daemons: bool,
+    /// The hosts whose daemons are started at the beginning; without it, all of them.
+    pub start: Option<Vec<String>>,
+    /// Wait until the daemons have a path before traffic starts.
+    #[serde(default = "yes")]
+    pub wait_for_paths: bool,
+    /// The hosts, each a network namespace.
+    pub hosts: BTreeMap<String, Host>,
+    /// The links between them, each a veth pair.
+    pub links: BTreeMap<String, Link>,
+    /// What happens when.
+    #[serde(default)]
+    pub timeline: Vec<Step>,
+    /// What goes over it.
+    #[serde(default)]
+    pub traffic: Vec<Traffic>,
+    /// What must come of it.
+    #[serde(default)]
+    pub expect: Vec<Expect>,
+}
+
+/// Long enough for a cut and what follows it.
+fn default_length() -> Span {
+    Span::seconds(10)
+}
+
+/// Longer than any queue of the scenarios holds a packet.
+fn default_drain() -> Span {
+    Span::seconds(1)
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A host. The section that it has (`middlebox`, `core`, …) says what runs there; without one it is a plain host.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Forwards packets (a router); the sections below that need it imply it.
+    #[serde(default)]
+    pub forward: bool,
+    /// The interface whose first addresses are the host's own for traffic; without it, the first by name that has some.
+    pub main: Option<String>,
+    /// Further routes.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+    /// An ISP's router.
+    pub isp: Option<Isp>,
+    /// A middlebox, `mspmb`.
+    pub middlebox: Option<Middlebox>,
+    /// A point of presence, `msp-core`.
+    pub core: Option<Core>,
+    /// A transit's router: BIRD.
+    pub bird: Option<Bird>,
+    /// A plain WireGuard client: wireguard-go.
+    pub wireguard: Option<WireGuard>,
+}
+
+/// A route.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// A prefix, or "default" of the family of `via`.
+    pub to: String,
+    /// The next hop.
+    pub via: IpAddr,
+    /// The interface, where the next hop alone does not tell.
+    pub interface: Option<String>,
+    /// Lower wins.
+    pub metric: Option<u32>,
+}
+
+/// What an ISP's router does.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Isp {
+    /// The interface towards the customer.
+    pub customer: String,
+    /// The interface towards the rest of the world.
+    pub network: String,
+    /// IPv4 goes out with the router's own address.
+    #[serde(default)]
+    pub nat: bool,
+    /// The sources that are let in from the customer (BCP 38); none given: all.
+    #[serde(default)]
+    pub ingress: Vec<IpNet>,
+}
+
+/// What a box is told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Middlebox {
+    /// Its number at the provider.
+    pub number: u32,
+    /// The host of its core.
+    pub core: String,
+    /// Its uplinks, in order of preference.
+    pub uplinks: Vec<String>,
+    /// The site's own prefixes.
+    pub prefixes: Vec<IpNet>,
+    /// The TUN's MTU.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+}
+
+fn default_mtu() -> u16 {
+    1380
+}
+
+/// What a core is told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Core {
+    /// Its number at the provider.
+    pub pop: u32,
+    /// Where it is reached, in the order in which boxes prefer it.
+    pub endpoints: Vec<SocketAddr>,
+    /// How long the last path may be down before a site's prefixes are withdrawn: a time or "never".
+    pub withdraw_after: String,
+    /// The TUN's MTU.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+    /// Its sites, by name.
+    pub sites: BTreeMap<String, Site>,
+    /// Its BGP session.
+    pub bgp: Option<Bgp>,
+}
+
+/// A site as its core knows it: exactly one of `middlebox` and `client` names its host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Site {
+    /// Its number.
+    pub id: u32,
+    /// The host of its box.
+    pub middlebox: Option<String>,
+    /// The host of its WireGuard client.
+    pub client: Option<String>,
+    /// Overrides the core's.
+    pub withdraw_after: Option<String>,
+    /// Slots in order of preference, for packets to the site.
+    pub prefer: Option<Vec<u8>>,
+}
+
+/// A core's BGP session.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bgp {
+    /// The core's AS.
+    pub local_as: u32,
+    /// The core's identifier.
+    pub router_id: Ipv4Addr,
+    /// The host of the neighbour, which has a `bird` section.
+    pub neighbor: String,
+    /// The neighbour's address.
+    pub neighbor_address: IpAddr,
+    /// The next hop announced for IPv4.
+    pub next_hop_v4: Option<Ipv4Addr>,
+    /// The next hop announced for IPv6.
+    pub next_hop_v6: Option<Ipv6Addr>,
+}
+
+/// What BIRD is told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bird {
+    /// Its AS.
+    pub local_as: u32,
+    /// Its identifier.
+    pub router_id: Ipv4Addr,
+    /// The core's AS.
+    pub core_as: u32,
+    /// The core's address.
+    pub core_address: IpAddr,
+    /// The interface towards the core.
+    pub interface: String,
+    /// The next hop that it announces for IPv6.
+    pub next_hop_v6: Option<Ipv6Addr>,
+}
+
+/// What a WireGuard client is told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WireGuard {
+    /// The host of its core.
+    pub core: String,
+    /// Its addresses inside; they are its site's prefixes.
+    pub addresses: Vec<IpNet>,
+    /// Which of the core's endpoints it uses.
+    #[serde(default)]
+    pub endpoint: usize,
+    /// Seconds between keepalives, as a client behind NAT has them.
+    #[serde(default = "default_keepalive")]
+    pub keepalive: u16,
+}
+
+/// What WireGuard's own quick start recommends behind NAT.
+fn default_keepalive() -> u16 {
+    25
+}
+
+/// A link. What it does to packets is for both directions, unless `up` (from near to far) or `down` says otherwise.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// The end nearer to the site.
+    pub near: End,
+    /// The other.
+    pub far: End,
+    /// The MTU of both ends.
+    pub mtu: Option<u32>,
+    /// One-way delay.
+    pub delay: Option<Span>,
+    /// Its variation, to either side.
+    pub jitter: Option<Span>,
+    /// Whether packets keep their order under jitter (default: they do).
+    pub ordered: Option<bool>,
+    /// The share lost, 0 to 1.
+    pub loss: Option<f64>,
+    /// Bits per second.
+    pub rate: Option<Rate>,
+    /// Packets that wait or are under way at most.
+    pub limit: Option<u32>,
+    /// From near to far.
+    #[serde(default)]
+    pub up: Change,
+    /// From far to near.
+    #[serde(default)]
+    pub down: Change,
+}
+
+/// An end of a link.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    /// The host.
+    pub host: String,
+    /// The interface's name there.
+    pub interface: String,
+    /// Its addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpNet>,
+}
+
+/// What one direction of a link does differently.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// One-way delay.
+    pub delay: Option<Span>,
+    /// Its variation, to either side.
+    pub jitter: Option<Span>,
+    /// Whether packets keep their order under jitter.
+    pub ordered: Option<bool>,
+    /// The share lost, 0 to 1.
+    pub loss: Option<f64>,
+    /// Bits per second.
+    pub rate: Option<Rate>,
+    /// Packets that wait or are under way at most.
+    pub limit: Option<u32>,
+}
+
+/// A direction of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From near to far.
+    Up,
+    /// From far to near.
+    Down,
+}
+
+/// netem counts packets under way too, so this is 100 ms of a gigabit of full packets.
+const DEFAULT_LIMIT: u32 = 10_000;
+
+impl Link {
+    /// What the link does in a direction as the file has it.
+    pub fn netem(&self, direction: Direction) -> Netem {
+        let own = match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        };
+        Netem {
+            delay: own.delay.or(self.delay).unwrap_or_default(),
+            jitter: own.jitter.or(self.jitter).unwrap_or_default(),
+            ordered: own.ordered.or(self.ordered).unwrap_or(true),
+            loss: own.loss.or(self.loss).unwrap_or_default(),
+            rate: own.rate.or(self.rate),
+            limit: own.limit.or(self.limit).unwrap_or(DEFAULT_LIMIT),
+        }
+    }
+}
+
+impl Change {
+    /// Applies the change to what is in force.
+    pub fn apply(&self, netem: &Netem) -> Netem {
+        Netem {
+            delay: self.delay.unwrap_or(netem.delay),
+            jitter: self.jitter.unwrap_or(netem.jitter),
+            ordered: self.ordered.unwrap_or(netem.ordered),
+            loss: self.loss.unwrap_or(netem.loss),
+            rate: self.rate.or(netem.rate),
+            limit: self.limit.unwrap_or(netem.limit),
+        }
+    }
+}
+
+/// One entry of the timeline.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// When, since the start of the traffic: a time, or `{ from, to }` between which the seed draws one.
+    pub at: At,
+    /// What.
+    #[serde(rename = "do")]
+    pub action: Action,
+    /// The name by which expectations refer to it; without it, what was done and to what ("cut isp-a").
+    pub name: Option<String>,
+    /// The link it is done to.
+    pub link: Option<String>,
+    /// Or several links at the same moment.
+    pub links: Option<Vec<String>>,
+    /// The host it is done to.
+    pub host: Option<String>,
+    /// flap: the time between changes.
+    pub period: Option<Span>,
+    /// flap: for how long; at its end the link works.
+    #[serde(rename = "for")]
+    pub duration: Option<Span>,
+    /// netem: what becomes different, in both directions.
+    #[serde(default)]
+    pub both: Change,
+    /// netem: what becomes different from near to far.
+    #[serde(default)]
+    pub up: Change,
+    /// netem: what becomes different from far to near.
+    #[serde(default)]
+    pub down: Change,
+    /// exec: what is run in the host's namespace; it must end with status 0.
+    pub command: Option<Vec<String>>,
+}
+
+/// A moment of the timeline.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a time such as \"5s\", or { from = \"5s\", to = \"6s\" } between which the seed draws one"
+)]
+pub enum At {
+    /// At that time.
+    Time(Span),
+    /// Somewhere in between.
+    Between(Between),
+}
+
+/// Bounds of a moment.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Between {
+    /// Not before.
+    pub from: Span,
+    /// Not after.
+    pub to: Span,
+}
+
+/// What a timeline entry does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// A link carries nothing any more, in silence.
+    Cut,
+    /// From near to far it carries nothing any more.
+    CutUp,
+    /// From far to near it carries nothing any more.
+    CutDown,
+    /// The near end loses carrier.
+    CarrierDown,
+    /// A link is as the file has it again, carrier included.
+    Heal,
+    /// A link comes and goes: cut, healed, cut, … each `period`.
+    Flap,
+    /// The same with carrier.
+    FlapCarrier,
+    /// A link's settings change.
+    Netem,
+    /// A daemon is asked to end, and started again when it has.
+    Restart,
+    /// A daemon is killed (SIGKILL).
+    Kill,
+    /// A daemon is asked to end.
+    Stop,
+    /// A daemon is started.
+    Start,
+    /// A daemon is told to read its files again (SIGHUP).
+    Reload,
+    /// A command is run on a host.
+    Exec,
+    /// Nothing: gives a moment a name.
+    Mark,
+}
+
+impl Step {
+    /// The links that it is done to.
+    pub fn links(&self) -> impl Iterator<Item = &str> {
+        self.link.iter().map(String::as_str).chain(self.links.iter().flatten().map(String::as_str))
+    }
+
+    /// What is done and to what.
+    pub fn label(&self) -> String {
+        let action = match self.action {
+            Action::Cut => "cut",
+            Action::CutUp => "cut up",
+            Action::CutDown => "cut down",
+            Action::CarrierDown => "carrier down",
+            Action::Heal => "heal",
+            Action::Flap => "flap",
+            Action::FlapCarrier => "flap carrier",
+            Action::Netem => "netem",
+            Action::Restart => "restart",
+            Action::Kill => "kill -9",
+            Action::Stop => "stop",
+            Action::Start => "start",
+            Action::Reload => "reload",
+            Action::Exec => "exec",
+            Action::Mark => "mark",
+        };
+        let mut label = action.to_owned();
+        for of in self.links().chain(self.host.as_deref()) {
+            label.push(' ');
+            label.push_str(of);
+        }
+        label
+    }
+}
+
+impl Scenario {
+    /// What the types alone do not rule out. Returns what is wrong, and the dotted path of the place.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let host = |name: &str, at: String| match self.hosts.contains_key(name) {
+            true => Ok(()),
+            false => Err((at, format!("there is no host \"{name}\"; there are {}", names(self.hosts.keys())))),
+        };
+        if self.schema != SCHEMA {
+            return Err(("schema".into(), format!("schema is {}, but this lab reads schema {SCHEMA}", self.schema)));
+        }
+        for (name, link) in &self.links {
+            host(&link.near.host, format!("links.{name}.near.host"))?;
+            host(&link.far.host, format!("links.{name}.far.host"))?;
+        }
+        for (number, step) in self.timeline.iter().enumerate() {
+            let at = |key: &str| format!("timeline.{number}.{key}");
+            for link in step.links() {
+                if !self.links.contains_key(link) {
+                    let all = names(self.links.keys());
+                    return Err((at("link"), format!("there is no link \"{link}\"; there are {all}")));
+                }
+            }
+            if let Some(name) = &step.host {
+                host(name, at("host"))?;
+            }
+            use Action::*;
+            let lacks = match step.action {
+                Cut | CutUp | CutDown | CarrierDown | Heal | Netem if step.links().next().is_none() => Some("link"),
+                Flap | FlapCarrier if step.links().next().is_none() => Some("link"),
+                Flap | FlapCarrier if step.period.is_none_or(|p| p.0.is_zero()) => Some("period"),
+                Flap | FlapCarrier if step.duration.is_none() => Some("for"),
+                Restart | Kill | Stop | Start | Reload | Exec if step.host.is_none() => Some("host"),
+                Exec if step.command.as_ref().is_none_or(Vec::is_empty) => Some("command"),
+                Mark if step.name.is_none() => Some("name"),
+                _ => None,
+            };
+            if let Some(key) = lacks {
+                return Err((at("do"), format!("{} needs `{key}`", step.label())));
+            }
+            if let At::Between(between) = step.at
+                && between.from > between.to
+            {
+                return Err((at("at"), format!("from {} is after to {}", between.from, between.to)));
+            }
+        }
+        for (name, it) in &self.hosts {
+            if let Some(middlebox) = &it.middlebox {
+                self.core_at(&middlebox.core, format!("hosts.{name}.middlebox.core"))?;
+            }
+            if let Some(client) = &it.wireguard {
+                let core = self.core_at(&client.core, format!("hosts.{name}.wireguard.core"))?;
+                if client.endpoint >= core.endpoints.len() {
+                    let count = core.endpoints.len();
+                    let at = format!("hosts.{name}.wireguard.endpoint");
+                    return Err((at, format!("core {} has {count} endpoints, counted from 0", client.core)));
+                }
+            }
+            for (site_name, site) in it.core.iter().flat_map(|core| &core.sites) {
+                let at = format!("hosts.{name}.core.sites.{site_name}");
+                let is = |host: &str, test: fn(&Host) -> bool| self.hosts.get(host).is_some_and(test);
+                match (&site.middlebox, &site.client) {
+                    (Some(host), None) if is(host, |h| h.middlebox.is_some()) => {}
+                    (None, Some(host)) if is(host, |h| h.wireguard.is_some()) => {}
+                    _ => {
+                        return Err((
+                            at,
+                            "a site names exactly one host: `middlebox`, one with a middlebox section, or \
+                                         `client`, one with a wireguard section"
+                                .into(),
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn core_at(&self, name: &str, at: String) -> Result<&Core, (String, String)> {
+        let core = self.hosts.get(name).and_then(|host| host.core.as_ref());
+        core.ok_or_else(|| (at, format!("\"{name}\" is not a host with a core section")))
+    }
+
+    /// A host's own addresses for traffic: of IPv4 and of IPv6.
+    pub fn addresses(&self, host: &str) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        let main = self.hosts.get(host).and_then(|h| h.main.as_deref());
+        let ends = self.links.values().flat_map(|link| [&link.near, &link.far]);
+        let inside = self.hosts.get(host).and_then(|h| h.wireguard.as_ref()).map(|w| w.addresses.as_slice());
+        let addresses: Vec<IpAddr> = match inside {
+            Some(inside) => inside.iter().map(IpNet::addr).collect(),
+            None => ends
+                .filter(|end| end.host == host && main.is_none_or(|main| main == end.interface))
+                .flat_map(|end| end.addresses.iter().map(IpNet::addr))
+                .collect(),
+        };
+        let v4 = addresses.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+        let v6 = addresses.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
+        (v4, v6)
+    }
+
+    /// Whether our own daemons take part.
+    pub fn has_daemons(&self) -> bool {
+        self.daemons && self.hosts.values().any(|host| host.middlebox.is_some() || host.core.is_some())
+    }
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    names.map(String::as_str).collect::<Vec<_>>().join(", ")
+}

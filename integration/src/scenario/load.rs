@@ -1,0 +1,300 @@
+//! Reading scenario files: base and overlay merged, values set from outside, every error with its place.
+
+use super::Scenario;
+use anyhow::{Context, Result, anyhow, bail};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml_edit::{Document, DocumentMut, Item, TableLike, Value};
+
+/// A scenario that was read.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The file's name without its ending.
+    pub name: String,
+    /// What it says.
+    pub scenario: Scenario,
+    /// Base, file and settings as one TOML document, which [`Loaded::parse`] reads again.
+    pub merged: String,
+    /// What was set from outside.
+    pub set: BTreeMap<String, String>,
+}
+
+/// A file, kept for its places.
+struct Source {
+    path: PathBuf,
+    document: Document<String>,
+}
+
+impl Loaded {
+    /// Reads what another process of the lab has merged and checked.
+    pub fn parse(name: &str, merged: &str) -> Result<Scenario> {
+        toml_edit::de::from_str(merged).with_context(|| format!("cannot read the merged scenario {name}"))
+    }
+}
+
+/// Where the project keeps its own.
+fn folder(kind: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(kind)
+}
+
+/// The project's scenarios: names and files, sorted.
+pub fn list() -> Result<Vec<(String, PathBuf)>> {
+    let folder = folder("scenarios");
+    let mut all = Vec::new();
+    for entry in folder.read_dir().with_context(|| format!("cannot list the scenarios in {}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            all.push((stem(&path), path));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Reads a scenario, by the name of one of the project's or by a file, and sets values in it (`KEY=VALUE`).
+pub fn load(name_or_file: &str, set: &[String]) -> Result<Loaded> {
+    let path = match Path::new(name_or_file) {
+        file if file.extension().is_some() || name_or_file.contains('/') => file.to_owned(),
+        _ => folder("scenarios").join(format!("{name_or_file}.toml")),
+    };
+    if !path.exists() {
+        bail!(
+            "there is no scenario {name_or_file} ({} does not exist); `cargo lab list` shows them all",
+            path.display()
+        );
+    }
+    let mut sources = vec![read(&path)?];
+    if let Some(base) = sources[0].document.get("base") {
+        let name = base.as_str().ok_or_else(|| at_path(&sources, &["base"], "base must be the name of a topology"))?;
+        let file = match name.ends_with(".toml") {
+            true => path.parent().unwrap_or(Path::new(".")).join(name),
+            false => folder("topologies").join(format!("{name}.toml")),
+        };
+        if !file.exists() {
+            let text = format!("there is no topology \"{name}\" ({} does not exist)", file.display());
+            return Err(at_path(&sources, &["base"], &text));
+        }
+        sources.push(read(&file)?);
+    }
+    let mut merged = DocumentMut::new();
+    for source in sources.iter().rev() {
+        merge(merged.as_table_mut(), source.document.as_table());
+    }
+    let mut settings = BTreeMap::new();
+    for setting in set {
+        let (key, value) = setting
+            .split_once('=')
+            .with_context(|| format!("--set {setting}: expected KEY=VALUE, with a dotted KEY"))?;
+        put(merged.as_item_mut(), key, value).with_context(|| format!("--set {setting}"))?;
+        settings.insert(key.to_owned(), value.to_owned());
+    }
+    let merged = merged.to_string();
+    // Deserialised from the document and not from its text, so that an error comes with the path of its place.
+    let document: DocumentMut = merged.parse().context("the merged scenario is not TOML: this is a bug of the lab")?;
+    let scenario: Scenario =
+        serde_path_to_error::deserialize(toml_edit::de::Deserializer::from(document)).map_err(|e| {
+            let path = e.path().to_string();
+            let path: Vec<&str> = path.split(['.', '[', ']']).filter(|part| !part.is_empty()).collect();
+            at_path(&sources, &path, &e.into_inner().to_string())
+        })?;
+    scenario.check().map_err(|(path, text)| at_path(&sources, &path.split('.').collect::<Vec<_>>(), &text))?;
+    Ok(Loaded { name: stem(&path), scenario, merged, set: settings })
+}
+
+fn read(path: &Path) -> Result<Source> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let document = Document::parse(text.clone()).map_err(|e| {
+        let line = e.span().map_or(1, |span| line_of(&text, &span));
+        anyhow!("{}:{line}: {}", path.display(), e.message())
+    })?;
+    Ok(Source { path: path.to_owned(), document })
+}
+
+/// Tables are merged, everything else is replaced.
+fn merge(into: &mut dyn TableLike, from: &dyn TableLike) {
+    for (key, item) in from.iter() {
+        match (into.get_mut(key).and_then(Item::as_table_like_mut), item.as_table_like()) {
+            (Some(into), Some(from)) => merge(into, from),
+            _ => {
+                // Without its position, which would be one of another file.
+                let mut item = item.clone();
+                forget_position(&mut item);
+                into.insert(key, item);
+            }
+        }
+    }
+}
+
+fn forget_position(item: &mut Item) {
+    match item {
+        Item::Table(table) => {
+            table.set_position(None);
+            table.iter_mut().for_each(|(_, item)| forget_position(item));
+        }
+        Item::ArrayOfTables(tables) => {
+            for table in tables.iter_mut() {
+                table.set_position(None);
+                table.iter_mut().for_each(|(_, item)| forget_position(item));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Sets one value. All but the last part of the path must be there; whether the last one has a meaning, the types tell.
+fn put(root: &mut Item, key: &str, value: &str) -> Result<()> {
+    // What is no TOML value is a string: nobody wants to write '"50ms"' in a shell.
+    let value: Value = value.parse().unwrap_or_else(|_| Value::from(value));
+    let (parent, last) = key.rsplit_once('.').map_or((None, key), |(parent, last)| (Some(parent), last));
+    let mut item = root;
+    for part in parent.iter().flat_map(|parent| parent.split('.')) {
+        let there = parts(item);
+        item = child(item, part).ok_or_else(|| anyhow!("{key} does not exist: no \"{part}\" among {there}"))?;
+    }
+    let there = parts(item);
+    if let Some(child) = child(item, last) {
+        *child = Item::Value(value);
+    } else if let Some(table) = item.as_table_like_mut() {
+        table.insert(last, Item::Value(value));
+    } else {
+        bail!("{key} does not exist: no \"{last}\" among {there}");
+    }
+    Ok(())
+}
+
+fn child<'a>(item: &'a mut Item, part: &str) -> Option<&'a mut Item> {
+    match part.parse::<usize>() {
+        Ok(index) => item.get_mut(index),
+        Err(_) => item.as_table_like_mut()?.get_mut(part),
+    }
+}
+
+fn parts(item: &Item) -> String {
+    match (item.as_table_like(), item.as_array(), item.as_array_of_tables()) {
+        (Some(table), _, _) => table.iter().map(|(key, _)| key.to_owned()).collect::<Vec<_>>().join(", "),
+        (_, Some(array), _) => format!("0 to {}", array.len().saturating_sub(1)),
+        (_, _, Some(tables)) => format!("0 to {}", tables.len().saturating_sub(1)),
+        _ => "(it is a single value)".into(),
+    }
+}
+
+/// An error with the file and the line of the deepest part of `path` that is written anywhere.
+fn at_path(sources: &[Source], path: &[&str], text: &str) -> anyhow::Error {
+    let text = text.trim();
+    let mut best: Option<(usize, &Source, usize)> = None;
+    for source in sources {
+        let mut table: &dyn TableLike = source.document.as_table();
+        let mut item: Option<&Item> = None;
+        let mut span: Option<Range<usize>> = None;
+        let mut depth = 0;
+        for part in path {
+            if let Some((key, next)) = table.get_key_value(part) {
+                span = key.span().or_else(|| next.span()).or(span);
+                item = Some(next);
+            } else if let Some(next) = part.parse::<usize>().ok().and_then(|index| item.and_then(|i| i.get(index))) {
+                span = next.span().or(span);
+                item = Some(next);
+            } else {
+                break;
+            }
+            depth += 1;
+            match item.and_then(Item::as_table_like) {
+                Some(next) => table = next,
+                None => continue,
+            }
+        }
+        // Of an unknown key in a tagged table the path has only the table; the message names the key.
+        if let Some(name) = text.strip_prefix("unknown field `").and_then(|t| t.split('`').next())
+            && let Some((key, _)) = table.get_key_value(name)
+        {
+            span = key.span().or(span);
+            depth += 1;
+        }
+        if let Some(span) = span
+            && best.is_none_or(|(best, ..)| depth > best)
+        {
+            best = Some((depth, source, line_of(source.document.raw(), &span)));
+        }
+    }
+    let key = path.join(".");
+    match best {
+        Some((_, source, line)) => anyhow!("{}:{line}: {key}: {text}", source.path.display()),
+        None => anyhow!("{}: {key}: {text}", sources[0].path.display()),
+    }
+}
+
+fn line_of(text: &str, span: &Range<usize>) -> usize {
+    1 + text.bytes().take(span.start).filter(|&b| b == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(name: &str, text: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("msp-lab-test-{}-{name}.toml", std::process::id()));
+        std::fs::write(&path, text).expect("the temporary folder is writable");
+        path
+    }
+
+    fn load_text(name: &str, text: &str, set: &[&str]) -> Result<Loaded> {
+        let path = write(name, text);
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        let loaded = load(&path.to_string_lossy(), &set);
+        std::fs::remove_file(path)?;
+        loaded
+    }
+
+    const SHORT: &str = "schema = 1\nabout = \"x\"\nbase = \"two-isps\"\n";
+
+    #[test]
+    fn every_scenario_of_the_project_reads_and_reads_again_from_its_merged_form() {
+        let all = list().expect("the folder is there");
+        assert!(!all.is_empty());
+        for (name, path) in all {
+            let loaded = load(&path.to_string_lossy(), &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            Loaded::parse(&name, &loaded.merged).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        }
+    }
+
+    #[test]
+    fn a_value_can_be_set_and_a_wrong_path_says_what_there_is() {
+        let set = ["links.isp-a.delay=50ms", "links.isp-a.up.loss=0.5", "hosts.box.routes.0.metric=7"];
+        let loaded = load_text("set", SHORT, &set).expect("all three exist or have a meaning");
+        let link = &loaded.scenario.links["isp-a"];
+        assert_eq!(link.netem(super::super::Direction::Up).loss, 0.5);
+        assert_eq!(link.delay, "50ms".parse().ok());
+        assert_eq!(loaded.scenario.hosts["box"].routes[0].metric, Some(7));
+        let error = load_text("set2", SHORT, &["links.isp-c.delay=50ms"]).expect_err("no such link");
+        assert!(format!("{error:#}").contains("no \"isp-c\" among internet, isp-a"), "{error:#}");
+        let error = load_text("set3", SHORT, &["links.isp-a.dely=50ms"]).expect_err("no such key");
+        assert!(format!("{error:#}").contains("unknown field `dely`"), "{error:#}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_what_was_expected() {
+        let text = format!("{SHORT}[links.isp-a]\ndelay = \"1ms\"\nlos = 1\n");
+        let error = format!("{:#}", load_text("unknown", &text, &[]).expect_err("`los` is nothing"));
+        assert!(error.contains(":6: links.isp-a.los: unknown field `los`, expected one of"), "{error}");
+        let text = format!(
+            "{SHORT}\n[[traffic]]\nkind = \"udp\"\nname = \"a\"\nfrom = \"home\"\nto = \"internet\"\nrat = 1\n"
+        );
+        let error = format!("{:#}", load_text("tagged", &text, &[]).expect_err("`rat` is nothing"));
+        assert!(error.contains(":9: ") && error.contains("unknown field `rat`"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_line() {
+        let text = format!("{SHORT}[[timeline]]\nat = \"soon\"\ndo = \"cut\"\nlink = \"isp-a\"\n");
+        let error = format!("{:#}", load_text("value", &text, &[]).expect_err("\"soon\" is no time"));
+        assert!(error.contains(":5: ") && error.contains("a time such as"), "{error}");
+        let text = format!("{SHORT}[[timeline]]\nat = \"1s\"\ndo = \"cut\"\nlink = \"isp-x\"\n");
+        let error = format!("{:#}", load_text("link", &text, &[]).expect_err("no such link"));
+        assert!(error.contains(":7: ") && error.contains("there is no link \"isp-x\"; there are internet"), "{error}");
+    }
+}

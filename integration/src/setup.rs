@@ -1,0 +1,90 @@
+//! What the lab needs beyond git and rustup, in one place, with reasons.
+
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::Command;
+
+/// A package of Debian or Ubuntu.
+struct Package {
+    name: &'static str,
+    /// A file that it installs: there, and nothing needs to be done.
+    file: &'static str,
+    /// Which command needs it for what.
+    why: &'static str,
+}
+
+const fn package(name: &'static str, file: &'static str, why: &'static str) -> Package {
+    Package { name, file, why }
+}
+
+const PACKAGES: &[Package] = &[
+    package("gcc", "/usr/bin/cc", "links Rust programs; compiles a shim for processors with AMX"),
+    package("libc6-dev", "/usr/include/stdio.h", "headers for the same"),
+    package("iproute2", "/usr/sbin/tc", "addresses, routes and links of the lab's hosts"),
+    package("nftables", "/usr/sbin/nft", "NAT and ingress filters of the ISPs"),
+    package(
+        "iptables",
+        "/usr/sbin/iptables-legacy",
+        "the same in Debian's User-Mode-Linux kernel, which has no nftables",
+    ),
+    package("iputils-ping", "/usr/bin/ping", "checks of a scenario by hand"),
+    package("bird2", "/usr/sbin/bird", "the transit's router"),
+    package("wireguard-tools", "/usr/bin/wg", "configures the plain WireGuard client"),
+    package("wireguard-go", "/usr/bin/wireguard-go", "the plain WireGuard client"),
+    package("iperf3", "/usr/bin/iperf3", "speed, where a scenario asks for it"),
+    package("tcpdump", "/usr/bin/tcpdump", "--pcap"),
+    package("user-mode-linux", "/usr/bin/linux.uml", "a kernel with netem where this machine's has none"),
+    package("kmod", "/usr/sbin/modprobe", "modules of that kernel"),
+    package("linux-source-6.1", "/usr/src/linux-source-6.1.tar.xz", "cargo lab kernel"),
+    package("make", "/usr/bin/make", "cargo lab kernel"),
+    package("flex", "/usr/bin/flex", "cargo lab kernel"),
+    package("bison", "/usr/bin/bison", "cargo lab kernel"),
+    package("bc", "/usr/bin/bc", "cargo lab kernel"),
+    package("xz-utils", "/usr/bin/xz", "cargo lab kernel"),
+];
+
+/// Whether we may install packages and use this machine's kernel for a run.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Installs what is missing, or says how. `kernel` includes what only `cargo lab kernel` needs.
+pub fn setup(kernel: bool) -> Result<()> {
+    let wanted = |p: &&Package| (kernel || p.why != "cargo lab kernel") && !Path::new(p.file).exists();
+    let missing: Vec<&Package> = PACKAGES.iter().filter(wanted).collect();
+    if missing.is_empty() {
+        println!("all packages are there");
+    } else {
+        for package in &missing {
+            println!("missing: {:<18} {}", package.name, package.why);
+        }
+        let names: Vec<&str> = missing.iter().map(|p| p.name).collect();
+        let line = format!("apt-get update && apt-get install --yes --no-install-recommends {}", names.join(" "));
+        if !is_root() {
+            bail!("packages are missing; as root run:\n{line}");
+        }
+        println!("installing: {line}");
+        let status = Command::new("sh").args(["-ec", &line]).env("DEBIAN_FRONTEND", "noninteractive").status();
+        if !status.context("cannot start a shell")?.success() {
+            bail!("apt-get failed; see above. The line was:\n{line}");
+        }
+    }
+    if !cargo_deny_is_there() {
+        println!("installing cargo-deny, which checks licences and sources (some minutes, once)");
+        let status = Command::new(cargo()).args(["install", "--locked", "cargo-deny"]).status();
+        if !status.context("cannot start cargo")?.success() {
+            bail!("cargo install --locked cargo-deny failed; see above");
+        }
+    }
+    Ok(())
+}
+
+/// The cargo that started us.
+pub fn cargo() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+fn cargo_deny_is_there() -> bool {
+    let output = Command::new(cargo()).args(["deny", "--version"]).output();
+    output.is_ok_and(|output| output.status.success())
+}
