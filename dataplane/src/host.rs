@@ -56,20 +56,20 @@ pub enum HostError {
         journal: PathBuf,
     },
     /// The journal cannot be used.
-    #[error("cannot use {}: {source}; its folder must be writable", journal.display())]
+    #[error("cannot use {}: {cause}; its folder must be writable", journal.display())]
     Journal {
         /// The journal.
         journal: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel refused something.
-    #[error("cannot {action}: {source}{}", hint(source))]
+    #[error("cannot {action}: {cause}{}", hint(cause))]
     Refused {
         /// What was tried.
         action: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -85,7 +85,7 @@ fn hint(error: &io::Error) -> &'static str {
 
 fn refused(action: impl Into<String>) -> impl FnOnce(io::Error) -> HostError {
     let action = action.into();
-    move |source| HostError::Refused { action, source }
+    move |cause| HostError::Refused { action, cause }
 }
 
 /// The host, as far as this daemon has changed it.
@@ -274,7 +274,7 @@ struct Journal {
 
 impl Journal {
     fn open(path: &Path) -> Result<Self, HostError> {
-        let failed = |source| HostError::Journal { journal: path.to_owned(), source };
+        let failed = |cause| HostError::Journal { journal: path.to_owned(), cause };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -331,7 +331,7 @@ impl Journal {
 
     fn write(&mut self, line: &str) -> Result<(), HostError> {
         // One call, so that a kill leaves the line whole or cut, and nothing behind it.
-        self.file.write_all(line.as_bytes()).map_err(|source| HostError::Journal { journal: self.path.clone(), source })
+        self.file.write_all(line.as_bytes()).map_err(|cause| HostError::Journal { journal: self.path.clone(), cause })
     }
 
     fn note(&mut self, entry: Entry) -> Result<(), HostError> {
