@@ -57,6 +57,9 @@ enum Command {
     },
     /// Make the private key file, and print the public key
     Keygen {
+        /// The file for the key [default: the configuration's `private_key_file`]
+        #[arg(long, value_name = "FILE")]
+        private_key_file: Option<PathBuf>,
         /// Replace an existing key; every box must then learn the new one
         #[arg(long)]
         force: bool,
@@ -80,7 +83,7 @@ fn main() -> ExitCode {
         Command::Check => check(&arguments.config),
         Command::Status { view } => show(&arguments.config, &view, Status::table),
         Command::Sites { view } => show(&arguments.config, &view, Status::sites_table),
-        Command::Keygen { force } => keygen(&arguments.config, force),
+        Command::Keygen { private_key_file, force } => keygen(&arguments.config, private_key_file, force),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -130,10 +133,13 @@ fn check(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn keygen(path: &Path, force: bool) -> anyhow::Result<()> {
-    let config = Config::load(path).context("the key file's name comes from the configuration")?;
+fn keygen(path: &Path, file: Option<PathBuf>, force: bool) -> anyhow::Result<()> {
+    let file = match file {
+        Some(file) => file,
+        None => Config::load(path).context("name the key's file with --private-key-file")?.private_key_file,
+    };
     let key = SecretKey::from_bytes(entropy()?);
-    dataplane::settings::write_key(&config.private_key_file, &key, force)?;
+    dataplane::settings::write_key(&file, &key, force)?;
     println!("{}", key.public());
     Ok(())
 }

@@ -42,14 +42,15 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         // First of all: a second core must not touch what the first one uses.
-        let mut host = Host::open(&config.control.with_file_name("host.journal"), Owner::Core).await?;
-        let result = serve(config, surroundings, sites, node, &mut host).await;
+        let mut host = Host::open(&config.control.with_extension("journal"), Owner::Core).await?;
+        let result = serve(path, config, surroundings, sites, node, &mut host).await;
         host.restore().await;
         result
     })
 }
 
 async fn serve(
+    path: &Path,
     config: Config,
     surroundings: Surroundings,
     sites: Sites,
@@ -63,7 +64,7 @@ async fn serve(
     let (dataplane, events) = Dataplane::start(node, tun, sockets)?;
     let (questions, asked) = mpsc::channel(1);
     let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
-    let result = match Core::start(config, surroundings, sites, dataplane.handle(), host) {
+    let result = match Core::start(path, config, surroundings, sites, dataplane.handle(), host) {
         Ok(core) => core.serve(events, asked).await,
         Err(error) => Err(error),
     };
@@ -98,6 +99,7 @@ async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<serde
 /// What the daemon's one task owns.
 struct Core<'a> {
     host: &'a mut Host,
+    path: &'a Path,
     config: Config,
     surroundings: Surroundings,
     sites: Sites,
@@ -116,13 +118,14 @@ struct Neighbor {
 }
 
 impl Core<'_> {
-    fn start(
+    fn start<'a>(
+        path: &'a Path,
         config: Config,
         surroundings: Surroundings,
         sites: Sites,
         packets: Handle,
-        host: &mut Host,
-    ) -> anyhow::Result<Core<'_>> {
+        host: &'a mut Host,
+    ) -> anyhow::Result<Core<'a>> {
         let started = clock::now();
         let (wanted, _) = watch::channel(Arc::default());
         let (nothing, _) = watch::channel(Arc::default());
@@ -142,6 +145,7 @@ impl Core<'_> {
         liveness.set_sites(started, sites.announcements());
         Ok(Core {
             host,
+            path,
             config,
             surroundings,
             sites,
@@ -234,6 +238,13 @@ impl Core<'_> {
     /// Puts the files' sites in force, all of them or none.
     async fn reload(&mut self) {
         self.reload.count += 1;
+        match Config::load(self.path) {
+            Ok(config) if config == self.config => {}
+            Ok(_) => {
+                tracing::warn!("{} has changed: that takes a restart, a reload is of the sites", self.path.display())
+            }
+            Err(error) => tracing::warn!("the next start would fail: {error}"),
+        }
         let result = match Sites::load(&self.config.sites, &self.surroundings) {
             Ok(sites) => self.put_in_force(sites).await,
             Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),

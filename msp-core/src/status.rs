@@ -190,13 +190,14 @@ impl Status {
             let peer = self.node.peers.iter().find(|peer| peer.id == site.id);
             let paths = peer.into_iter().flat_map(|peer| peer.paths.iter().map(move |path| (peer, path)));
             let mut first = Some([printable(&site.name), site.state_text()]);
-            for (peer, path) in paths {
+            // A box has eight slots, and seldom as many uplinks.
+            for (peer, path) in paths.filter(|(_, path)| path.endpoint.is_some()) {
                 let [name, state] = first.take().unwrap_or_default();
                 rows.push(path_row(name, state, peer, path));
             }
             if let Some([name, state]) = first {
                 let mut row = <[String; 11]>::default();
-                (row[0], row[1]) = (name, state);
+                (row[0], row[1], row[10]) = (name, state, "no path has been up yet".into());
                 rows.push(row);
             }
         }

@@ -279,7 +279,7 @@ pub struct Ping {
     /// Time between requests.
     #[serde(default = "default_ping_every")]
     pub every: Span,
-    /// Octets of payload, 24 to 1,472.
+    /// Octets of payload, 40 (the meter's own header) to 1,472.
     #[serde(default = "default_ping_size")]
     pub size: usize,
     /// When the first is sent.

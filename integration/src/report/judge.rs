@@ -77,8 +77,9 @@ impl Judge<'_> {
             .or_else(|| of("ping", &e.ping))
             .or_else(|| of("attack", &e.attack))
             .or_else(|| of("node", &e.node))
-            .unwrap_or_else(|| "the run".to_owned());
+            .unwrap_or_default();
         match &e.title {
+            Some(title) if subject.is_empty() => title.clone(),
             Some(title) => format!("{title} ({subject})"),
             None => subject,
         }
@@ -92,7 +93,8 @@ impl Judge<'_> {
     }
 
     fn judge(&mut self, what: &str, scale: Scale, bar: Bar, measured: Measured) {
-        let what = format!("{}: {what}", self.subject());
+        let subject = self.subject();
+        let what = if subject.is_empty() { what.to_owned() } else { format!("{subject}: {what}") };
         let (measured, note, met) = match measured {
             _ if bar.min.is_none() && bar.max.is_none() => (None, Err("it has neither min nor max".to_owned()), false),
             Ok((value, note)) => (value, Ok(note), value.is_some_and(|v| within(bar, v))),
@@ -496,7 +498,7 @@ fn words(bar: Bar, scale: Scale) -> String {
         (Some(min), Some(max)) if min == max => format!("exactly {min}"),
         (Some(min), Some(max)) => format!("{min} to {max}"),
         (Some(min), None) => format!("at least {min}"),
-        (None, Some(0.0)) if scale.unit.is_empty() || scale.unit == "packets" => return "none".to_owned(),
+        (None, Some(0.0)) if !scale.timed => return "none".to_owned(),
         (None, Some(max)) => format!("at most {max}"),
         (None, None) => return "nothing".to_owned(),
     };

@@ -23,6 +23,8 @@ const LETTER: f64 = 6.9;
 const COLUMN: f64 = 2.0;
 /// Packets in a column, at the stream's rate: with fewer, the rounding of their number would look like loss.
 const PACKETS_PER_COLUMN: f64 = 8.0;
+/// More would hide the columns.
+const LABELLED_GAPS: usize = 8;
 
 /// The picture alone.
 pub fn svg(report: &Report) -> String {
@@ -79,14 +81,23 @@ struct Plot<'a> {
     length: f64,
     /// Where the next row begins.
     y: f64,
-    /// Where the panels begin: the lines of events start there.
-    top: f64,
+    /// The events' labels, placed.
+    labels: Vec<Label>,
+}
+
+/// An event's label, and where its line starts.
+struct Label {
+    at: f64,
+    x: f64,
+    y: f64,
+    width: f64,
+    text: String,
 }
 
 impl<'a> Plot<'a> {
     fn new(report: &'a Report) -> Self {
         let length = report.run.length_ms.max(1.0);
-        Plot { report, svg: Svg::default(), length, y: 0.0, top: 0.0 }
+        Plot { report, svg: Svg::default(), length, y: 0.0, labels: Vec::new() }
     }
 
     fn x(&self, ms: f64) -> f64 {
@@ -97,7 +108,7 @@ impl<'a> Plot<'a> {
         // The paper is drawn first, but its height is known last: it is larger than any picture, and cut by the view.
         self.svg.rect("paper", (0.0, 0.0), (WIDTH, 1e5), "");
         self.header();
-        self.event_labels();
+        self.place_labels();
         for stream in &self.report.traffic.streams {
             self.stream(stream);
         }
@@ -111,7 +122,7 @@ impl<'a> Plot<'a> {
         self.paths();
         self.routes();
         self.axis();
-        self.event_lines();
+        self.events();
         self.legend();
         self.svg.finish((WIDTH, self.y + 12.0), STYLE)
     }
@@ -131,9 +142,10 @@ impl<'a> Plot<'a> {
         self.y = 98.0;
     }
 
-    /// The events' labels, each in the first lane in which it overlaps none before.
-    fn event_labels(&mut self) {
+    /// Places the events' labels, each in the first lane in which it overlaps none before.
+    fn place_labels(&mut self) {
         let mut lanes: Vec<f64> = Vec::new();
+        let mut labels = Vec::new();
         for event in self.shown_events() {
             let width = event.1.chars().count() as f64 * LETTER + 10.0;
             // A label near the right edge ends there.
@@ -143,12 +155,10 @@ impl<'a> Plot<'a> {
                 lanes.push(0.0);
             }
             lanes[lane] = x + width;
-            let y = self.y + lane as f64 * LANE;
-            self.svg.line("event", (self.x(event.0), y - 9.0), (self.x(event.0), y + 4.0));
-            self.svg.text("label", (x, y), &event.1);
+            labels.push(Label { at: event.0, x, y: self.y + lane as f64 * LANE, width, text: event.1 });
         }
-        self.top = self.y - 9.0;
-        self.y += lanes.len() as f64 * LANE + 2.0;
+        self.labels = labels;
+        self.y += lanes.len() as f64 * LANE + 2.0 - if lanes.is_empty() { 0.0 } else { LANE / 2.0 };
     }
 
     /// When and what; what happened before the traffic is not shown, what happened at one time shares a label.
@@ -164,11 +174,16 @@ impl<'a> Plot<'a> {
         shown
     }
 
-    fn event_lines(&mut self) {
+    /// The events' lines, then their labels on paper of their own: a line does not go through another's text.
+    fn events(&mut self) {
         let bottom = self.y - 26.0;
-        for (at, _) in self.shown_events() {
-            let x = self.x(at);
-            self.svg.line("event", (x, self.top), (x, bottom));
+        for label in &self.labels {
+            let x = self.x(label.at);
+            self.svg.line("event", (x, label.y - 9.0), (x, bottom));
+        }
+        for label in std::mem::take(&mut self.labels) {
+            self.svg.rect("paper", (label.x - 1.0, label.y - 12.0), (label.width - 6.0, 15.0), "");
+            self.svg.text("label", (label.x, label.y), &label.text);
         }
     }
 
@@ -190,48 +205,67 @@ impl<'a> Plot<'a> {
         self.svg.text("tick", (24.0, y + 65.0), &format!("longest gap {}", millis(gap.length_ms)));
         let series = &flow.series;
         let column = column(series.bin_ms, self.length, PACKETS_PER_COLUMN / stream.rate.max(1e-9) * 1e3);
-        let received = columns(series, &series.received, column);
-        let lost = columns(series, &series.lost, column);
+        let received = columns(series, &series.received, column, self.length);
+        let lost = columns(series, &series.lost, column, self.length);
         let most = received.iter().zip(&lost).map(|(r, l)| r + l).fold(stream.rate, f64::max);
         let scale = (PANEL - 6.0) / most;
         let base = y + PANEL;
         self.steps("received", &received, column, base, scale, None);
         self.steps("lost", &lost, column, base, scale, Some(&received));
-        self.gaps(&flow.gaps, gap, y, PANEL);
+        self.gaps(&flow.gaps, y, PANEL);
         self.svg.text("tick", (WIDTH - RIGHT + 6.0, y + 10.0), &format!("{}/s", super::figure(most.round())));
         self.y -= 4.0;
         self.delay("", flow, "delay");
     }
 
-    /// Columns as one outline, on top of `below` where given.
+    /// Columns as outlines, one for each run of them without an empty one, on top of `below` where given.
     fn steps(&mut self, class: &str, values: &[f64], ms: f64, base: f64, scale: f64, below: Option<&[f64]>) {
-        for (i, &value) in values.iter().enumerate().filter(|(_, value)| **value > 0.0) {
-            let start = i as f64 * ms;
-            if start >= self.length {
-                break;
+        let under = |i: usize| below.and_then(|b| b.get(i)).copied().unwrap_or(0.0);
+        let mut at = 0;
+        while at < values.len() {
+            if values[at] <= 0.0 {
+                at += 1;
+                continue;
             }
-            let (x, end) = (self.x(start), self.x(start + ms));
-            let under = below.and_then(|b| b.get(i)).copied().unwrap_or(0.0) * scale;
-            // Neighbours overlap by a hair, or the paper shines through between them.
-            self.svg.rect(class, (x, base - under - value * scale), (end - x + 0.2, value * scale), "");
+            let run = values[at..].iter().position(|&v| v <= 0.0).map_or(values.len(), |n| at + n);
+            let (mut upper, mut lower) = (Vec::new(), Vec::new());
+            for (i, value) in values.iter().enumerate().take(run).skip(at) {
+                for edge in [i, i + 1] {
+                    let x = self.x(edge as f64 * ms);
+                    upper.push((x, base - (under(i) + value) * scale));
+                    lower.push((x, base - under(i) * scale));
+                }
+            }
+            upper.extend(lower.into_iter().rev());
+            self.svg.curve(class, &upper, None);
+            at = run;
         }
     }
 
-    /// Bands where nothing arrived, and how long the longest was.
-    fn gaps(&mut self, gaps: &[Gap], longest: &Gap, y: f64, height: f64) {
+    /// Bands where nothing arrived.
+    fn gaps(&mut self, gaps: &[Gap], y: f64, height: f64) {
         for gap in gaps {
             let (x, end) = (self.x(gap.at_ms), self.x(gap.end_ms()));
             let tip = format!("{} at {:.3} s", millis(gap.length_ms), gap.at_ms / 1e3);
             self.svg.rect("gap", (x, y), ((end - x).max(1.0), height), &tip);
         }
-        if gaps.contains(longest) {
-            let text = millis(longest.length_ms);
-            let width = text.len() as f64 * LETTER;
-            let end = self.x(longest.end_ms()) + 4.0;
-            let x = if end + width < WIDTH - RIGHT { end } else { self.x(longest.at_ms) - 4.0 - width };
-            // On the panel's paper colour, so that it can be read in front of the columns.
-            self.svg.rect("panel", (x - 2.0, y + 5.0), (width + 4.0, 16.0), "");
-            self.svg.text("gap-label", (x, y + 17.0), &text);
+        // The longest ones say how long they were, as far as there is room.
+        let mut by_length: Vec<&Gap> = gaps.iter().collect();
+        by_length.sort_by(|a, b| b.length_ms.total_cmp(&a.length_ms));
+        let mut taken: Vec<(f64, f64)> = Vec::new();
+        for gap in by_length.into_iter().take(LABELLED_GAPS) {
+            let text = millis(gap.length_ms);
+            // The label is bold, and so wider.
+            let width = text.chars().count() as f64 * LETTER * 1.15 + 6.0;
+            let end = self.x(gap.end_ms()) + 3.0;
+            let x = if end + width < WIDTH - RIGHT { end } else { self.x(gap.at_ms) - 3.0 - width };
+            if taken.iter().any(|&(from, until)| x < until && x + width > from) {
+                continue;
+            }
+            taken.push((x, x + width));
+            // On the panel's colour, so that it can be read in front of the columns.
+            self.svg.rect("panel", (x, y + 5.0), (width, 16.0), "");
+            self.svg.text("gap-label", (x + 3.0, y + 17.0), &text);
         }
     }
 
@@ -263,11 +297,11 @@ impl<'a> Plot<'a> {
         let y = self.panel(name, "TCP download", PANEL);
         // A server sends every 10 ms: columns of 50 ms do not show its pace.
         let column = column(series.bin_ms.max(1e-3), self.length, 50.0);
-        let octets = columns(series, &series.received, column);
+        let octets = columns(series, &series.received, column, self.length);
         let most = octets.iter().copied().fold(1.0, f64::max);
         self.steps("received", &octets, column, y + PANEL, (PANEL - 6.0) / most, None);
         if stall.length_ms > 50.0 {
-            self.gaps(&[stall], &stall, y, PANEL);
+            self.gaps(&[stall], y, PANEL);
         }
         let rate = format!("{} Mbit/s", super::figure((most * 8.0 / 1e4).round() / 1e2));
         self.svg.text("tick", (WIDTH - RIGHT + 6.0, y + 10.0), &rate);
@@ -283,7 +317,7 @@ impl<'a> Plot<'a> {
         }
         for node in nodes {
             let samples: Vec<&StatusSample> = self.report.status.iter().filter(|s| s.node == node).collect();
-            let mut rows: BTreeMap<(String, u8), Vec<(f64, PathState, bool)>> = BTreeMap::new();
+            let mut rows: BTreeMap<(String, u8), Vec<PathAt>> = BTreeMap::new();
             for sample in samples {
                 for peer in &sample.peers {
                     for path in &peer.paths {
@@ -306,7 +340,7 @@ impl<'a> Plot<'a> {
         }
     }
 
-    fn path(&mut self, row: &[(f64, PathState, bool)]) {
+    fn path(&mut self, row: &[PathAt]) {
         let y = self.y;
         self.svg.rect("panel", (LEFT, y), (WIDTH - LEFT - RIGHT, BAND), "");
         let spread = typical_step(row.iter().map(|r| r.0));
@@ -415,6 +449,9 @@ impl<'a> Plot<'a> {
     }
 }
 
+/// A path at a moment: its state, and whether it is the one in use.
+type PathAt = (f64, PathState, bool);
+
 /// Length of a column: a multiple of the bins', wide enough to be seen, and at least `least`.
 fn column(bin: f64, length: f64, least: f64) -> f64 {
     let seen = length * COLUMN / (WIDTH - LEFT - RIGHT);
@@ -422,10 +459,15 @@ fn column(bin: f64, length: f64, least: f64) -> f64 {
 }
 
 /// Per second, in columns.
-fn columns(series: &Series, bins: &[u32], column: f64) -> Vec<f64> {
+fn columns(series: &Series, bins: &[u32], column: f64, length: f64) -> Vec<f64> {
     let per_column = (column / series.bin_ms).round().max(1.0) as usize;
-    let sum = |bins: &[u32]| bins.iter().map(|&n| f64::from(n)).sum::<f64>() * 1e3 / column;
-    bins.chunks(per_column).map(sum).collect()
+    let shown = &bins[..bins.len().min((length / series.bin_ms).ceil() as usize)];
+    // The last column may be a short one.
+    let per_second = |bins: &[u32]| {
+        let sum: f64 = bins.iter().map(|&n| f64::from(n)).sum();
+        sum * 1e3 / (bins.len() as f64 * series.bin_ms)
+    };
+    shown.chunks(per_column).map(per_second).collect()
 }
 
 /// Thrice the median distance of samples: what is farther apart has a hole between.

@@ -17,7 +17,8 @@ pub(super) fn escape(text: &str) -> String {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
-            // XML 1.0 has no control characters, not even escaped.
+            // XML 1.0 has hardly any control characters, not even escaped.
+            '\n' => out.push('\n'),
             c if c.is_control() => out.push('\u{fffd}'),
             c => out.push(c),
         }

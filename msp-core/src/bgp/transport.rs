@@ -389,3 +389,6 @@ async fn farewell(mut stream: TcpStream, rest: Bytes) {
     // Whoever does not take them in time, or is gone, is not waited for.
     let _ = tokio::time::timeout(FAREWELL, words).await;
 }
+
+#[cfg(test)]
+mod tests;
