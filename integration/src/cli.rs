@@ -3,7 +3,7 @@
 use crate::kernel::{Choice, Place};
 use crate::run::{self, Options};
 use crate::scenario;
-use crate::{engine, setup};
+use crate::{engine, report, setup};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -110,7 +110,12 @@ fn run(arguments: &RunArguments) -> Result<bool> {
         for seed in (arguments.seed..).take(runs as usize) {
             let options = Options { pcap: arguments.pcap.is_some(), live: runs == 1 };
             let (report, folder) = runtime.block_on(run::once(loaded, &place, seed, &options))?;
-            println!("{} seed {seed}: {} events, see {}", loaded.name, report.events.len(), folder.display());
+            if runs == 1 {
+                println!("{}", report::summary(&report));
+            } else {
+                println!("{}", verdict_line(&report));
+            }
+            println!("logs: {}", folder.display());
             reports.push(report);
         }
     }
@@ -119,4 +124,22 @@ fn run(arguments: &RunArguments) -> Result<bool> {
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(reports.iter().all(|report| report.outcomes.iter().all(|outcome| outcome.verdict.is_ok())))
+}
+
+/// A run of several in a line: what it missed, if anything.
+fn verdict_line(report: &report::Report) -> String {
+    let missed: Vec<String> = report
+        .outcomes
+        .iter()
+        .filter(|outcome| !outcome.verdict.is_ok())
+        .map(|o| {
+            let measured = o.measured.map_or("nothing".into(), |m| format!("{m:.1} {}", o.unit));
+            format!("{}: {measured}, wanted {} {}", o.what, o.bar, o.note)
+        })
+        .collect();
+    let head = format!("{} seed {}", report.run.scenario, report.run.seed);
+    match missed.is_empty() {
+        true => format!("{head}: good"),
+        false => format!("{head}: MISSED {}", missed.join("; ")),
+    }
 }
