@@ -241,7 +241,7 @@ impl Received {
             let mut handed = 0;
             let mut portion = std::iter::from_fn(|| {
                 let message = if handed < HANDED { messages.next() } else { None };
-                handed += message.map_or(0, |(meta, _)| count(meta));
+                handed += message.map_or(0, |(meta, _)| datagrams_in(meta));
                 message
             })
             .flat_map(|(meta, buffer)| split(link, meta, buffer));
@@ -258,14 +258,14 @@ impl Received {
 fn split<'a>(link: LinkId, meta: &RecvMeta, buffer: &'a [u8]) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
     let RecvMeta { addr: from, dst_ip: to, ecn, len, stride } = *meta;
     let ecn = ecn.map_or(0, |ecn| ecn as u8);
-    (0..count(meta)).map(move |index| {
+    (0..datagrams_in(meta)).map(move |index| {
         let data = &buffer[index * stride..len.min((index + 1) * stride)];
         Datagram { link, from, to, ecn, data }
     })
 }
 
 /// How many datagrams a message is. An empty one is one, too: the node counts what it is worth.
-fn count(meta: &RecvMeta) -> usize {
+fn datagrams_in(meta: &RecvMeta) -> usize {
     meta.len.div_ceil(meta.stride.max(1)).max(1)
 }
 
