@@ -16,6 +16,7 @@ use proto::snapshot::Snapshot;
 use proto::{Event, Instant, LinkId, Node, NodeConfig, Output, PeerConfig};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -199,7 +200,8 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Starts the loop, with the sockets of a core (a box opens its own as its uplinks come).
+    /// Starts the loop, with the sockets of a core, at most one a link and family (a box opens its own as its uplinks
+    /// come).
     ///
     /// The receiver gives every [`Event`] of the node, in order; it must be read, and it ends when the loop ends,
     /// whatever the reason: then ask [`Dataplane::stop`] for it.
@@ -223,12 +225,12 @@ impl Dataplane {
         wait_for(wake.as_fd(), WAKE)?;
         wait_for(clock.as_fd(), CLOCK)?;
         let mut by_link = Sockets::new(epoll.try_clone().map_err(|cause| EngineError::Setup { what: "epoll", cause })?);
-        let mut sockets = sockets.into_iter().peekable();
-        while let Some((link, socket)) = sockets.next() {
-            let other = sockets.next_if(|(next, _)| *next == link).map(|(_, socket)| socket);
-            by_link
-                .replace(link, [Some(socket), other].into_iter().flatten())
-                .map_err(|cause| EngineError::Setup { what: "a listening socket", cause })?;
+        let mut grouped: BTreeMap<LinkId, Vec<Socket>> = BTreeMap::new();
+        for (link, socket) in sockets {
+            grouped.entry(link).or_default().push(socket);
+        }
+        for (link, sockets) in grouped {
+            by_link.replace(link, sockets).map_err(|cause| EngineError::Setup { what: "a listening socket", cause })?;
         }
 
         let (messages, inbox) = mpsc::channel();

@@ -241,7 +241,7 @@ impl Received {
             let mut handed = 0;
             let mut portion = std::iter::from_fn(|| {
                 let message = if handed < HANDED { messages.next() } else { None };
-                handed += message.map_or(0, |(meta, _)| meta.len.div_ceil(meta.stride.max(1)));
+                handed += message.map_or(0, |(meta, _)| datagrams_in(meta));
                 message
             })
             .flat_map(|(meta, buffer)| split(link, meta, buffer));
@@ -256,10 +256,17 @@ impl Received {
 
 /// The datagrams of one message, as GRO put them side by side.
 fn split<'a>(link: LinkId, meta: &RecvMeta, buffer: &'a [u8]) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
-    let RecvMeta { addr: from, dst_ip: to, ecn, .. } = *meta;
+    let RecvMeta { addr: from, dst_ip: to, ecn, len, stride } = *meta;
     let ecn = ecn.map_or(0, |ecn| ecn as u8);
-    // An empty datagram has no stride; it is no datagram of ours either, and goes uncounted like none.
-    buffer[..meta.len].chunks(meta.stride.max(1)).map(move |data| Datagram { link, from, to, ecn, data })
+    (0..datagrams_in(meta)).map(move |index| {
+        let data = &buffer[index * stride..len.min((index + 1) * stride)];
+        Datagram { link, from, to, ecn, data }
+    })
+}
+
+/// How many datagrams a message is. An empty one is one, too: the node counts what it is worth.
+fn datagrams_in(meta: &RecvMeta) -> usize {
+    meta.len.div_ceil(meta.stride.max(1)).max(1)
 }
 
 #[cfg(test)]
@@ -330,6 +337,8 @@ mod tests {
             let expected = Counters { udp_sent: 4, udp_received: 4, ..Counters::default() };
             assert_eq!(counters, expected);
             assert!(drain(&mut received, &to, &mut counters).is_empty());
+            from.send(&[], &run(to.local(), &[0]), &mut counters);
+            assert_eq!(drain(&mut received, &to, &mut counters), [(vec![], 2, Some(local))]);
         }
     }
 

@@ -218,10 +218,11 @@ impl Task {
         tokio::select! {
             biased;
             notification = stop => Wake::Stop(notification),
-            wake = link => wake,
             () = deadline => Wake::Deadline,
             Ok(()) = self.wanted.changed() => Wake::Wanted,
             Some(answer) = questions.recv() => Wake::Question(answer),
+            // Last: a neighbour that always has something to say keeps none of the others waiting.
+            wake = link => wake,
         }
     }
 

@@ -172,3 +172,33 @@ async fn a_neighbour_that_does_not_read_is_its_own_problem() {
         tokio::time::timeout(PATIENCE, handle.stop(Notification::shutdown("done"))).await.expect("an end in time");
     }
 }
+
+/// A neighbour that never pauses is told what is new all the same, and so is whoever asks for the status.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_that_floods_keeps_nobody_waiting() {
+    let router = Router::new().await;
+    let (wanted, told) = watch::channel(prefixes(0));
+    let handle = spawn(router.neighbor(), told, 1);
+    let Line { stream, framer } = router.establish().await;
+    let (mut reader, mut writer) = stream.into_split();
+    let flood = tokio::spawn(async move {
+        let keepalives = message::keepalive().repeat(10_000);
+        while writer.write_all(&keepalives).await.is_ok() {}
+    });
+    let told = async {
+        let mut framer = framer;
+        let mut buffer = [0; 4096];
+        for count in 1..=20 {
+            wanted.send_replace(prefixes(count));
+            // One UPDATE for each, besides KEEPALIVEs.
+            while framer.next().expect("well-formed messages").is_none_or(|frame| frame.kind != Kind::Update) {
+                let length = reader.read(&mut buffer).await.expect("no reset");
+                framer.push(&buffer[..length]);
+            }
+            assert_eq!(handle.status().await.expect("it runs").announced.len(), count as usize);
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("twenty announcements in time");
+    flood.abort();
+    handle.stop(Notification::shutdown("done")).await;
+}
