@@ -91,6 +91,9 @@ pub struct Host {
     pub forward: bool,
     /// The interface whose first addresses are the host's own for traffic; without it, the first by name that has some.
     pub main: Option<String>,
+    /// Settings below /proc/sys, by path.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
     /// Further routes.
     #[serde(default)]
     pub routes: Vec<Route>,

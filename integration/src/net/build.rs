@@ -7,7 +7,6 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 /// The network of a run.
@@ -110,6 +109,7 @@ impl Node {
         if forwards {
             settings.extend([("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")]);
         }
+        settings.extend(host.sysctls.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         namespace.enter(|| {
             settings.into_iter().try_for_each(|(key, value)| {
                 std::fs::write(format!("/proc/sys/{key}"), value)
@@ -159,17 +159,19 @@ fn addresses(scenario: &Scenario, name: &str, host: &Host) -> String {
         let _ = writeln!(script, "link set {} up", end.interface);
     }
     for route in &host.routes {
-        let family = if route.via.is_ipv6() { "-6" } else { "-4" };
-        let _ = write!(script, "route add {} via {}", route.to, route.via);
+        // `ip -batch` takes no family for each line: "default" needs one, and is told by its prefix.
+        let to = match (route.to.as_str(), route.via.is_ipv6()) {
+            ("default", false) => "0.0.0.0/0",
+            ("default", true) => "::/0",
+            (to, _) => to,
+        };
+        let _ = write!(script, "route add {to} via {}", route.via);
         if let Some(interface) = &route.interface {
             let _ = write!(script, " dev {interface}");
         }
         if let Some(metric) = route.metric {
             let _ = write!(script, " metric {metric}");
         }
-        // `ip -batch` takes no family per line, but "default" needs one: it is told by the prefix.
-        let default = if family == "-6" { "::/0" } else { "0.0.0.0/0" };
-        script = script.replace("route add default ", &format!("route add {default} "));
         script.push('\n');
     }
     script
@@ -221,9 +223,4 @@ fn iptables(isp: &Isp) -> String {
         let _ = writeln!(script, "iptables-legacy -t nat -A POSTROUTING -o {network} -j MASQUERADE");
     }
     script
-}
-
-/// A host's addresses of one kind, for other parts' configurations.
-pub fn is_v6(address: &IpAddr) -> bool {
-    address.is_ipv6()
 }

@@ -68,19 +68,7 @@ pub fn load(name_or_file: &str, set: &[String]) -> Result<Loaded> {
             path.display()
         );
     }
-    let mut sources = vec![read(&path)?];
-    if let Some(base) = sources[0].document.get("base") {
-        let name = base.as_str().ok_or_else(|| at_path(&sources, &["base"], "base must be the name of a topology"))?;
-        let file = match name.ends_with(".toml") {
-            true => path.parent().unwrap_or(Path::new(".")).join(name),
-            false => folder("topologies").join(format!("{name}.toml")),
-        };
-        if !file.exists() {
-            let text = format!("there is no topology \"{name}\" ({} does not exist)", file.display());
-            return Err(at_path(&sources, &["base"], &text));
-        }
-        sources.push(read(&file)?);
-    }
+    let sources = read_with_bases(&path)?;
     let mut merged = DocumentMut::new();
     for source in sources.iter().rev() {
         merge(merged.as_table_mut(), source.document.as_table());
@@ -104,6 +92,29 @@ pub fn load(name_or_file: &str, set: &[String]) -> Result<Loaded> {
         })?;
     scenario.check().map_err(|(path, text)| at_path(&sources, &path.split('.').collect::<Vec<_>>(), &text))?;
     Ok(Loaded { name: stem(&path), scenario, merged, set: settings })
+}
+
+/// The file, its base, its base's base, ….
+fn read_with_bases(path: &Path) -> Result<Vec<Source>> {
+    let mut sources = vec![read(path)?];
+    while let Some(last) = sources.last()
+        && let Some(base) = last.document.get("base")
+    {
+        let wrong = |text: &str| at_path(std::slice::from_ref(last), &["base"], text);
+        let name = base.as_str().ok_or_else(|| wrong("base must be the name of a topology"))?;
+        let file = match name.ends_with(".toml") {
+            true => last.path.parent().unwrap_or(Path::new(".")).join(name),
+            false => folder("topologies").join(format!("{name}.toml")),
+        };
+        if !file.exists() {
+            return Err(wrong(&format!("there is no topology \"{name}\" ({} does not exist)", file.display())));
+        }
+        if sources.iter().any(|source| source.path == file) {
+            return Err(wrong("a file cannot be its own base"));
+        }
+        sources.push(read(&file)?);
+    }
+    Ok(sources)
 }
 
 fn read(path: &Path) -> Result<Source> {
