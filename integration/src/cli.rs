@@ -1,12 +1,14 @@
 //! The commands of `cargo lab`.
 
 use crate::kernel::{Choice, Place};
+use crate::report::Report;
 use crate::run::{self, Options};
-use crate::scenario;
-use crate::{engine, report, setup};
+use crate::scenario::{self, Loaded};
+use crate::simulate::Simulation;
+use crate::{engine, report, setup, suite};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The lab: scenarios, tests and the demonstration.
@@ -23,6 +25,8 @@ enum Command {
     List,
     /// Runs scenarios, by name or by file.
     Run(RunArguments),
+    /// Runs everything that must pass: format, lints, licences, unit tests, all scenarios.
+    Test,
     /// Builds the kernel with virtual time, once.
     Kernel,
     /// Installs the packages that the other commands need, or says which, without root.
@@ -65,6 +69,9 @@ struct RunArguments {
     /// Records the packets at all hosts.
     #[arg(long, value_name = "DIR")]
     pcap: Option<PathBuf>,
+    /// Draws the run: an HTML file, or SVG if the name ends so; with several runs one each, its seed in the name.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 /// Does what the command line says.
@@ -73,6 +80,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::List => list(),
         Command::Run(arguments) => run(&arguments),
+        Command::Test => suite::test(),
         Command::Kernel => crate::kernel::build::build().map(|()| true),
         Command::Setup => setup::setup(true).map(|()| true),
         Command::Inside { job } => engine::inside(&job).map(|()| true),
@@ -97,37 +105,87 @@ fn list() -> Result<bool> {
 }
 
 fn run(arguments: &RunArguments) -> Result<bool> {
-    let place = Place::find(arguments.kernel)?;
     let loaded: Vec<_> =
         arguments.scenarios.iter().map(|name| scenario::load(name, &arguments.set)).collect::<Result<_>>()?;
-    if loaded.iter().any(|l| l.scenario.has_daemons()) {
-        run::build_daemons()?;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
-    let mut reports = Vec::new();
-    for loaded in &loaded {
-        let runs = arguments.runs.unwrap_or(loaded.scenario.runs).max(1);
-        for seed in (arguments.seed..).take(runs as usize) {
-            let options = Options { pcap: arguments.pcap.is_some(), live: runs == 1 };
-            let (report, folder) = runtime.block_on(run::once(loaded, &place, seed, &options))?;
-            if runs == 1 {
-                println!("{}", report::summary(&report));
-            } else {
-                println!("{}", verdict_line(&report));
-            }
-            println!("logs: {}", folder.display());
-            reports.push(report);
-        }
+    let reports = match arguments.kernel {
+        Choice::Simulator => simulate(arguments, &loaded)?,
+        _ => run_in_a_kernel(arguments, &loaded)?,
+    };
+    if reports.len() > 1 {
+        println!("{}", report::summary_of_runs(&reports));
     }
     if let Some(file) = &arguments.json {
         std::fs::write(file, serde_json::to_vec_pretty(&reports)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
+    if let Some(file) = &arguments.plot {
+        for report in &reports {
+            let file = if reports.len() == 1 { file.clone() } else { numbered(file, &report.run) };
+            draw(report, &file)?;
+        }
+    }
     Ok(reports.iter().all(|report| report.outcomes.iter().all(|outcome| outcome.verdict.is_ok())))
 }
 
+/// The seeds that a scenario is run with.
+fn seeds(arguments: &RunArguments, loaded: &Loaded) -> impl Iterator<Item = u64> {
+    (arguments.seed..).take(arguments.runs.unwrap_or(loaded.scenario.runs).max(1) as usize)
+}
+
+fn simulate(arguments: &RunArguments, loaded: &[Loaded]) -> Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    for loaded in loaded {
+        let simulation = Simulation::of(loaded).with_context(|| format!("cannot simulate {}", loaded.name))?;
+        for seed in seeds(arguments, loaded) {
+            let report = simulation.run(seed);
+            tell(&report, seeds(arguments, loaded).count() == 1);
+            reports.push(report);
+        }
+    }
+    Ok(reports)
+}
+
+fn run_in_a_kernel(arguments: &RunArguments, loaded: &[Loaded]) -> Result<Vec<Report>> {
+    let place = Place::find(arguments.kernel)?;
+    if loaded.iter().any(|l| l.scenario.has_daemons()) {
+        run::build_daemons()?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
+    let mut reports = Vec::new();
+    for loaded in loaded {
+        for seed in seeds(arguments, loaded) {
+            let alone = seeds(arguments, loaded).count() == 1;
+            let options = Options { pcap: arguments.pcap.is_some(), live: alone };
+            let (report, folder) = runtime.block_on(run::once(loaded, &place, seed, &options))?;
+            tell(&report, alone);
+            println!("logs: {}", folder.display());
+            reports.push(report);
+        }
+    }
+    Ok(reports)
+}
+
+fn tell(report: &Report, alone: bool) {
+    println!("{}", if alone { report::summary(report) } else { verdict_line(report) });
+}
+
+/// `out/cut.html` for the seed 7 of the scenario silent-cut: `out/cut-silent-cut-7.html`.
+fn numbered(file: &Path, run: &report::Run) -> PathBuf {
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let ending = file.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    file.with_file_name(format!("{stem}-{}-{}{ending}", run.scenario, run.seed))
+}
+
+fn draw(report: &Report, file: &Path) -> Result<()> {
+    let svg = file.extension().is_some_and(|ending| ending == "svg");
+    let picture = if svg { report::svg(report) } else { report::html(report) };
+    std::fs::write(file, picture).with_context(|| format!("cannot write {}", file.display()))?;
+    println!("picture: {}", file.display());
+    Ok(())
+}
+
 /// A run of several in a line: what it missed, if anything.
-fn verdict_line(report: &report::Report) -> String {
+fn verdict_line(report: &Report) -> String {
     let missed: Vec<String> = report
         .outcomes
         .iter()

@@ -92,6 +92,17 @@ pub enum Kernel {
     Simulator,
 }
 
+impl std::fmt::Display for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kernel::Native => "the native kernel",
+            Kernel::Uml => "User-Mode Linux",
+            Kernel::Virtual => "virtual time",
+            Kernel::Simulator => "the simulator",
+        })
+    }
+}
+
 impl Kernel {
     /// Whether a deadline missed there is the software's fault, and not the machine's load.
     pub fn is_exact(self) -> bool {
