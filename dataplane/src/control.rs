@@ -33,28 +33,28 @@ pub enum ControlError {
         path: PathBuf,
     },
     /// The socket cannot be made.
-    #[error("cannot open the control socket {}: {source}; its folder must be writable", path.display())]
+    #[error("cannot open the control socket {}: {cause}; its folder must be writable", path.display())]
     Bind {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The daemon cannot be asked.
-    #[error("cannot ask the daemon at {}: {source}; is it running, and may this user open the socket?", path.display())]
+    #[error("cannot ask the daemon at {}: {cause}; is it running, and may this user open the socket?", path.display())]
     Ask {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The daemon answered something else than JSON.
-    #[error("the daemon at {} gave no proper answer: {source}", path.display())]
+    #[error("the daemon at {} gave no proper answer: {cause}", path.display())]
     Answer {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
 }
 
@@ -69,7 +69,7 @@ impl ControlSocket {
     /// Makes the socket, and its folder if that is missing. A socket that a killed daemon left is replaced; one that
     /// answers is not.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
-        let failed = |source| ControlError::Bind { path: path.to_owned(), source };
+        let failed = |cause| ControlError::Bind { path: path.to_owned(), cause };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -148,7 +148,7 @@ where
 
 /// Asks the daemon behind `path`. Blocks for a few seconds at most.
 pub fn ask(path: &Path, command: &str) -> Result<Value, ControlError> {
-    let failed = |source| ControlError::Ask { path: path.to_owned(), source };
+    let failed = |cause| ControlError::Ask { path: path.to_owned(), cause };
     let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(failed)?;
     // Longer than the daemon's own patience, so that its answer, not our impatience, is what is shown.
     stream.set_read_timeout(Some(PATIENCE * 2)).map_err(failed)?;
@@ -156,7 +156,7 @@ pub fn ask(path: &Path, command: &str) -> Result<Value, ControlError> {
     writeln!(stream, "{command}").map_err(failed)?;
     let mut text = String::new();
     stream.read_to_string(&mut text).map_err(failed)?;
-    serde_json::from_str(&text).map_err(|source| ControlError::Answer { path: path.to_owned(), source })
+    serde_json::from_str(&text).map_err(|cause| ControlError::Answer { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

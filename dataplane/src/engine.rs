@@ -16,6 +16,7 @@ use proto::snapshot::Snapshot;
 use proto::{Event, Instant, LinkId, Node, NodeConfig, Output, PeerConfig};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -98,23 +99,23 @@ pub enum EngineError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The kernel refused something the loop needs.
-    #[error("cannot set up the packet loop ({what}): {source}")]
+    #[error("cannot set up the packet loop ({what}): {cause}")]
     Setup {
         /// What.
         what: &'static str,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The wait itself failed.
     #[error("the packet loop cannot wait for packets: {0}")]
     Wait(io::Error),
     /// Somebody deleted the TUN.
-    #[error("the TUN device {name} is gone ({source}); restart the daemon to make it again")]
+    #[error("the TUN device {name} is gone ({cause}); restart the daemon to make it again")]
     TunGone {
         /// Its name.
         name: String,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The loop's thread panicked: a bug.
     #[error("the packet loop ended by a panic; please report it with the log")]
@@ -199,7 +200,8 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Starts the loop, with the sockets of a core (a box opens its own as its uplinks come).
+    /// Starts the loop, with the sockets of a core, at most one a link and family (a box opens its own as its uplinks
+    /// come).
     ///
     /// The receiver gives every [`Event`] of the node, in order; it must be read, and it ends when the loop ends,
     /// whatever the reason: then ask [`Dataplane::stop`] for it.
@@ -208,28 +210,27 @@ impl Dataplane {
         tun: Tun,
         sockets: Vec<(LinkId, Socket)>,
     ) -> Result<(Self, tokio_mpsc::UnboundedReceiver<Event>), EngineError> {
-        let failed = |what| move |source: rustix::io::Errno| EngineError::Setup { what, source: source.into() };
+        let failed = |what| move |cause: rustix::io::Errno| EngineError::Setup { what, cause: cause.into() };
         let mut seed = [0; 32];
         rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).map_err(failed("random numbers"))?;
         let node = Node::new(config, seed, clock::now(), clock::unix_time())?;
 
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll"))?;
         let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(failed("eventfd"))?);
-        let clock = ClockWatch::new().map_err(|source| EngineError::Setup { what: "the clock's timer", source })?;
+        let clock = ClockWatch::new().map_err(|cause| EngineError::Setup { what: "the clock's timer", cause })?;
         let wait_for = |fd: std::os::fd::BorrowedFd<'_>, token| {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN).map_err(failed("epoll"))
         };
         wait_for(tun.as_fd(), TUN)?;
         wait_for(wake.as_fd(), WAKE)?;
         wait_for(clock.as_fd(), CLOCK)?;
-        let mut by_link =
-            Sockets::new(epoll.try_clone().map_err(|source| EngineError::Setup { what: "epoll", source })?);
-        let mut sockets = sockets.into_iter().peekable();
-        while let Some((link, socket)) = sockets.next() {
-            let other = sockets.next_if(|(next, _)| *next == link).map(|(_, socket)| socket);
-            by_link
-                .replace(link, [Some(socket), other].into_iter().flatten())
-                .map_err(|source| EngineError::Setup { what: "a listening socket", source })?;
+        let mut by_link = Sockets::new(epoll.try_clone().map_err(|cause| EngineError::Setup { what: "epoll", cause })?);
+        let mut grouped: BTreeMap<LinkId, Vec<Socket>> = BTreeMap::new();
+        for (link, socket) in sockets {
+            grouped.entry(link).or_default().push(socket);
+        }
+        for (link, sockets) in grouped {
+            by_link.replace(link, sockets).map_err(|cause| EngineError::Setup { what: "a listening socket", cause })?;
         }
 
         let (messages, inbox) = mpsc::channel();
@@ -250,7 +251,7 @@ impl Dataplane {
         let thread = std::thread::Builder::new()
             .name("packets".into())
             .spawn(move || engine.run())
-            .map_err(|source| EngineError::Setup { what: "a thread", source })?;
+            .map_err(|cause| EngineError::Setup { what: "a thread", cause })?;
         Ok((Dataplane { handle: Handle { messages, wake }, thread }, event_receiver))
     }
 
@@ -370,8 +371,8 @@ impl Engine {
         result.map_err(|error| self.tun_gone(error))
     }
 
-    fn tun_gone(&self, source: io::Error) -> EngineError {
-        EngineError::TunGone { name: self.tun.name().to_owned(), source }
+    fn tun_gone(&self, cause: io::Error) -> EngineError {
+        EngineError::TunGone { name: self.tun.name().to_owned(), cause }
     }
 
     /// Carries out what was asked; whether to stop.

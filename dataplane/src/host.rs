@@ -7,6 +7,8 @@
 use crate::netlink::{Netlink, Route, Rule};
 use crate::tun::{self, Tun};
 use rustix::fs::{FlockOperation, flock};
+use std::collections::HashSet;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -34,6 +36,16 @@ pub enum Change {
     Route(Route),
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::Sysctl(Sysctl { key, value }) => write!(f, "sysctl {key} = {value}"),
+            Change::Rule(rule) => write!(f, "rule {rule}"),
+            Change::Route(route) => write!(f, "route {route}"),
+        }
+    }
+}
+
 /// A kernel parameter and the value it is to have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sysctl {
@@ -56,20 +68,20 @@ pub enum HostError {
         journal: PathBuf,
     },
     /// The journal cannot be used.
-    #[error("cannot use {}: {source}; its folder must be writable", journal.display())]
+    #[error("cannot use {}: {cause}; its folder must be writable", journal.display())]
     Journal {
         /// The journal.
         journal: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel refused something.
-    #[error("cannot {action}: {source}{}", hint(source))]
+    #[error("cannot {action}: {cause}{}", hint(cause))]
     Refused {
         /// What was tried.
         action: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -85,16 +97,14 @@ fn hint(error: &io::Error) -> &'static str {
 
 fn refused(action: impl Into<String>) -> impl FnOnce(io::Error) -> HostError {
     let action = action.into();
-    move |source| HostError::Refused { action, source }
+    move |cause| HostError::Refused { action, cause }
 }
 
-/// The host, as far as this daemon has changed it.
+/// A hold on the host, to change it and to give it back.
 #[derive(Debug)]
 pub struct Host {
     netlink: Netlink,
     journal: Journal,
-    /// In force by us: what we set, and what a killed predecessor left.
-    current: Vec<Change>,
 }
 
 impl Host {
@@ -103,28 +113,37 @@ impl Host {
     pub async fn open(journal: &Path, owner: Owner) -> Result<Self, HostError> {
         let journal = Journal::open(journal)?;
         let netlink = Netlink::connect(owner as u8).map_err(refused("talk to the kernel by netlink"))?;
-        let mut current: Vec<Change> = journal
+        let mut host = Host { netlink, journal };
+        let left = host.in_force().await?;
+        if !left.is_empty() {
+            tracing::info!(changes = left.len(), "an earlier run was killed; what it left is taken over or removed");
+        }
+        Ok(host)
+    }
+
+    /// What is in force of ours, as the kernel and the journal have it; what this program would not make is removed.
+    async fn in_force(&mut self) -> Result<Vec<Change>, HostError> {
+        let failed = || refused("see or remove what is in force of ours");
+        let mut current: Vec<Change> = self
+            .journal
             .entries
             .iter()
             .map(|entry| Change::Sysctl(Sysctl { key: entry.key.clone(), value: entry.new.clone() }))
             .collect();
-        let failed = || refused("see or remove what an earlier run left");
-        for (rule, message) in netlink.rules().await.map_err(failed())? {
-            match rule {
-                Some(rule) => current.push(Change::Rule(rule)),
-                None => netlink.delete_rule_message(message).await.map_err(failed())?,
-            }
-        }
-        for (route, message) in netlink.routes().await.map_err(failed())? {
+        // In the order in which they are made: it is turned round to undo them.
+        for (route, message) in self.netlink.routes().await.map_err(failed())? {
             match route {
                 Some(route) => current.push(Change::Route(route)),
-                None => netlink.delete_route_message(message).await.map_err(failed())?,
+                None => self.netlink.delete_route_message(message).await.map_err(failed())?,
             }
         }
-        if !current.is_empty() {
-            tracing::info!(changes = current.len(), "an earlier run was killed; what it left is taken over or removed");
+        for (rule, message) in self.netlink.rules().await.map_err(failed())? {
+            match rule {
+                Some(rule) => current.push(Change::Rule(rule)),
+                None => self.netlink.delete_rule_message(message).await.map_err(failed())?,
+            }
         }
-        Ok(Host { netlink, journal, current })
+        Ok(current)
     }
 
     /// The connection to the kernel, to ask about interfaces and routes.
@@ -158,30 +177,35 @@ impl Host {
         Ok(tun)
     }
 
-    /// Makes `wanted` to be in force, and nothing else of ours. In the order given, and before anything is removed.
+    /// Makes `wanted` to be in force, and nothing else of ours: adds in the order given, then removes. What somebody
+    /// else has removed in the meantime (the kernel drops the routes of a TUN that is set down) is made again.
     ///
-    /// After an error some of it is in force; another call, or [`Host::restore`], goes on from there.
+    /// It stops at an error, with some of it in force; another call, or [`Host::restore`], goes on from there.
     pub async fn set(&mut self, wanted: &[Change]) -> Result<(), HostError> {
-        let (add, remove) = plan(&self.current, wanted);
+        let current = self.in_force().await?;
+        let (add, remove) = plan(&current, wanted);
         for change in add {
-            tracing::debug!(?change, "setting");
+            tracing::debug!(%change, "setting");
             self.add(&change).await?;
-            self.current.push(change);
         }
         for change in remove {
-            tracing::debug!(?change, "removing");
+            tracing::debug!(%change, "removing");
             self.remove(&change).await?;
-            self.current.retain(|other| *other != change);
         }
         Ok(())
     }
 
     /// Undoes everything, the last first, and goes on over errors, which are logged. The TUN is not this function's.
     pub async fn restore(mut self) {
-        while let Some(change) = self.current.pop() {
-            if let Err(error) = self.remove(&change).await {
-                tracing::warn!(%error, "something stays changed on this host");
+        match self.in_force().await {
+            Ok(current) => {
+                for change in current.iter().rev() {
+                    if let Err(error) = self.remove(change).await {
+                        tracing::warn!(%error, "something stays changed on this host");
+                    }
+                }
             }
+            Err(error) => tracing::warn!(%error, "this host stays changed"),
         }
         self.journal.remove();
     }
@@ -198,9 +222,9 @@ impl Host {
                 write_sysctl(&sysctl.key, &sysctl.value)
                     .map_err(refused(format!("set the sysctl {} to {}", sysctl.key, sysctl.value)))
             }
-            Change::Rule(rule) => self.netlink.add_rule(rule).await.map_err(refused(format!("add the rule {rule:?}"))),
+            Change::Rule(rule) => self.netlink.add_rule(rule).await.map_err(refused(format!("add the rule {rule}"))),
             Change::Route(route) => {
-                self.netlink.add_route(route).await.map_err(refused(format!("add the route {route:?}")))
+                self.netlink.add_route(route).await.map_err(refused(format!("add the route {route}")))
             }
         }
     }
@@ -209,10 +233,10 @@ impl Host {
         match change {
             Change::Sysctl(sysctl) => self.journal.restore(&sysctl.key),
             Change::Rule(rule) => {
-                self.netlink.delete_rule(rule).await.map_err(refused(format!("remove the rule {rule:?}")))
+                self.netlink.delete_rule(rule).await.map_err(refused(format!("remove the rule {rule}")))
             }
             Change::Route(route) => {
-                self.netlink.delete_route(route).await.map_err(refused(format!("remove the route {route:?}")))
+                self.netlink.delete_route(route).await.map_err(refused(format!("remove the route {route}")))
             }
         }
     }
@@ -220,12 +244,9 @@ impl Host {
 
 /// What to add, in the order wanted, and what to remove, the last first, to come from `current` to `wanted`.
 fn plan(current: &[Change], wanted: &[Change]) -> (Vec<Change>, Vec<Change>) {
-    let mut add: Vec<Change> = Vec::new();
-    for change in wanted {
-        if !current.contains(change) && !add.contains(change) {
-            add.push(change.clone());
-        }
-    }
+    let mut known: HashSet<&Change> = current.iter().collect();
+    let add = wanted.iter().filter(|change| known.insert(change)).cloned().collect();
+    let wanted: HashSet<&Change> = wanted.iter().collect();
     let remove = current.iter().rev().filter(|change| !wanted.contains(change)).cloned().collect();
     (add, remove)
 }
@@ -274,7 +295,7 @@ struct Journal {
 
 impl Journal {
     fn open(path: &Path) -> Result<Self, HostError> {
-        let failed = |source| HostError::Journal { journal: path.to_owned(), source };
+        let failed = |cause| HostError::Journal { journal: path.to_owned(), cause };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -331,7 +352,7 @@ impl Journal {
 
     fn write(&mut self, line: &str) -> Result<(), HostError> {
         // One call, so that a kill leaves the line whole or cut, and nothing behind it.
-        self.file.write_all(line.as_bytes()).map_err(|source| HostError::Journal { journal: self.path.clone(), source })
+        self.file.write_all(line.as_bytes()).map_err(|cause| HostError::Journal { journal: self.path.clone(), cause })
     }
 
     fn note(&mut self, entry: Entry) -> Result<(), HostError> {

@@ -14,6 +14,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -44,6 +45,28 @@ pub struct Route {
     pub metric: u32,
     /// What happens to the packets.
     pub target: Target,
+}
+
+/// As `ip rule` writes it.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: from {}", self.priority, self.from)?;
+        if let Some(to) = self.to {
+            write!(f, " to {to}")?;
+        }
+        write!(f, " lookup {}", self.table)
+    }
+}
+
+/// As `ip route` writes it.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.target {
+            Target::Unreachable => write!(f, "unreachable {}", self.prefix)?,
+            Target::Interface(name) => write!(f, "{} dev {name}", self.prefix)?,
+        }
+        write!(f, " table {} metric {}", self.table, self.metric)
+    }
 }
 
 /// What a route does with a packet.
@@ -173,8 +196,7 @@ impl Netlink {
         Ok(rules)
     }
 
-    /// The routes that carry our number; those that this program would not make without its TUN, as the kernel gave
-    /// them.
+    /// The routes that carry our number; those that this program would not make, as the kernel gave them.
     pub(crate) async fn routes(&self) -> io::Result<Vec<(Option<Route>, RouteMessage)>> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -320,17 +342,13 @@ fn rule_from(message: &RuleMessage) -> Option<Rule> {
     Some(Rule { from: from?, to, table, priority: priority? })
 }
 
-/// What the kernel's message says, if it is an unreachable route as [`Netlink::add_route`] makes it. Those through an
-/// interface went with their TUN.
+/// What the kernel's message says, if it is a route as [`Netlink::add_route`] makes it.
 fn route_from(message: &RouteMessage) -> Option<Route> {
-    if message.header.kind != RouteType::Unreachable {
-        return None;
-    }
     let unspecified: IpAddr = match message.header.address_family {
         AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
         _ => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let (mut to, mut metric) = (unspecified, None);
+    let (mut to, mut metric, mut interface) = (unspecified, None, None);
     let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
@@ -338,11 +356,17 @@ fn route_from(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Destination(RouteAddress::Inet6(address)) => to = (*address).into(),
             RouteAttribute::Priority(value) => metric = Some(*value),
             RouteAttribute::Table(value) => table = *value,
+            RouteAttribute::Oif(index) => interface = Some(*index),
             _ => {}
         }
     }
+    let target = match message.header.kind {
+        RouteType::Unreachable => Target::Unreachable,
+        RouteType::Unicast => Target::Interface(name_of(interface?).ok()?),
+        _ => return None,
+    };
     let prefix = IpNet::new(to, message.header.destination_prefix_length).ok()?;
-    Some(Route { prefix, table, metric: metric?, target: Target::Unreachable })
+    Some(Route { prefix, table, metric: metric?, target })
 }
 
 fn index_of(interface: &str) -> io::Result<u32> {
@@ -352,6 +376,11 @@ fn index_of(interface: &str) -> io::Result<u32> {
         rustix::io::Errno::NODEV => io::Error::new(io::ErrorKind::NotFound, format!("no interface {interface}")),
         other => other.into(),
     })
+}
+
+fn name_of(interface: u32) -> io::Result<String> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    Ok(rustix::net::netdevice::index_to_name(socket, interface)?)
 }
 
 fn family(address: IpAddr) -> AddressFamily {

@@ -16,6 +16,7 @@ use proto::SecretKey;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_path_to_error::Segment;
+use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -30,12 +31,12 @@ pub const SCHEMA: i64 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}; name the right file with --config", path.display())]
+    #[error("cannot read {}: {cause}; name the right file with --config", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Something in the file or in the environment is wrong.
     #[error("{place}: {problem}")]
@@ -84,14 +85,37 @@ impl Display for Place {
 pub struct Document {
     path: PathBuf,
     toml: toml_edit::Document<String>,
-    prefix: Option<&'static str>,
+    overrides: Option<Overrides>,
+}
+
+/// Variables of the environment that override the file.
+#[derive(Debug)]
+struct Overrides {
+    /// What their names begin with, before an underscore.
+    prefix: &'static str,
+    variables: HashMap<String, String>,
+}
+
+impl Overrides {
+    /// Those of this process. What is not UTF-8 cannot be a value of the file.
+    fn of_process(prefix: &'static str) -> Self {
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('_')))
+            .collect();
+        Overrides { prefix, variables }
+    }
 }
 
 /// Reads `path` into a `T`. Variables that begin with `prefix` and an underscore override its values; without a prefix
 /// the environment is left alone (site files, of which there are many).
 pub fn load<T: DeserializeOwned>(path: &Path, prefix: Option<&'static str>) -> Result<(T, Document), SettingsError> {
-    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
-    let document = Document::parse(path, text, prefix)?;
+    load_with(path, prefix.map(Overrides::of_process))
+}
+
+fn load_with<T: DeserializeOwned>(path: &Path, overrides: Option<Overrides>) -> Result<(T, Document), SettingsError> {
+    let text = std::fs::read_to_string(path).map_err(|cause| SettingsError::Read { path: path.to_owned(), cause })?;
+    let document = Document::parse(path, text, overrides)?;
     document.check_schema()?;
     let value = document.merged()?;
     match serde_path_to_error::deserialize(value) {
@@ -101,9 +125,9 @@ pub fn load<T: DeserializeOwned>(path: &Path, prefix: Option<&'static str>) -> R
 }
 
 impl Document {
-    fn parse(path: &Path, text: String, prefix: Option<&'static str>) -> Result<Self, SettingsError> {
+    fn parse(path: &Path, text: String, overrides: Option<Overrides>) -> Result<Self, SettingsError> {
         match toml_edit::Document::parse(text.clone()) {
-            Ok(toml) => Ok(Document { path: path.to_owned(), toml, prefix }),
+            Ok(toml) => Ok(Document { path: path.to_owned(), toml, overrides }),
             Err(error) => Err(SettingsError::Invalid {
                 place: Place::File {
                     path: path.to_owned(),
@@ -135,10 +159,10 @@ impl Document {
     fn merged(&self) -> Result<serde_json::Value, SettingsError> {
         let mut builder =
             config::Config::builder().add_source(config::File::from_str(self.toml.raw(), config::FileFormat::Toml));
-        if let Some(prefix) = self.prefix {
-            builder = builder.add_source(
-                config::Environment::with_prefix(prefix).prefix_separator("_").separator("__").try_parsing(true),
-            );
+        if let Some(Overrides { prefix, variables }) = &self.overrides {
+            let environment =
+                config::Environment::with_prefix(prefix).prefix_separator("_").separator("__").try_parsing(true);
+            builder = builder.add_source(environment.source(Some(variables.clone())));
         }
         builder
             .build()
@@ -225,14 +249,15 @@ impl Document {
 
     /// The variable that sets what `steps` lead to, if there is one.
     fn variable(&self, steps: &[Step]) -> Option<String> {
-        let prefix = self.prefix?;
+        let overrides = self.overrides.as_ref()?;
         let wanted = steps
             .iter()
-            .map_while(|step| if let Step::Key(key) = step { Some(key.to_uppercase()) } else { None })
+            .map_while(|step| if let Step::Key(key) = step { Some(key.as_str()) } else { None })
             .collect::<Vec<_>>()
             .join("__");
-        let name = format!("{prefix}_{wanted}");
-        (!wanted.is_empty() && std::env::var_os(&name).is_some()).then_some(name)
+        let wanted = format!("{}_{wanted}", overrides.prefix);
+        // As `config` compares them: without regard to case.
+        overrides.variables.keys().find(|name| name.eq_ignore_ascii_case(&wanted)).cloned()
     }
 
     fn place_of_file(&self) -> Place {

@@ -241,7 +241,7 @@ impl Received {
             let mut handed = 0;
             let mut portion = std::iter::from_fn(|| {
                 let message = if handed < HANDED { messages.next() } else { None };
-                handed += message.map_or(0, |(meta, _)| meta.len.div_ceil(meta.stride.max(1)));
+                handed += message.map_or(0, |(meta, _)| datagrams_in(meta));
                 message
             })
             .flat_map(|(meta, buffer)| split(link, meta, buffer));
@@ -256,8 +256,137 @@ impl Received {
 
 /// The datagrams of one message, as GRO put them side by side.
 fn split<'a>(link: LinkId, meta: &RecvMeta, buffer: &'a [u8]) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
-    let RecvMeta { addr: from, dst_ip: to, ecn, .. } = *meta;
+    let RecvMeta { addr: from, dst_ip: to, ecn, len, stride } = *meta;
     let ecn = ecn.map_or(0, |ecn| ecn as u8);
-    // An empty datagram has no stride; it is no datagram of ours either, and goes uncounted like none.
-    buffer[..meta.len].chunks(meta.stride.max(1)).map(move |data| Datagram { link, from, to, ecn, data })
+    (0..datagrams_in(meta)).map(move |index| {
+        let data = &buffer[index * stride..len.min((index + 1) * stride)];
+        Datagram { link, from, to, ecn, data }
+    })
+}
+
+/// How many datagrams a message is. An empty one is one, too: the node counts what it is worth.
+fn datagrams_in(meta: &RecvMeta) -> usize {
+    meta.len.div_ceil(meta.stride.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    fn run(to: SocketAddr, lengths: &[usize]) -> Vec<Transmit> {
+        let mut start = 0;
+        let transmit = |&length| {
+            start += length;
+            Transmit { link: LinkId(0), to, from: None, ecn: 2, range: start - length..start }
+        };
+        lengths.iter().map(transmit).collect()
+    }
+
+    #[test]
+    fn a_run_is_of_one_length_but_for_its_last_and_of_one_address() {
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        assert_eq!(run_length(&[], 64), 0);
+        assert_eq!(run_length(&run(to, &[100]), 64), 1);
+        assert_eq!(run_length(&run(to, &[100, 100, 60, 60]), 64), 3);
+        assert_eq!(run_length(&run(to, &[100, 120]), 64), 1, "only shorter ones follow");
+        assert_eq!(run_length(&run(to, &[100, 0]), 64), 1, "an empty datagram is no segment");
+        assert_eq!(run_length(&run(to, &[100; 80]), 64), 64, "as many as the kernel takes");
+        assert_eq!(run_length(&run(to, &[100; 80]), 1), 1, "no segmentation");
+        assert_eq!(run_length(&run(to, &[1400; 64]), 64), LARGEST_RUN / 1400);
+        for change in [
+            |transmit: &mut Transmit| transmit.link = LinkId(1),
+            |transmit: &mut Transmit| transmit.to.set_port(10),
+            |transmit: &mut Transmit| transmit.from = Some(Ipv4Addr::LOCALHOST.into()),
+            |transmit: &mut Transmit| transmit.ecn = 0,
+            |transmit: &mut Transmit| transmit.range = transmit.range.start + 1..transmit.range.end,
+        ] {
+            let mut transmits = run(to, &[100, 100, 100]);
+            change(&mut transmits[2]);
+            assert_eq!(run_length(&transmits, 64), 2);
+        }
+    }
+
+    /// What a socket receives, as (octets, ECN bits, to).
+    fn drain(received: &mut Received, socket: &Socket, counters: &mut Counters) -> Vec<(Vec<u8>, u8, Option<IpAddr>)> {
+        let mut all = Vec::new();
+        received.drain(LinkId(3), socket, counters, |datagrams, _| {
+            all.extend(datagrams.map(|datagram| {
+                assert_eq!(datagram.link, LinkId(3));
+                (datagram.data.to_vec(), datagram.ecn, datagram.to)
+            }));
+        });
+        all
+    }
+
+    #[test]
+    fn a_run_arrives_as_the_datagrams_it_was_made_of() {
+        let mut received = Received::new();
+        for local in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let mut counters = Counters::default();
+            let to = Socket::listening((local, 0).into()).expect("a socket to send to");
+            let from = Socket::listening((local, 0).into()).expect("a socket to send from");
+            let lengths = [100, 100, 100, 40];
+            let bytes: Vec<u8> = (0..340u16).map(|byte| byte as u8).collect();
+            from.send(&bytes, &run(to.local(), &lengths), &mut counters);
+            // Loopback delivers within the call that sends.
+            let all = drain(&mut received, &to, &mut counters);
+            assert_eq!(all.iter().map(|(data, ..)| data.len()).collect::<Vec<_>>(), lengths);
+            assert_eq!(all.iter().flat_map(|(data, ..)| data.clone()).collect::<Vec<u8>>(), bytes);
+            assert!(all.iter().all(|&(_, ecn, to)| ecn == 2 && to == Some(local)), "{all:?}");
+            let expected = Counters { udp_sent: 4, udp_received: 4, ..Counters::default() };
+            assert_eq!(counters, expected);
+            assert!(drain(&mut received, &to, &mut counters).is_empty());
+            from.send(&[], &run(to.local(), &[0]), &mut counters);
+            assert_eq!(drain(&mut received, &to, &mut counters), [(vec![], 2, Some(local))]);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_counted_by_its_cause() {
+        let mut counters = Counters::default();
+        let from = Socket::listening((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
+        // Nothing leads from a loopback address to the outside.
+        from.send(&[0; 200], &run(SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)), &[100, 100]), &mut counters);
+        let lost = counters.udp_unreachable + counters.udp_other_errors + counters.udp_forbidden;
+        assert_eq!((lost, counters.udp_sent), (2, 0), "{counters:?}");
+        for (errno, expected) in [
+            (libc::ENETUNREACH, Counters { udp_unreachable: 1, ..Counters::default() }),
+            (libc::EAGAIN, Counters { udp_queue_full: 1, ..Counters::default() }),
+            (libc::ENOBUFS, Counters { udp_queue_full: 1, ..Counters::default() }),
+            (libc::EMSGSIZE, Counters { udp_too_large: 1, ..Counters::default() }),
+            (libc::EPERM, Counters { udp_forbidden: 1, ..Counters::default() }),
+            (libc::EIO, Counters { udp_other_errors: 1, ..Counters::default() }),
+        ] {
+            let mut counters = Counters::default();
+            counters.note_send_error(&io::Error::from_raw_os_error(errno), 1);
+            assert_eq!(counters, expected);
+        }
+    }
+
+    #[test]
+    fn a_links_sockets_are_replaced_and_the_wait_follows() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll set");
+        let mut sockets = Sockets::new(epoll.try_clone().expect("its copy"));
+        let open = || Socket::listening((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
+        let (first, second) = (open(), open());
+        let (old, new) = (first.local(), second.local());
+        sockets.replace(LinkId(2), [first]).expect("a first socket");
+        sockets.replace(LinkId(2), [second]).expect("another one");
+        assert_eq!((sockets.local(LinkId(2), false), sockets.local(LinkId(2), true)), (Some(new), None));
+        let sender = open();
+        let mut counters = Counters::default();
+        for to in [old, new] {
+            sender.send(&[1; 10], &run(to, &[10]), &mut counters);
+        }
+        let mut ready = Vec::with_capacity(8);
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut ready), Some(&at_once)).expect("no wait");
+        let tokens: Vec<u64> = ready.iter().map(|event| event.data.u64()).collect();
+        assert_eq!(tokens.len(), 1);
+        let (link, socket) = sockets.by_token(tokens[0]).expect("its socket");
+        assert_eq!((link, socket.local()), (LinkId(2), new));
+        sockets.replace(LinkId(2), None).expect("none");
+        assert!(sockets.by_token(tokens[0]).is_none());
+    }
 }

@@ -1,14 +1,15 @@
 //! The commands of `cargo lab`.
 
 use crate::kernel::{Choice, Place};
+use crate::report::Report;
 use crate::run::{self, Options};
-use crate::scenario;
-use crate::{engine, report, setup, suite};
+use crate::scenario::{self, Loaded};
+use crate::simulate::Simulation;
+use crate::{demo, engine, report, setup, suite};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// The lab: scenarios, tests and the demonstration.
 #[derive(Debug, Parser)]
@@ -24,16 +25,9 @@ enum Command {
     List,
     /// Runs scenarios, by name or by file.
     Run(RunArguments),
-    /// Everything that must pass: format, lint, licences, unit tests, scenarios.
-    Test {
-        /// Which kernel to run scenarios in.
-        #[arg(long, value_enum, default_value_t)]
-        kernel: Choice,
-        /// Only the scenarios.
-        #[arg(long)]
-        scenarios: bool,
-    },
-    /// The story: one ISP dies, both die, and the home stays reachable.
+    /// Runs everything that must pass: format, lints, licences, unit tests, all scenarios.
+    Test,
+    /// Shows it: two ISPs, one home prefix; an ISP dies, both die, and the home stays reachable.
     Demo {
         /// Which kernel to run in.
         #[arg(long, value_enum, default_value_t)]
@@ -81,7 +75,7 @@ struct RunArguments {
     /// Records the packets at all hosts.
     #[arg(long, value_name = "DIR")]
     pcap: Option<PathBuf>,
-    /// Draws the first run: a picture (.svg) or a page (.html).
+    /// Draws the run: an HTML file, or SVG if the name ends so; with several runs one each, its seed in the name.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -92,8 +86,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::List => list(),
         Command::Run(arguments) => run(&arguments),
-        Command::Test { kernel, scenarios } => suite::test(kernel, scenarios),
-        Command::Demo { kernel } => suite::demo(kernel),
+        Command::Test => suite::test(),
+        Command::Demo { kernel } => demo::demo(kernel),
         Command::Kernel => crate::kernel::build::build().map(|()| true),
         Command::Setup => setup::setup(setup::For::Everything).map(|()| true),
         Command::Inside { job } => engine::inside(&job).map(|()| true),
@@ -118,72 +112,110 @@ fn list() -> Result<bool> {
 }
 
 fn run(arguments: &RunArguments) -> Result<bool> {
+    let loaded: Vec<_> =
+        arguments.scenarios.iter().map(|name| scenario::load(name, &arguments.set)).collect::<Result<_>>()?;
+    let reports = match arguments.kernel {
+        Choice::Simulator => simulate(arguments, &loaded)?,
+        _ => run_in_a_kernel(arguments, &loaded)?,
+    };
+    if reports.len() > 1 {
+        println!("{}", report::summary_of_runs(&reports));
+    }
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, serde_json::to_vec_pretty(&reports)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(file) = &arguments.plot {
+        for report in &reports {
+            let file = if reports.len() == 1 { file.clone() } else { numbered(file, &report.run) };
+            draw(report, &file)?;
+        }
+    }
+    Ok(reports.iter().all(|report| report.outcomes.iter().all(|outcome| outcome.verdict.is_ok())))
+}
+
+/// The seeds that a scenario is run with.
+fn seeds(arguments: &RunArguments, loaded: &Loaded) -> impl Iterator<Item = u64> {
+    (arguments.seed..).take(arguments.runs.unwrap_or(loaded.scenario.runs).max(1) as usize)
+}
+
+fn simulate(arguments: &RunArguments, loaded: &[Loaded]) -> Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    for loaded in loaded {
+        let simulation = Simulation::of(loaded).with_context(|| format!("cannot simulate {}", loaded.name))?;
+        for seed in seeds(arguments, loaded) {
+            let report = simulation.run(seed);
+            tell(&report, seeds(arguments, loaded).count() == 1);
+            reports.push(report);
+        }
+    }
+    Ok(reports)
+}
+
+fn run_in_a_kernel(arguments: &RunArguments, loaded: &[Loaded]) -> Result<Vec<Report>> {
     let place = Place::find(arguments.kernel)?;
-    let loaded: Vec<_> = arguments
-        .scenarios
-        .iter()
-        .map(|name| scenario::load(name, &arguments.set).map(Arc::new))
-        .collect::<Result<_>>()?;
     if loaded.iter().any(|l| l.scenario.has_daemons()) {
         run::build_daemons()?;
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     let mut reports = Vec::new();
-    let mut good = true;
-    for loaded in &loaded {
-        let runs = arguments.runs.unwrap_or(loaded.scenario.runs).max(1);
-        let options = Options { pcap: arguments.pcap.is_some(), live: runs == 1 };
-        let jobs = (arguments.seed..).take(runs as usize).map(|seed| (Arc::clone(loaded), seed)).collect();
-        let mut of_this = Vec::new();
-        suite::many(jobs, &place, &options, |loaded, seed, result, _| match result {
-            Ok((report, folder)) => {
-                let missed = suite::missed(&report);
-                let verdict = if missed.is_empty() { "good" } else { "MISSED" };
-                println!("{} seed {seed}: {verdict}   {}", loaded.name, folder.display());
-                for line in missed {
-                    println!("    {line}");
-                }
-                of_this.push((report, folder));
+    for loaded in loaded {
+        for seed in seeds(arguments, loaded) {
+            let alone = seeds(arguments, loaded).count() == 1;
+            let options = Options { pcap: arguments.pcap.is_some(), live: alone };
+            let (report, folder) = runtime.block_on(run::once(loaded, &place, seed, &options))?;
+            tell(&report, alone);
+            println!("logs: {}", folder.display());
+            if let Some(to) = &arguments.pcap {
+                collect_captures(&folder, to, &format!("{}-{seed}", loaded.name))?;
             }
-            Err(error) => {
-                good = false;
-                println!("{} seed {seed}: {error:#}", loaded.name);
-            }
-        })?;
-        of_this.sort_by_key(|(report, _)| report.run.seed);
-        for (report, folder) in &of_this {
-            if let Some(pcap) = &arguments.pcap {
-                collect_captures(folder, pcap, &format!("{}-{}", loaded.name, report.run.seed))?;
-            }
+            reports.push(report);
         }
-        let of_this: Vec<_> = of_this.into_iter().map(|(report, _)| report).collect();
-        match of_this.as_slice() {
-            [] => {}
-            [report] => println!("{}", report::summary(report)),
-            several => println!("{}", report::summary_of_runs(several)),
-        }
-        reports.extend(of_this);
     }
-    if let Some(file) = &arguments.json {
-        let text = match reports.as_slice() {
-            [report] => serde_json::to_vec_pretty(report)?,
-            several => serde_json::to_vec_pretty(several)?,
-        };
-        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(reports)
+}
+
+fn tell(report: &Report, alone: bool) {
+    println!("{}", if alone { report::summary(report) } else { verdict_line(report) });
+}
+
+/// `out/cut.html` for the seed 7 of the scenario silent-cut: `out/cut-silent-cut-7.html`.
+fn numbered(file: &Path, run: &report::Run) -> PathBuf {
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let ending = file.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    file.with_file_name(format!("{stem}-{}-{}{ending}", run.scenario, run.seed))
+}
+
+fn draw(report: &Report, file: &Path) -> Result<()> {
+    let svg = file.extension().is_some_and(|ending| ending == "svg");
+    let picture = if svg { report::svg(report) } else { report::html(report) };
+    std::fs::write(file, picture).with_context(|| format!("cannot write {}", file.display()))?;
+    println!("picture: {}", file.display());
+    Ok(())
+}
+
+/// A run of several in a line: what it missed, if anything.
+fn verdict_line(report: &Report) -> String {
+    let missed: Vec<String> = report
+        .outcomes
+        .iter()
+        .filter(|outcome| !outcome.verdict.is_ok())
+        .map(|o| {
+            let measured = o.measured.map_or("nothing".into(), |m| format!("{m:.1} {}", o.unit));
+            format!("{}: {measured}, wanted {} {}", o.what, o.bar, o.note)
+        })
+        .collect();
+    let head = format!("{} seed {}", report.run.scenario, report.run.seed);
+    match missed.is_empty() {
+        true => format!("{head}: good"),
+        false => format!("{head}: MISSED {}", missed.join("; ")),
     }
-    if let (Some(file), Some(report)) = (&arguments.plot, reports.first()) {
-        let text = match file.extension().is_some_and(|e| e == "svg") {
-            true => report::svg(report),
-            false => report::html(report),
-        };
-        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(good && reports.iter().all(|report| report.outcomes.iter().all(|outcome| outcome.verdict.is_ok())))
 }
 
 /// Copies a run's captures to where they were asked for.
 fn collect_captures(from: &Path, to: &Path, prefix: &str) -> Result<()> {
     std::fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
-    for entry in from.read_dir()? {
+    for entry in from.read_dir().with_context(|| format!("cannot list {}", from.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "pcap") {
             let name = path.file_name().unwrap_or_default().to_string_lossy();

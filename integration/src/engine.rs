@@ -3,7 +3,7 @@
 mod clock;
 mod live;
 mod stage;
-mod timeline;
+pub(crate) mod timeline;
 mod traffic;
 mod watch;
 

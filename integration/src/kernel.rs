@@ -24,6 +24,8 @@ pub enum Choice {
     Uml,
     /// User-Mode Linux in virtual time; see `cargo lab kernel`.
     Virtual,
+    /// No kernel: the protocol alone, for scenarios that name nothing that only a kernel has.
+    Simulator,
 }
 
 /// Where a run takes place.
@@ -51,6 +53,7 @@ impl Place {
                  MSP_LAB_KERNEL names one",
                 )?),
             )),
+            Choice::Simulator => bail!("the simulator is no kernel: only `cargo lab run` knows it"),
             Choice::Native if native() => Ok(place(Kernel::Native, None)),
             Choice::Native if !crate::setup::is_root() => bail!("--kernel native needs root; --kernel uml does not"),
             Choice::Native => bail!("this machine's kernel has no netem (CONFIG_NET_SCH_NETEM); use --kernel uml"),

@@ -6,6 +6,7 @@
 //! | [`scenario`] | what stands where, what happens when, what must come of it: read from TOML |
 //! | [`run`] | one run from outside: finds a kernel, starts [`engine`] in it, reads the report |
 //! | [`kernel`] | this machine's kernel or a User-Mode-Linux one, best in virtual time |
+//! | [`simulate`] | the same without a kernel: the protocol in the simulator |
 //! | [`engine`] | one run from inside: network, daemons, timeline, traffic, report |
 //! | [`net`] | namespaces, links, addresses, netem |
 //! | [`daemon`] | the daemons of a run: what they are told, and what they say |
@@ -15,6 +16,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod demo;
 pub mod engine;
 pub mod kernel;
 pub mod meter;
@@ -23,4 +25,5 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod setup;
+pub mod simulate;
 pub mod suite;

@@ -11,7 +11,7 @@ use crate::meter::Span;
 use serde::{Deserialize, Deserializer};
 
 /// What a link does to packets of one direction.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Netem {
     /// One-way delay.
     pub delay: Span,

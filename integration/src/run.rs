@@ -31,7 +31,7 @@ pub fn folder(name: &str, seed: u64) -> Result<PathBuf> {
 }
 
 /// The folder of this program, where cargo puts the daemons too.
-fn binaries() -> Result<PathBuf> {
+pub(crate) fn binaries() -> Result<PathBuf> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     Ok(program.parent().context("this program is in no folder")?.to_owned())
 }

@@ -51,8 +51,10 @@ pub fn is_root() -> bool {
 /// What the machine is set up for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum For {
-    /// Scenarios and the demonstration.
-    Runs,
+    /// The demonstration and single scenarios.
+    Demo,
+    /// `cargo lab test`.
+    Test,
     /// All commands.
     Everything,
 }
@@ -79,7 +81,7 @@ pub fn setup(purpose: For) -> Result<()> {
             bail!("apt-get failed; see above. The line was:\n{line}");
         }
     }
-    if all && !cargo_deny_is_there() {
+    if purpose != For::Demo && !cargo_deny_is_there() {
         println!("installing cargo-deny, which checks licences and sources (some minutes, once)");
         let status = Command::new(cargo()).args(["install", "--locked", "cargo-deny"]).status();
         if !status.context("cannot start cargo")?.success() {

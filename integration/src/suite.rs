@@ -1,181 +1,164 @@
-//! `cargo lab test`: everything that must pass, and `cargo lab demo`: the story.
+//! `cargo lab test`: everything that must pass, in the order in which it fails fastest.
 
 use crate::kernel::{Choice, Place};
-use crate::report::{self, Report};
-use crate::run::{self, Options};
+use crate::report::Kernel;
 use crate::scenario::{self, Loaded};
-use crate::setup::{self, cargo};
+use crate::simulate::Simulation;
+use crate::{run, setup};
 use anyhow::{Context, Result};
+use std::collections::VecDeque;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
-/// Guests at the same time: one a core of the machine that CI has. In virtual time the load disturbs no result.
+/// How many seeds of a scenario the suite runs in a kernel, where the file asks for more. Those runs take a quarter of a
+/// minute each; the simulator's cost nothing, and `cargo lab run` makes as many as the file says.
+const RUNS_IN_A_KERNEL: u32 = 3;
+
+/// How many seeds of each scenario the simulator runs.
+const RUNS_IN_THE_SIMULATOR: u64 = 50;
+
+/// Guests at the same time. Each has one processor; in virtual time a slow one is none the worse.
 const AT_ONCE: usize = 2;
 
-/// What passes and what fails.
+/// How much of a failed step's output is shown.
+const SHOWN_LINES: usize = 60;
+
+/// What is run before the scenarios: a name and cargo's arguments.
+const STEPS: &[(&str, &[&str])] = &[
+    ("format", &["fmt", "--all", "--", "--check"]),
+    ("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    // The advisories' database is fetched from the network, which a test may not need: `cargo deny check` by hand.
+    ("licences, sources, duplicates", &["deny", "check", "licenses", "bans", "sources"]),
+    ("unit tests", &["test", "--quiet", "--workspace"]),
+    // A build apart: the feature moves boringtun's clock for everything in it.
+    (
+        "WireGuard's timers",
+        &["test", "--quiet", "--package", "proto", "--features", "mock-clock", "--test", "wireguard_clock"],
+    ),
+];
+
+/// How many passed and failed.
 #[derive(Debug, Default)]
-struct Score {
+struct Tally {
     passed: u32,
     failed: Vec<String>,
 }
 
-impl Score {
-    fn note(&mut self, what: &str, good: bool, begun: Instant) {
-        let seconds = begun.elapsed().as_secs_f64();
-        println!("{} {what} ({seconds:.0} s)", if good { "ok    " } else { "FAILED" });
-        match good {
-            true => self.passed += 1,
-            false => self.failed.push(what.to_owned()),
+impl Tally {
+    fn note(&mut self, name: &str, took: Duration, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => {
+                println!("ok      {:>6.1} s  {name}", took.as_secs_f64());
+                self.passed += 1;
+            }
+            Err(why) => {
+                println!("FAILED  {:>6.1} s  {name}\n{why}", took.as_secs_f64());
+                self.failed.push(name.to_owned());
+            }
         }
     }
 }
 
-/// The steps before the scenarios: a name, and cargo's arguments.
-const STEPS: &[(&str, &[&str])] = &[
-    ("format", &["fmt", "--all", "--check"]),
-    ("lint", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
-    // Not `advisories`: their database would have to be fetched, and a test needs no network.
-    (
-        "licences, bans and sources",
-        &["deny", "--offline", "--log-level", "error", "check", "licenses", "bans", "sources"],
-    ),
-    ("unit tests", &["test", "--quiet", "--workspace"]),
-];
-
-/// Runs it all. Whether all of it passed.
-pub fn test(choice: Choice, only_scenarios: bool) -> Result<bool> {
+/// Runs all of it. Whether everything passed.
+pub fn test() -> Result<bool> {
     let begun = Instant::now();
-    let mut score = Score::default();
-    if !only_scenarios {
-        for (what, arguments) in STEPS {
-            println!("...... {what}: cargo {}", arguments.join(" "));
-            let step = Instant::now();
-            let status = Command::new(cargo())
-                .args(*arguments)
-                .current_dir(root())
-                .stdin(Stdio::null())
-                .status()
-                .context("cannot start cargo")?;
-            score.note(what, status.success(), step);
-        }
+    setup::setup(setup::For::Test)?;
+    let logs = run::binaries()?.with_file_name("lab-test");
+    std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+    let mut tally = Tally::default();
+    for (name, arguments) in STEPS {
+        let mut command = Command::new(setup::cargo());
+        command.args(*arguments).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(""));
+        let begun = Instant::now();
+        let outcome = logged(&mut command, &logs.join(format!("{}.log", name.replace([' ', ','], "-"))));
+        tally.note(name, begun.elapsed(), outcome);
     }
-    let place = Place::find(choice)?;
+    let all: Vec<Loaded> = scenario::list()?
+        .into_iter()
+        .map(|(_, path)| scenario::load(&path.to_string_lossy(), &[]))
+        .collect::<Result<_>>()?;
+    let all: Vec<Loaded> = all.into_iter().filter(|loaded| loaded.scenario.test).collect();
+    simulated(&all, &mut tally);
+    in_a_kernel(&all, &logs, &mut tally)?;
+    println!("\n{:.0} s; logs are in {}", begun.elapsed().as_secs_f64(), logs.display());
+    for name in &tally.failed {
+        println!("failed: {name}");
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed.len());
+    Ok(tally.failed.is_empty())
+}
+
+/// Runs a command with its output in a file; on failure the error is the end of it.
+fn logged(command: &mut Command, log: &Path) -> Result<(), String> {
+    let mut result = || -> Result<bool> {
+        let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let status = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).status()?;
+        Ok(status.success())
+    };
+    match result() {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
+            Err(format!("{shown}\n(all of it: {})", log.display()))
+        }
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
+/// Those that the simulator can run, with many seeds.
+fn simulated(all: &[Loaded], tally: &mut Tally) {
+    for loaded in all {
+        let Ok(simulation) = Simulation::of(loaded) else { continue };
+        let begun = Instant::now();
+        let missed = (1..=RUNS_IN_THE_SIMULATOR).find_map(|seed| {
+            let report = simulation.run(seed);
+            let missed = report.outcomes.iter().find(|outcome| !outcome.verdict.is_ok())?;
+            let again = format!("cargo lab run {} --kernel simulator --runs 1 --seed {seed}", loaded.name);
+            Some(format!("{missed:?}\nagain: {again}"))
+        });
+        let name = format!("{} ({RUNS_IN_THE_SIMULATOR} seeds, simulator)", loaded.name);
+        tally.note(&name, begun.elapsed(), missed.map_or(Ok(()), Err));
+    }
+}
+
+/// All of them with the real daemons, [`AT_ONCE`] guests at a time.
+fn in_a_kernel(all: &[Loaded], logs: &Path, tally: &mut Tally) -> Result<()> {
+    let place = Place::find(Choice::Auto)?;
+    if place.kernel != Kernel::Virtual {
+        println!(
+            "note: no virtual-time kernel, so deadlines are reported and not asserted; `cargo lab kernel` builds one"
+        );
+    }
     run::build_daemons()?;
-    println!("...... scenarios: {AT_ONCE} at a time, kernel {:?}", place.kernel);
-    let mut jobs = Vec::new();
-    for (_, path) in scenario::list()? {
-        let loaded = Arc::new(scenario::load(&path.to_string_lossy(), &[])?);
-        if loaded.scenario.test {
-            jobs.extend((1..=u64::from(loaded.scenario.runs)).map(|seed| (Arc::clone(&loaded), seed)));
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    // The longest first, so that the last ones to end are short.
+    let mut order: Vec<&Loaded> = all.iter().collect();
+    order.sort_by_key(|loaded| std::cmp::Reverse(loaded.scenario.length));
+    let waiting = Mutex::new(VecDeque::from(order));
+    let tally = Mutex::new(tally);
+    let work = || {
+        while let Some(loaded) = lock(&waiting).pop_front() {
+            let runs = loaded.scenario.runs.clamp(1, RUNS_IN_A_KERNEL);
+            let log: PathBuf = logs.join(format!("{}.log", loaded.name));
+            let mut command = Command::new(&program);
+            command.args(["run", &loaded.name, "--runs", &runs.to_string()]);
+            let begun = Instant::now();
+            let outcome = logged(&mut command, &log);
+            lock(&tally).note(&format!("{} ({runs} in {})", loaded.name, place.kernel), begun.elapsed(), outcome);
         }
-    }
-    let total = jobs.len();
-    let mut done = 0;
-    many(jobs, &place, &Options::default(), |loaded, seed, result, took| {
-        done += 1;
-        let head = format!("[{done}/{total}] {} seed {seed}", loaded.name);
-        match result {
-            Ok((report, folder)) => {
-                let missed = missed(&report);
-                score.note(&head, missed.is_empty(), took);
-                for line in &missed {
-                    println!("       {line}");
-                }
-                match missed.is_empty() {
-                    true => drop(std::fs::remove_dir_all(folder)),
-                    false => println!("       logs: {}", folder.display()),
-                }
-            }
-            Err(error) => {
-                score.note(&head, false, took);
-                println!("       {error:#}");
-            }
-        }
-    })?;
-    println!("in {} s", begun.elapsed().as_secs());
-    for what in &score.failed {
-        println!("failed: {what}");
-    }
-    println!("{} passed, {} failed", score.passed, score.failed.len());
-    Ok(score.failed.is_empty())
+    };
+    // On the native kernel time is real, and a second run beside the first would be a disturbance.
+    let at_once = if place.kernel == Kernel::Native { 1 } else { AT_ONCE };
+    std::thread::scope(|scope| (0..at_once).for_each(|_| drop(scope.spawn(work))));
+    Ok(())
 }
 
-/// What a run missed, a line each.
-pub fn missed(report: &Report) -> Vec<String> {
-    let missed = report.outcomes.iter().filter(|outcome| !outcome.verdict.is_ok());
-    missed
-        .map(|o| {
-            let measured = o.measured.map_or("nothing".into(), |m| format!("{m:.1} {}", o.unit));
-            let extra: Vec<&str> = report.exits.iter().flat_map(|e| &e.left_over).map(String::as_str).collect();
-            let extra = if o.what.contains("exits") { extra.join("; ") } else { String::new() };
-            format!("{}: {measured}, wanted {} {} {extra}", o.what, o.bar, o.note)
-        })
-        .collect()
-}
-
-/// Runs jobs, some at a time, and tells of each as it ends.
-pub fn many(
-    jobs: Vec<(Arc<Loaded>, u64)>,
-    place: &Place,
-    options: &Options,
-    mut ended: impl FnMut(&Loaded, u64, Result<(Report, PathBuf)>, Instant),
-) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
-    runtime.block_on(async {
-        let mut jobs = jobs.into_iter();
-        let mut running = tokio::task::JoinSet::new();
-        loop {
-            while running.len() < AT_ONCE
-                && let Some((loaded, seed)) = jobs.next()
-            {
-                let (place, options) = (place.clone(), options.clone());
-                running.spawn(async move {
-                    let begun = Instant::now();
-                    let result = run::once(&loaded, &place, seed, &options).await;
-                    (loaded, seed, result, begun)
-                });
-            }
-            match running.join_next().await {
-                None => return Ok(()),
-                Some(job) => {
-                    let (loaded, seed, result, begun) = job.context("a run's task panicked: a bug of the lab")?;
-                    ended(&loaded, seed, result, begun);
-                }
-            }
-        }
-    })
-}
-
-/// The project's root.
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
-}
-
-/// The story: two ISPs, one home prefix.
-pub fn demo(choice: Choice) -> Result<bool> {
-    if setup::is_root() {
-        setup::setup(setup::For::Runs)?;
-    } else if let Err(error) = setup::setup(setup::For::Runs) {
-        println!("without root nothing can be installed, and User-Mode Linux needs none to run. {error:#}");
-        return Ok(false);
-    }
-    println!("building the daemons");
-    run::build_daemons()?;
-    let place = Place::find(choice)?;
-    let loaded = scenario::load("demo", &[])?;
-    println!("{}, on the {:?} kernel; {} of traffic\n", loaded.scenario.about, place.kernel, loaded.scenario.length);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
-    let (report, folder) = runtime.block_on(run::once(&loaded, &place, 1, &Options { pcap: false, live: true }))?;
-    println!("\n{}", report::summary(&report));
-    for line in missed(&report) {
-        println!("missed: {line}");
-    }
-    let out = root().join("out");
-    std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    std::fs::write(out.join("demo.html"), report::html(&report))?;
-    std::fs::write(out.join("demo.json"), serde_json::to_vec_pretty(&report)?)?;
-    println!("picture: {0}/demo.html   figures: {0}/demo.json   logs: {1}", out.display(), folder.display());
-    Ok(missed(&report).is_empty())
+/// A panic of another worker is reported by the scope; what it left is a list and a count, whole at any moment.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

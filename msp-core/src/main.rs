@@ -108,27 +108,23 @@ struct Loaded {
     config: Config,
     key: SecretKey,
     surroundings: Surroundings,
-    sites: Result<Sites, Vec<SitesError>>,
+    sites: Sites,
 }
 
 fn load(path: &Path) -> anyhow::Result<Loaded> {
     let config = Config::load(path)?;
     let key = dataplane::settings::read_key(&config.private_key_file)?;
     let surroundings = Surroundings::new(&config, &key);
-    let sites = Sites::load(&config.sites, &surroundings);
+    // All that is wrong, a line each.
+    let lines = |errors: Vec<SitesError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let sites = Sites::load(&config.sites, &surroundings).map_err(|errors| anyhow::Error::msg(lines(errors)))?;
     Ok(Loaded { config, key, surroundings, sites })
-}
-
-/// Several errors as one, a line each.
-fn together(errors: &[SitesError]) -> anyhow::Error {
-    anyhow::Error::msg(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }
 
 fn check(path: &Path) -> anyhow::Result<()> {
     let loaded = load(path)?;
-    let sites = loaded.sites.map_err(|errors| together(&errors))?;
     let neighbors = loaded.config.bgp.map_or(0, |bgp| bgp.neighbors.len());
-    println!("{}: good; sites: {}, BGP neighbours: {neighbors}", path.display(), sites.list.len());
+    println!("{}: good; sites: {}, BGP neighbours: {neighbors}", path.display(), loaded.sites.list.len());
     println!("public key: {}", loaded.key.public());
     Ok(())
 }

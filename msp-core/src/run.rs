@@ -7,7 +7,7 @@ use crate::bgp::transport;
 use crate::config::Config;
 use crate::sites::{Sites, Surroundings};
 use crate::status::{BgpStatus, Reload, SiteStatus, Status};
-use crate::{Loaded, entropy, load, routes, together};
+use crate::{Loaded, entropy, load, routes};
 use anyhow::Context;
 use dataplane::clock;
 use dataplane::control::ControlSocket;
@@ -19,21 +19,13 @@ use proto::{Event, Identity, Instant, LinkId, NodeConfig};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Runs the core until it is told to end.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
     dataplane::logging::start();
-    let Loaded { config, key, surroundings, sites } = load(path)?;
-    let sites = sites.map_err(|errors| together(&errors))?;
-    let node = NodeConfig {
-        identity: Identity { middlebox: 0, pop: config.pop },
-        mtu: config.tun.mtu,
-        local: Vec::new(),
-        listen_key: Some(key),
-        peers: sites.peers(),
-    };
+    let loaded = load(path)?;
     // Packets have a thread of their own; what is left is little.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -41,22 +33,43 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        // First of all: a second core must not touch what the first one uses.
-        let mut host = Host::open(&config.control.with_extension("journal"), Owner::Core).await?;
-        let result = serve(path, config, surroundings, sites, node, &mut host).await;
+        // From here on a signal ends the core in good order.
+        let signals = Signals::new()?;
+        // Before all else on the host: a second core must not touch what the first one uses.
+        let mut host = Host::open(&loaded.config.control.with_extension("journal"), Owner::Core).await?;
+        let result = serve(signals, path, loaded, &mut host).await;
         host.restore().await;
         result
     })
 }
 
-async fn serve(
-    path: &Path,
-    config: Config,
-    surroundings: Surroundings,
-    sites: Sites,
-    node: NodeConfig,
-    host: &mut Host,
-) -> anyhow::Result<()> {
+/// The signals that mean something to the daemon.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Signals> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Signals {
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+}
+
+async fn serve(signals: Signals, path: &Path, loaded: Loaded, host: &mut Host) -> anyhow::Result<()> {
+    let Loaded { config, key, surroundings, sites } = loaded;
+    let node = NodeConfig {
+        identity: Identity { middlebox: 0, pop: config.pop },
+        mtu: config.tun.mtu,
+        local: Vec::new(),
+        listen_key: Some(key),
+        peers: sites.peers(),
+    };
     let control = ControlSocket::bind(&config.control)?;
     let sockets = listen(&config)?;
     let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
@@ -65,7 +78,7 @@ async fn serve(
     let (questions, asked) = mpsc::channel(1);
     let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
     let result = match Core::start(path, config, surroundings, sites, dataplane.handle(), host) {
-        Ok(core) => core.serve(events, asked).await,
+        Ok(core) => core.serve(events, asked, signals).await,
         Err(error) => Err(error),
     };
     serving.abort();
@@ -163,11 +176,8 @@ impl Core<'_> {
         mut self,
         mut events: mpsc::UnboundedReceiver<Event>,
         mut questions: mpsc::Receiver<Question>,
+        mut signals: Signals,
     ) -> anyhow::Result<()> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        let mut hangup = listen(SignalKind::hangup())?;
-        let mut terminate = listen(SignalKind::terminate())?;
-        let mut interrupt = listen(SignalKind::interrupt())?;
         tracing::info!(sites = self.sites.list.len(), listen = ?self.config.listen, "the core is running");
         loop {
             let due = self.liveness.poll_timeout().map(|at| at.since(clock::now()));
@@ -184,10 +194,10 @@ impl Core<'_> {
                     None => break,
                 },
                 () = due => self.liveness.handle_timeout(clock::now()),
-                Some(answer) = questions.recv() => self.answer(answer),
-                _ = hangup.recv() => self.reload().await,
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                Some(answer) = questions.recv() => self.answer(answer).await,
+                _ = signals.hangup.recv() => self.reload().await,
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
             }
             self.announce();
         }
@@ -288,11 +298,13 @@ impl Core<'_> {
         self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
     }
 
-    /// Answers in a task of its own: the packet loop's part takes a moment.
-    fn answer(&self, answer: Question) {
+    /// The packet loop's part takes a moment, and is waited for in a task of its own.
+    async fn answer(&self, answer: Question) {
         let now = clock::now();
-        let neighbors: Vec<_> =
-            self.neighbors.iter().map(|neighbor| (neighbor.handle.status(), neighbor.announce)).collect();
+        let mut neighbors = Vec::new();
+        for neighbor in &self.neighbors {
+            neighbors.extend(neighbor.handle.status().await.map(|status| (status, neighbor.announce)));
+        }
         let sites = self.sites.list.iter();
         let sites: Vec<_> = sites.map(|site| SiteStatus::new(now, site, &self.liveness, &neighbors)).collect();
         let bgp = self.config.bgp.as_ref().map(|bgp| BgpStatus {

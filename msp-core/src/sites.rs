@@ -83,8 +83,7 @@ struct File {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Middlebox {
-    #[serde(rename = "id")]
-    _id: u32,
+    id: u32,
     uplink_keys: Vec<Text<PublicKey>>,
     #[serde(default)]
     prefer: Vec<u8>,
@@ -99,6 +98,8 @@ struct Client {
 /// A site with the file that it came from, for errors.
 struct Read {
     site: Site,
+    /// The number of its box at the provider.
+    middlebox: Option<u32>,
     document: Document,
     path: PathBuf,
 }
@@ -178,6 +179,10 @@ impl Read {
             check_prefix(prefix, &surroundings.reserved)
                 .map_err(|problem| document.error(&format!("prefixes[{index}]"), format!("{prefix} {problem}")))?;
         }
+        let middlebox = file.middlebox.as_ref().map(|middlebox| middlebox.id);
+        if middlebox == Some(0) {
+            return Err(document.error("middlebox.id", "0 stands for none: expected the box's number, from 1"));
+        }
         let (kind, paths) = match (file.middlebox, file.client) {
             (Some(middlebox), None) => (PeerKind::Middlebox, middlebox.paths(&surroundings.key, &document)?),
             (None, Some(client)) => (PeerKind::Client, vec![path_to(0, 0, &surroundings.key, client.public_key.0)]),
@@ -194,7 +199,7 @@ impl Read {
             paths,
         };
         let withdraw_after = file.withdraw_after.map_or(surroundings.withdraw_after, |after| after.0);
-        Ok(Read { site: Site { peer, withdraw_after }, document, path })
+        Ok(Read { site: Site { peer, withdraw_after }, middlebox, document, path })
     }
 
     fn name(&self) -> &str {
@@ -270,6 +275,13 @@ fn conflict(read: &[Read]) -> Result<(), SitesError> {
         if let Some(first) = names.insert(site.name(), site) {
             let problem = format!("{:?} is the name of {} too", site.name(), first.path.display());
             return Err(site.document.error("name", problem).into());
+        }
+    }
+    let mut boxes: HashMap<u32, &Read> = HashMap::new();
+    for (site, number) in read.iter().filter_map(|site| Some((site, site.middlebox?))) {
+        if let Some(first) = boxes.insert(number, site) {
+            let problem = format!("{number} is the number of the box of {} too", first.path.display());
+            return Err(site.document.error("middlebox.id", problem).into());
         }
     }
     let peers: Vec<PeerConfig> = read.iter().map(|read| read.site.peer.clone()).collect();

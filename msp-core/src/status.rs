@@ -307,3 +307,87 @@ fn bytes(count: u64) -> String {
         _ => format!("{:.1} GB", count as f64 / 1e9),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bgp::announce;
+    use crate::bgp::session::Counters as SessionCounters;
+    use proto::{PeerConfig, PeerKind};
+
+    const HOME: PeerId = PeerId(1);
+
+    fn prefix() -> IpNet {
+        "198.51.100.0/24".parse().expect("a prefix")
+    }
+
+    fn seconds(count: u64) -> Instant {
+        Instant::ZERO + Duration::from_secs(count)
+    }
+
+    /// A neighbour to which sites are announced, as it stands after 100 s.
+    fn neighbor(announced: bool) -> (NeighborStatus, bool) {
+        let status = NeighborStatus {
+            name: "transit".into(),
+            remote: "203.0.113.1:179".parse().expect("an address"),
+            remote_as: 64501,
+            state: if announced { State::Established } else { State::Active },
+            since_s: 1.0,
+            hold_time: None,
+            remote_router_id: None,
+            announced: announced.then(prefix).into_iter().collect(),
+            not_announced: (!announced)
+                .then(|| (prefix(), "the session is not established".into()))
+                .into_iter()
+                .collect(),
+            last_error: None,
+            counters: SessionCounters::default(),
+        };
+        (status, true)
+    }
+
+    /// What is shown of a site after 100 s of a life that this made.
+    fn shown(live: impl FnOnce(&mut Liveness), neighbors: &[(NeighborStatus, bool)]) -> SiteStatus {
+        let peer = PeerConfig {
+            id: HOME,
+            name: "home".into(),
+            kind: PeerKind::Middlebox,
+            prefixes: vec![prefix()],
+            paths: Vec::new(),
+        };
+        let withdraw_after = Some(Duration::from_secs(60));
+        let mut liveness = Liveness::default();
+        liveness.set_sites(seconds(0), [announce::Site { id: HOME, prefixes: vec![prefix()], withdraw_after }]);
+        live(&mut liveness);
+        SiteStatus::new(seconds(100), &Site { peer, withdraw_after }, &liveness, neighbors)
+    }
+
+    #[test]
+    fn a_site_says_where_it_is_announced_or_why_not() {
+        let down_since = |since| {
+            move |liveness: &mut Liveness| {
+                liveness.reachable(HOME);
+                liveness.unreachable(seconds(since), HOME);
+                liveness.handle_timeout(seconds(100));
+            }
+        };
+        let up = |liveness: &mut Liveness| liveness.reachable(HOME);
+        let unasked = (neighbor(false).0, false);
+        for (site, state, announced) in [
+            (shown(|_| {}, &[neighbor(false)]), "never up", "no (no path has been up yet)"),
+            (shown(up, &[neighbor(true)]), "up", "to transit"),
+            (shown(up, &[neighbor(false)]), "up", "no (transit: the session is not established)"),
+            (shown(up, &[]), "up", "no (no BGP neighbour is configured)"),
+            (shown(up, &[unasked]), "up", "no (no neighbour has `announce = [\"sites\"]`)"),
+            (shown(down_since(90), &[neighbor(true)]), "down, withdrawn in 50 s", "to transit"),
+            (shown(down_since(10), &[neighbor(false)]), "down", "no (withdrawn: no path is up, for 1 min 30 s)"),
+        ] {
+            assert_eq!((site.state_text().as_str(), site.announced_text().as_str()), (state, announced));
+        }
+    }
+
+    #[test]
+    fn no_name_steers_a_terminal() {
+        assert_eq!(printable("\x1b[2Jhome\n"), "?[2Jhome?");
+    }
+}

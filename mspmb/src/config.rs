@@ -111,7 +111,7 @@ impl Uplink {
 pub(crate) fn secret_file(path: &Path) -> Result<PathBuf, SettingsError> {
     match settings::load::<File>(path, Some(ENVIRONMENT)) {
         Ok((file, document)) => Ok(document.resolve(&file.secret_file)),
-        Err(SettingsError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+        Err(SettingsError::Read { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => {
             Ok(path.with_file_name(default_secret_file()))
         }
         Err(error) => Err(error),

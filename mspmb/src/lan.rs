@@ -92,22 +92,7 @@ mod tests {
 
     fn shown(prefixes: &[&str]) -> Vec<String> {
         let prefixes: Vec<IpNet> = prefixes.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
-        routing(&prefixes, "msp0")
-            .into_iter()
-            .map(|change| match change {
-                Change::Rule(Rule { from, to, table, priority }) => {
-                    let to = to.map(|to| format!(" to {to}")).unwrap_or_default();
-                    format!("{priority}: from {from}{to} lookup {table}")
-                }
-                Change::Route(Route { prefix, table, metric, target: Target::Unreachable }) => {
-                    format!("unreachable {prefix} table {table} metric {metric}")
-                }
-                Change::Route(Route { prefix, table, metric, target: Target::Interface(name) }) => {
-                    format!("{prefix} dev {name} table {table} metric {metric}")
-                }
-                Change::Sysctl(sysctl) => format!("{sysctl:?}"),
-            })
-            .collect()
+        routing(&prefixes, "msp0").iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -115,11 +100,11 @@ mod tests {
         assert_eq!(
             shown(&["198.51.100.0/24"]),
             [
-                "unreachable 0.0.0.0/0 table 7700 metric 4294967295",
-                "0.0.0.0/0 dev msp0 table 7700 metric 1024",
-                "unreachable 198.51.100.0/24 table 254 metric 4294967295",
-                "7700: from 198.51.100.0/24 to 198.51.100.0/24 lookup 254",
-                "7701: from 198.51.100.0/24 lookup 7700",
+                "route unreachable 0.0.0.0/0 table 7700 metric 4294967295",
+                "route 0.0.0.0/0 dev msp0 table 7700 metric 1024",
+                "route unreachable 198.51.100.0/24 table 254 metric 4294967295",
+                "rule 7700: from 198.51.100.0/24 to 198.51.100.0/24 lookup 254",
+                "rule 7701: from 198.51.100.0/24 lookup 7700",
             ]
         );
     }
@@ -130,6 +115,6 @@ mod tests {
         let within: Vec<_> = shown.iter().filter(|line| line.contains(" to ")).collect();
         assert_eq!(within.len(), 2 * 2 + 1, "{within:?}");
         assert!(!within.iter().any(|line| line.contains("198.51.100.0/25 to 2001")));
-        assert!(shown.contains(&"unreachable ::/0 table 7700 metric 4294967295".to_owned()));
+        assert!(shown.contains(&"route unreachable ::/0 table 7700 metric 4294967295".to_owned()));
     }
 }

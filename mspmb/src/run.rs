@@ -75,6 +75,8 @@ struct Site<'a> {
     host: &'a mut Host,
     uplinks: Uplinks,
     shown: watch::Sender<Vec<UplinkStatus>>,
+    /// What was last wrong with the host, to say it once.
+    problem: Option<String>,
 }
 
 impl<'a> Site<'a> {
@@ -83,7 +85,7 @@ impl<'a> Site<'a> {
         let uplinks =
             Uplinks::new(handle, netlink, config.prefixes.clone(), config.core.endpoints.clone(), &config.uplinks);
         let shown = watch::Sender::new(uplinks.status().to_vec());
-        Site { config, host, uplinks, shown }
+        Site { config, host, uplinks, shown, problem: None }
     }
 
     /// Looks, and looks again at each news.
@@ -109,14 +111,18 @@ impl<'a> Site<'a> {
         let present = present.filter(|name| interfaces.contains_key(*name));
         let mut wanted = lan::parameters(&self.config.prefixes, present);
         wanted.extend(lan::routing(&self.config.prefixes, &self.config.tun.name));
-        // An interface can go between the looking and the setting; then there is news of that, too.
-        let set = self.host.set(&wanted).await;
-        if let Err(error) = &set {
-            tracing::warn!(%error, "the host is not yet as it should be");
+        // An interface can go between the looking and the setting, or somebody has set the TUN down.
+        let problem = self.host.set(&wanted).await.err().map(|error| error.to_string());
+        if problem != self.problem {
+            match &problem {
+                Some(problem) => tracing::warn!(problem, "the host is not as it should be"),
+                None => tracing::info!("the host is as it should be again"),
+            }
+            self.problem = problem;
         }
         let well = self.uplinks.look(&interfaces).await?;
         self.shown.send_replace(self.uplinks.status().to_vec());
-        Ok(well && set.is_ok())
+        Ok(well && self.problem.is_none())
     }
 }
 

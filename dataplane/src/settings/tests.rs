@@ -16,7 +16,6 @@ struct Example {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "only whether it can be read is tested")]
 struct Tun {
     name: Option<String>,
     mtu: Option<u16>,
@@ -112,6 +111,31 @@ fn a_daemon_can_point_at_a_value_too() {
     let error = document.error("uplink[1].interface", "used twice").to_string();
     assert!(error.ends_with("box.toml:6:13: uplink[1].interface: used twice"), "{error}");
     assert_eq!(document.resolve(Path::new("secret.key")), folder.join("secret.key"));
+    std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_is_named_in_errors() {
+    let folder = scratch();
+    let path = folder.join("box.toml");
+    std::fs::write(&path, "schema = 1\nprefixes = []\n[tun]\nmtu = 1380\n").expect("writing a scratch file");
+    let with = |name: &str, value: &str| {
+        let variables = HashMap::from([(name.to_owned(), value.to_owned())]);
+        load_with::<Example>(&path, Some(Overrides { prefix: "BOX", variables }))
+            .map(|(example, _)| example.tun)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(with("BOX_TUN__MTU", "1400").expect("a good value").mtu, Some(1400));
+    let tun = with("BOX_TUN__NAME", "tun7").expect("a good value");
+    assert_eq!((tun.name.as_deref(), tun.mtu), (Some("tun7"), Some(1380)));
+    assert_eq!(
+        with("BOX_TUN__MTU", "big").expect_err("no number"),
+        "environment variable BOX_TUN__MTU: tun.mtu: invalid type: string \"big\", expected u16"
+    );
+    assert_eq!(
+        with("BOX_TUN__MUT", "1400").expect_err("no such key"),
+        "environment variable BOX_TUN__MUT: unknown key \"mut\" in [tun]; did you mean \"mtu\"?"
+    );
     std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
 }
 

@@ -11,21 +11,21 @@ use std::time::Duration;
 
 /// Something that is due.
 #[derive(Clone, Debug)]
-pub(super) struct Due {
+pub(crate) struct Due {
     /// When, since the start of the traffic.
-    pub(super) at: Span,
+    pub(crate) at: Span,
     /// What; a flap has been taken apart into cuts and heals.
-    pub(super) action: Action,
+    pub(crate) action: Action,
     /// The entry it is from.
-    pub(super) step: Step,
+    pub(crate) step: Step,
     /// The name for expectations.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// For people.
-    pub(super) label: String,
+    pub(crate) label: String,
 }
 
 /// The timeline in order of time, chance and flaps resolved.
-pub(super) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
+pub(crate) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
     let mut chance = StdRng::seed_from_u64(seed);
     let mut plan = Vec::new();
     for step in &scenario.timeline {
@@ -67,7 +67,7 @@ pub(super) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
 
 /// Does what is due to links, for which nothing is spawned, so that nothing stalls; and runs a command, of which it
 /// returns what it printed.
-pub(super) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<Option<String>> {
+pub(crate) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<Option<String>> {
     let step = &due.step;
     for name in step.links() {
         let link = scenario.links.get(name).with_context(|| format!("there is no link {name}"))?;

@@ -12,7 +12,7 @@
 //! It must run in a kernel whose clock moves only while everything sleeps (User-Mode Linux with `time-travel`): every
 //! thread blocks in one wait with its timeout in nanoseconds, nothing spins or polls, and every sender has a rate.
 
-mod account;
+pub(crate) mod account;
 mod attack;
 mod clock;
 mod live;

@@ -1,7 +1,7 @@
 //! The verdicts: expectations against what a run showed. Pure functions.
 
 use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, OneOrMore, Outcome, Verdict};
-use super::{Kernel, Report, StatusSample};
+use super::{Report, StatusSample};
 use crate::meter::{Flow, TcpResult};
 
 /// What was measured (`None`: it never happened), with a remark; or why it could not be, which is the scenario's fault.
@@ -103,8 +103,8 @@ impl Judge<'_> {
         let asserted = match self.expect.asserted {
             Some(Asserted::Always) => true,
             Some(Asserted::Never) => false,
-            Some(Asserted::Virtual) => self.report.run.kernel == Kernel::Virtual,
-            None => !scale.timed || self.report.run.kernel == Kernel::Virtual,
+            Some(Asserted::Virtual) => self.report.run.kernel.is_exact(),
+            None => !scale.timed || self.report.run.kernel.is_exact(),
         };
         let verdict = match (&note, asserted, met) {
             (Err(_), ..) => Verdict::Error,

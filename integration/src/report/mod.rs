@@ -88,6 +88,26 @@ pub enum Kernel {
     Uml,
     /// User-Mode Linux in virtual time: a deadline missed here is the software's fault, not the machine's load.
     Virtual,
+    /// None: the protocol alone, in the simulator. Exact as well.
+    Simulator,
+}
+
+impl std::fmt::Display for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kernel::Native => "the native kernel",
+            Kernel::Uml => "User-Mode Linux",
+            Kernel::Virtual => "virtual time",
+            Kernel::Simulator => "the simulator",
+        })
+    }
+}
+
+impl Kernel {
+    /// Whether a deadline missed there is the software's fault, and not the machine's load.
+    pub fn is_exact(self) -> bool {
+        matches!(self, Kernel::Virtual | Kernel::Simulator)
+    }
 }
 
 /// A route that BIRD learnt or lost.

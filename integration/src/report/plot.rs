@@ -134,6 +134,7 @@ impl<'a> Plot<'a> {
             super::Kernel::Native => "native kernel",
             super::Kernel::Uml => "User-Mode Linux",
             super::Kernel::Virtual => "User-Mode Linux, virtual time",
+            super::Kernel::Simulator => "simulator",
         };
         self.svg.text("sub", (24.0, 57.0), &run.title);
         let revision = run.revision.as_ref().map_or(String::new(), |r| format!(" · {r}"));

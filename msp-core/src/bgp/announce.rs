@@ -182,65 +182,70 @@ impl RouteAttributes {
     }
 }
 
-/// What one neighbour has been told.
+/// What one neighbour has been told, and what it is to be told yet.
 #[derive(Debug, Default)]
 pub(crate) struct Advertised {
-    prefixes: BTreeSet<IpNet>,
+    told: BTreeSet<IpNet>,
+    /// Told, and to be withdrawn.
+    surplus: BTreeSet<IpNet>,
+    /// Not told, and to be announced.
+    missing: BTreeSet<IpNet>,
 }
 
 impl Advertised {
     /// The neighbour has forgotten everything: the session ended.
     pub(crate) fn clear(&mut self) {
-        self.prefixes.clear();
+        *self = Advertised::default();
     }
 
-    /// The neighbour wants a family again (RFC 2918).
+    /// The neighbour wants a family again (RFC 2918); to be followed by [`Advertised::want`].
     pub(crate) fn forget(&mut self, family: Family) {
-        self.prefixes.retain(|prefix| Family::of(prefix) != family);
+        self.told.retain(|prefix| Family::of(prefix) != family);
     }
 
     /// What it has been told.
-    pub(crate) fn prefixes(&self) -> &BTreeSet<IpNet> {
-        &self.prefixes
+    pub(crate) fn told(&self) -> &BTreeSet<IpNet> {
+        &self.told
     }
 
-    /// The next UPDATE towards `wanted`, withdrawals first; nothing if the neighbour has it all. As full as the
-    /// message's limit allows, so that ten thousand sites are some twenty messages.
-    pub(crate) fn next_update(&mut self, wanted: &BTreeSet<IpNet>, attributes: &RouteAttributes) -> Option<Bytes> {
+    /// It is to be told this, as far as it can be, and nothing else.
+    pub(crate) fn want(&mut self, wanted: &BTreeSet<IpNet>, attributes: &RouteAttributes) {
         let can = |prefix: &&IpNet| attributes.why_not(Family::of(prefix)).is_none();
-        for family in [Family::Ipv4, Family::Ipv6] {
-            let gone = self.prefixes.iter().filter(|prefix| !wanted.contains(prefix) || !can(prefix));
-            let gone = gone.copied().filter(|prefix| Family::of(prefix) == family);
-            let gone = fill(gone, room(withdrawal(Vec::new(), family), attributes));
-            if !gone.is_empty() {
-                for prefix in &gone {
-                    self.prefixes.remove(prefix);
-                }
-                return Some(encode(withdrawal(gone, family), attributes));
+        self.missing = wanted.difference(&self.told).filter(can).copied().collect();
+        self.surplus = self.told.iter().filter(|prefix| !wanted.contains(prefix) || !can(prefix)).copied().collect();
+    }
+
+    /// The next UPDATE, withdrawals first; nothing if the neighbour has been told everything. As full as the message's
+    /// limit allows, so that ten thousand sites are some twenty messages.
+    pub(crate) fn next_update(&mut self, attributes: &RouteAttributes) -> Option<Bytes> {
+        if let Some(family) = self.surplus.first().map(Family::of) {
+            let gone = fill(&self.surplus, family, withdrawal(Vec::new(), family), attributes);
+            for prefix in &gone {
+                self.surplus.remove(prefix);
+                self.told.remove(prefix);
             }
+            return Some(encode(withdrawal(gone, family), attributes));
         }
-        for family in [Family::Ipv4, Family::Ipv6] {
-            let new =
-                wanted.difference(&self.prefixes).filter(can).copied().filter(|prefix| Family::of(prefix) == family);
-            let new = fill(new, room(announcement(Vec::new(), family, attributes), attributes));
-            if !new.is_empty() {
-                self.prefixes.extend(&new);
-                return Some(encode(announcement(new, family, attributes), attributes));
-            }
+        let family = self.missing.first().map(Family::of)?;
+        let new = fill(&self.missing, family, announcement(Vec::new(), family, attributes), attributes);
+        for prefix in &new {
+            self.missing.remove(prefix);
+            self.told.insert(*prefix);
         }
-        None
+        Some(encode(announcement(new, family, attributes), attributes))
     }
 }
 
-/// How many octets of prefixes fit in a message that has this much without them.
-fn room(empty: BgpUpdateMessage, attributes: &RouteAttributes) -> usize {
-    MAX_MESSAGE - encode(empty, attributes).len()
-}
-
-/// As many of the prefixes as fit.
-fn fill(prefixes: impl Iterator<Item = IpNet>, room: usize) -> Vec<IpNet> {
-    let mut left = room;
-    prefixes
+/// As many prefixes of the family as fit into a message that has this much without them.
+fn fill(
+    prefixes: &BTreeSet<IpNet>,
+    family: Family,
+    empty: BgpUpdateMessage,
+    attributes: &RouteAttributes,
+) -> Vec<IpNet> {
+    let mut left = MAX_MESSAGE - encode(empty, attributes).len();
+    let of_family = prefixes.iter().copied().filter(|prefix| Family::of(prefix) == family);
+    of_family
         .map_while(|prefix| {
             left = left.checked_sub(1 + usize::from(prefix.prefix_len().div_ceil(8)))?;
             Some(prefix)

@@ -14,11 +14,8 @@ pub(crate) mod session;
 pub(crate) mod transport;
 pub(crate) mod update;
 
-use serde::{Deserialize, Serialize};
-
 /// An address family that a route can be of; always unicast.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     /// AFI 1, SAFI 1.
     Ipv4,
@@ -54,7 +51,7 @@ impl Family {
 }
 
 /// A set of address families.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Families {
     /// IPv4 unicast.
     pub(crate) ipv4: bool,

@@ -97,7 +97,7 @@ pub(crate) enum Timer {
 const TIMERS: [Timer; 4] = [Timer::ConnectRetry, Timer::Hold, Timer::Keepalive, Timer::SendHold];
 
 /// What the two OPENs settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Negotiated {
     pub(crate) remote_router_id: Ipv4Addr,
     /// In seconds; 0 is none.

@@ -7,7 +7,6 @@ use super::session::{Action, Config, Counters, Reason, Session, State};
 use bytes::{Buf, Bytes, BytesMut};
 use dataplane::clock;
 use ipnet::IpNet;
-use proto::Instant;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io;
@@ -16,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// No further UPDATE is made while as much is waiting to be written: what a neighbour does not read yet is not worked
@@ -47,8 +46,6 @@ pub(crate) struct NeighborStatus {
     pub(crate) state: State,
     /// How long it has been in that state, in seconds.
     pub(crate) since_s: f64,
-    #[serde(skip)]
-    since: Instant,
     /// The hold time in force, in seconds, while established.
     pub(crate) hold_time: Option<u16>,
     pub(crate) remote_router_id: Option<Ipv4Addr>,
@@ -63,16 +60,17 @@ pub(crate) struct NeighborStatus {
 /// A running neighbour's task.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    status: watch::Receiver<NeighborStatus>,
+    questions: mpsc::Sender<oneshot::Sender<NeighborStatus>>,
     stop: watch::Sender<Option<Notification>>,
     task: JoinHandle<()>,
 }
 
 impl Handle {
-    /// What there is to show of it now.
-    pub(crate) fn status(&self) -> NeighborStatus {
-        let status = self.status.borrow().clone();
-        NeighborStatus { since_s: clock::now().since(status.since).as_secs_f64(), ..status }
+    /// What there is to show of it now; nothing if its task has ended.
+    pub(crate) async fn status(&self) -> Option<NeighborStatus> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(answer).await.ok()?;
+        answered.await.ok()
     }
 
     /// Says farewell and waits until it is said.
@@ -98,9 +96,9 @@ pub(crate) fn spawn(neighbor: Neighbor, wanted: watch::Receiver<Arc<BTreeSet<IpN
         reported: None,
         farewell: None,
     };
-    let (status_out, status) = watch::channel(task.status());
-    let task = tokio::spawn(async move { task.run(stopped, status_out).await });
-    Handle { status, stop, task }
+    let (questions, asked) = mpsc::channel(1);
+    let task = tokio::spawn(async move { task.run(stopped, asked).await });
+    Handle { questions, stop, task }
 }
 
 /// The TCP connection, or the making of one.
@@ -138,17 +136,21 @@ enum Wake {
     Writable,
     Deadline,
     Wanted,
+    Question(oneshot::Sender<NeighborStatus>),
     Stop(Notification),
 }
 
 impl Task {
-    async fn run(&mut self, mut stopped: watch::Receiver<Option<Notification>>, status: watch::Sender<NeighborStatus>) {
+    async fn run(
+        &mut self,
+        mut stopped: watch::Receiver<Option<Notification>>,
+        mut questions: mpsc::Receiver<oneshot::Sender<NeighborStatus>>,
+    ) {
         self.session.start(clock::now());
         let mut buffer = vec![0; READ];
         loop {
             self.act();
-            status.send_replace(self.status());
-            match self.wait(&mut stopped).await {
+            match self.wait(&mut stopped, &mut questions).await {
                 Wake::Connected(Ok((stream, local))) => {
                     self.link = Link::Open { stream, local: local.ip() };
                     self.session.connected(clock::now());
@@ -164,11 +166,12 @@ impl Task {
                     self.read(&mut buffer);
                     self.session.handle_timeout(clock::now());
                 }
-                Wake::Wanted => {}
+                Wake::Wanted => self.want(),
+                // Whoever asked may have gone.
+                Wake::Question(answer) => drop(answer.send(self.status())),
                 Wake::Stop(notification) => {
                     self.session.stop(clock::now(), notification);
                     self.act();
-                    status.send_replace(self.status());
                     if let Some(farewell) = self.farewell.take() {
                         // It ends by itself, in time; how it went concerns nobody.
                         let _ = farewell.await;
@@ -179,7 +182,11 @@ impl Task {
         }
     }
 
-    async fn wait(&mut self, stopped: &mut watch::Receiver<Option<Notification>>) -> Wake {
+    async fn wait(
+        &mut self,
+        stopped: &mut watch::Receiver<Option<Notification>>,
+        questions: &mut mpsc::Receiver<oneshot::Sender<NeighborStatus>>,
+    ) -> Wake {
         let deadline = self.session.poll_timeout().map(|(at, _)| at.since(clock::now()));
         let deadline = async {
             match deadline {
@@ -211,9 +218,11 @@ impl Task {
         tokio::select! {
             biased;
             notification = stop => Wake::Stop(notification),
-            wake = link => wake,
             () = deadline => Wake::Deadline,
             Ok(()) = self.wanted.changed() => Wake::Wanted,
+            Some(answer) = questions.recv() => Wake::Question(answer),
+            // Last: a neighbour that always has something to say keeps none of the others waiting.
+            wake = link => wake,
         }
     }
 
@@ -272,6 +281,7 @@ impl Task {
                     hold_time = negotiated.hold_time,
                     "BGP session established"
                 );
+                self.want();
             }
             Action::Down(reason) => {
                 tracing::warn!(neighbor = name, %reason, "BGP session down");
@@ -282,7 +292,15 @@ impl Task {
             Action::Refresh(family) => {
                 tracing::info!(neighbor = name, ?family, "route refresh");
                 self.advertised.forget(family);
+                self.want();
             }
+        }
+    }
+
+    /// Works out what the neighbour is to be told now.
+    fn want(&mut self) {
+        if let Some(attributes) = &self.attributes {
+            self.advertised.want(&self.wanted.borrow_and_update(), attributes);
         }
     }
 
@@ -295,8 +313,7 @@ impl Task {
                 return false;
             }
         }
-        let wanted = Arc::clone(&self.wanted.borrow_and_update());
-        match self.advertised.next_update(&wanted, &attributes) {
+        match self.advertised.next_update(&attributes) {
             Some(update) => {
                 self.session.send_update(clock::now(), update);
                 true
@@ -351,7 +368,7 @@ impl Task {
     fn status(&self) -> NeighborStatus {
         let (state, since) = self.session.state();
         let negotiated = self.session.negotiated();
-        let announced = self.advertised.prefixes();
+        let announced = self.advertised.told();
         let wanted = self.wanted.borrow();
         let why_not = |prefix: &IpNet| {
             let family = Family::of(prefix);
@@ -365,8 +382,7 @@ impl Task {
             remote: self.neighbor.remote,
             remote_as: self.neighbor.session.remote_as,
             state,
-            since_s: 0.0,
-            since,
+            since_s: clock::now().since(since).as_secs_f64(),
             hold_time: negotiated.map(|negotiated| negotiated.hold_time),
             remote_router_id: negotiated.map(|negotiated| negotiated.remote_router_id),
             announced: announced.iter().copied().collect(),

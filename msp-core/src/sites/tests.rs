@@ -64,6 +64,10 @@ fn conflicts_between_files_name_both() {
             office_with("192.0.2.0/25", "198.51.100.128/25"),
             "office.toml:4:13: prefixes[0]: 198.51.100.128/25 overlaps 198.51.100.0/24 of home.toml",
         ),
+        (
+            home().replace("id = 1\nname", "id = 2\nname").replace("home", "office"),
+            "office.toml:7:6: middlebox.id: 1 is the number of the box of home.toml too",
+        ),
         (office_with(&key(20), &key(11)), "office.toml:6:14: client.public_key: "),
     ] {
         let errors = load(&[("home.toml", &home()), ("office.toml", &second)]).expect_err(expected);

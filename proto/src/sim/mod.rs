@@ -8,7 +8,7 @@ mod link;
 mod traffic;
 
 pub use link::{LinkModel, Loss};
-pub use traffic::{Flow, Report};
+pub use traffic::{Arrival, Flow, Report};
 
 use crate::tunnel::Suite;
 use crate::{Datagram, Event, Identity, Instant, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig, PeerId};
@@ -222,6 +222,11 @@ impl World {
     /// How the flows have fared.
     pub fn reports(&self) -> Vec<Report> {
         self.traffic.reports(self.now)
+    }
+
+    /// The packets of a flow that came, second copies too, in the order in which they did.
+    pub fn arrivals(&self, flow: usize) -> &[Arrival] {
+        self.traffic.arrivals(flow)
     }
 
     /// Sees, and may stop, every datagram from now on.

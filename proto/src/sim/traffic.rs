@@ -39,12 +39,24 @@ pub struct Report {
     pub last_arrival: Option<Instant>,
 }
 
+/// A packet that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// When.
+    pub at: Instant,
+    /// Its number in the flow.
+    pub number: u64,
+    /// When it was offered.
+    pub sent_at: Instant,
+}
+
 #[derive(Debug)]
 struct Running {
     flow: Flow,
     report: Report,
     seen: Vec<bool>,
     sent_at: Vec<Instant>,
+    arrivals: Vec<Arrival>,
     highest: Option<u64>,
 }
 
@@ -59,7 +71,14 @@ const MARK: &[u8; 4] = b"flow";
 impl Traffic {
     pub(super) fn add(&mut self, flow: Flow) -> usize {
         let report = Report::default();
-        self.flows.push(Running { flow, report, seen: Vec::new(), sent_at: Vec::new(), highest: None });
+        self.flows.push(Running {
+            flow,
+            report,
+            seen: Vec::new(),
+            sent_at: Vec::new(),
+            arrivals: Vec::new(),
+            highest: None,
+        });
         self.flows.len() - 1
     }
 
@@ -86,6 +105,7 @@ impl Traffic {
         let number = body[8..16].iter().fold(0u64, |acc, &b| acc << 8 | u64::from(b));
         let Some(running) = self.flows.get_mut(flow).filter(|running| running.flow.from != at) else { return };
         let Some(seen) = running.seen.get_mut(number as usize) else { return };
+        running.arrivals.push(Arrival { at: now, number, sent_at: running.sent_at[number as usize] });
         if std::mem::replace(seen, true) {
             running.report.duplicated += 1;
             return;
@@ -101,10 +121,14 @@ impl Traffic {
         running.report.longest_delay = running.report.longest_delay.max(delay);
     }
 
+    pub(super) fn arrivals(&self, at: usize) -> &[Arrival] {
+        &self.flows[at].arrivals
+    }
+
     pub(super) fn reports(&self, now: Instant) -> Vec<Report> {
         let report = |running: &Running| {
-            let mut at_end =
-                Running { seen: Vec::new(), sent_at: Vec::new(), report: running.report.clone(), ..*running };
+            let (seen, sent_at, arrivals) = (Vec::new(), Vec::new(), Vec::new());
+            let mut at_end = Running { seen, sent_at, arrivals, report: running.report.clone(), ..*running };
             // A flow that has fallen silent has a gap that lasts.
             at_end.note_gap(now.min(running.flow.end));
             at_end.report

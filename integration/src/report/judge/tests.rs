@@ -1,5 +1,6 @@
 use super::*;
 use crate::meter::{AttackResult, Gap, Seen, Series, StreamResult, TrafficResults, WatchResult};
+use crate::report::Kernel;
 use crate::report::{BgpChange, BgpEvent, Exit, PeerSample, Run, SCHEMA, TimelineEvent};
 use std::collections::BTreeMap;
 

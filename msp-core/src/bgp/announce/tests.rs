@@ -108,7 +108,8 @@ fn external() -> RouteAttributes {
 
 /// All UPDATEs towards `wanted`.
 fn updates(advertised: &mut Advertised, wanted: &BTreeSet<IpNet>, attributes: &RouteAttributes) -> Vec<Bytes> {
-    std::iter::from_fn(|| advertised.next_update(wanted, attributes)).collect()
+    advertised.want(wanted, attributes);
+    std::iter::from_fn(|| advertised.next_update(attributes)).collect()
 }
 
 /// Announced and withdrawn, as our strict reader counts them.
@@ -176,7 +177,7 @@ fn a_family_without_next_hop_or_not_spoken_is_not_announced_and_says_so() {
     for attributes in [no_hop, not_spoken] {
         let mut advertised = Advertised::default();
         assert_eq!(updates(&mut advertised, &wanted, &attributes).len(), 1);
-        assert_eq!(advertised.prefixes(), &prefixes(&["198.51.100.0/24"]));
+        assert_eq!(advertised.told(), &prefixes(&["198.51.100.0/24"]));
         assert!(attributes.why_not(Family::Ipv6).is_some());
     }
 }

@@ -115,7 +115,7 @@ async fn a_large_table_comes_in_one_go() {
     assert!(begun.elapsed() < Duration::from_secs(20));
     wanted.send_replace(prefixes(60_001));
     grows(&mut line, &mut size, 60_001).await;
-    assert_eq!(handle.status().announced.len(), 60_001);
+    assert_eq!(handle.status().await.expect("it runs").announced.len(), 60_001);
     handle.stop(Notification::shutdown("done")).await;
     let last = line.next().await.expect("a NOTIFICATION");
     assert_eq!(Notification::decode(&last.body), Notification::shutdown("done"));
@@ -143,7 +143,7 @@ async fn garbage_is_answered_and_the_next_try_is_made() {
     }
     let mut line = router.establish().await;
     grows(&mut line, &mut 0, 1).await;
-    let status = handle.status();
+    let status = handle.status().await.expect("it runs");
     assert_eq!((status.state, status.counters.established), (State::Established, 1));
     assert_eq!(status.last_error.as_deref(), Some("ended here: message header: connection not synchronised (1/1)"));
 }
@@ -164,10 +164,41 @@ async fn a_neighbour_that_does_not_read_is_its_own_problem() {
         grows(&mut line, &mut size, target as usize).await;
     }
     let [deaf, lively] = handles;
-    let status = deaf.status();
+    let status = deaf.status().await.expect("it runs");
     assert_eq!(status.state, State::Established);
-    assert!(status.counters.messages_sent < lively.status().counters.messages_sent, "what is not read is not made");
+    let other = lively.status().await.expect("it runs");
+    assert!(status.counters.messages_sent < other.counters.messages_sent, "what is not read is not made");
     for handle in [deaf, lively] {
         tokio::time::timeout(PATIENCE, handle.stop(Notification::shutdown("done"))).await.expect("an end in time");
     }
+}
+
+/// A neighbour that never pauses is told what is new all the same, and so is whoever asks for the status.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_that_floods_keeps_nobody_waiting() {
+    let router = Router::new().await;
+    let (wanted, told) = watch::channel(prefixes(0));
+    let handle = spawn(router.neighbor(), told, 1);
+    let Line { stream, framer } = router.establish().await;
+    let (mut reader, mut writer) = stream.into_split();
+    let flood = tokio::spawn(async move {
+        let keepalives = message::keepalive().repeat(10_000);
+        while writer.write_all(&keepalives).await.is_ok() {}
+    });
+    let told = async {
+        let mut framer = framer;
+        let mut buffer = [0; 4096];
+        for count in 1..=20 {
+            wanted.send_replace(prefixes(count));
+            // One UPDATE for each, besides KEEPALIVEs.
+            while framer.next().expect("well-formed messages").is_none_or(|frame| frame.kind != Kind::Update) {
+                let length = reader.read(&mut buffer).await.expect("no reset");
+                framer.push(&buffer[..length]);
+            }
+            assert_eq!(handle.status().await.expect("it runs").announced.len(), count as usize);
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("twenty announcements in time");
+    flood.abort();
+    handle.stop(Notification::shutdown("done")).await;
 }

@@ -1,0 +1,356 @@
+//! Scenarios in the simulator: the same files, the real protocol, and no kernel at all.
+//!
+//! A run takes milliseconds and is the same to the nanosecond for a seed, so a scenario can be repeated with thousands of
+//! seeds. What a scenario must be made of for that is in [`Simulation::of`]; what it names that only a kernel has (TCP,
+//! BGP, NAT's own ways, a command) is said by name.
+
+use crate::engine::timeline::{self, Due};
+use crate::meter::account::{Arrival, Schedule, account, count_tail};
+use crate::meter::{StreamResult, Traffic, TrafficResults, Udp};
+use crate::net::Netem;
+use crate::report::{self, Kernel, Report, StatusSample, TimelineEvent};
+use crate::scenario::{Action, Change, Direction, Link, Loaded, Scenario};
+use anyhow::{Context, Result, bail};
+use proto::Instant;
+use proto::sim::{Flow, LinkModel, Loss, Side, World, WorldConfig};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// How often both ends' status is noted, as in a run with a kernel.
+const SAMPLE: Duration = Duration::from_millis(100);
+
+/// How long the paths may take to come up before traffic starts all the same.
+const READY: Duration = Duration::from_secs(10);
+
+/// Between that moment and the start of the traffic, as in a run with a kernel.
+const LEAD: Duration = Duration::from_secs(1);
+
+/// Octets that one packet of a queue's limit stands for.
+const QUEUED: usize = 1_500;
+
+/// A scenario as the simulator runs it.
+pub struct Simulation<'a> {
+    loaded: &'a Loaded,
+    site: &'a str,
+    core: &'a str,
+    /// The uplinks' links, slot 0 first, and what lies behind each on the way to the core: more delay.
+    uplinks: Vec<(&'a str, &'a Link, Duration)>,
+    flows: Vec<(&'a Udp, Side)>,
+}
+
+impl<'a> Simulation<'a> {
+    /// Finds the simulator's parts in a scenario, or says what it names that only a kernel has.
+    pub fn of(loaded: &'a Loaded) -> Result<Self> {
+        let scenario = &loaded.scenario;
+        let mut boxes = scenario.hosts.iter().filter(|(_, host)| host.middlebox.is_some());
+        let (Some((site, host)), None) = (boxes.next(), boxes.next()) else {
+            bail!("the simulator has one middlebox; {} has none or several", loaded.name);
+        };
+        let Some(middlebox) = host.middlebox.as_ref().filter(|_| scenario.daemons && scenario.start.is_none()) else {
+            bail!("the simulator starts both daemons at the beginning");
+        };
+        let mut simulation = Simulation { loaded, site, core: &middlebox.core, uplinks: Vec::new(), flows: Vec::new() };
+        for interface in &middlebox.uplinks {
+            let link = scenario.links.iter().find(|(_, l)| l.near.host == *site && l.near.interface == *interface);
+            let (name, link) = link.with_context(|| format!("no link has its near end at {site} {interface}"))?;
+            let beyond = simulation.delay_to_core(&link.far.host, name)?;
+            simulation.uplinks.push((name, link, beyond));
+        }
+        simulation.check_timeline()?;
+        for traffic in &scenario.traffic {
+            let Traffic::Udp(udp) = traffic else {
+                bail!(
+                    "the traffic \"{}\" needs a kernel: the simulator has streams of UDP packets only",
+                    traffic.name()
+                );
+            };
+            let sides = [&udp.from, &udp.to].map(|host| simulation.side(host, &middlebox.prefixes));
+            match sides {
+                [from, to] if from != to => simulation.flows.push((udp, from)),
+                _ => bail!("the traffic \"{}\" does not cross the tunnels", udp.name),
+            }
+        }
+        if scenario
+            .expect
+            .iter()
+            .any(|expect| expect.bgp.is_some() || expect.clean_exit.is_some() || expect.delivered_only_to.is_some())
+        {
+            bail!("it expects something of BGP, of how daemons end or of who sees a packet, which needs a kernel");
+        }
+        Ok(simulation)
+    }
+
+    /// On which side of the tunnels a host is.
+    fn side(&self, host: &str, site: &[ipnet::IpNet]) -> Side {
+        let (v4, v6) = self.loaded.scenario.addresses(host);
+        let addresses = [v4.map(IpAddr::V4), v6.map(IpAddr::V6)];
+        let inside = addresses.into_iter().flatten().any(|address| site.iter().any(|prefix| prefix.contains(&address)));
+        if inside { Side::Box } else { Side::Core }
+    }
+
+    /// The one-way delay of the links between an ISP's router and the core: a breadth-first search by hosts.
+    fn delay_to_core(&self, from: &'a str, uplink: &str) -> Result<Duration> {
+        let mut reached: Vec<(&str, Vec<(&String, &Link)>)> = vec![(from, Vec::new())];
+        let mut at = 0;
+        while let Some((host, way)) = reached.get(at).cloned() {
+            if host == self.core {
+                return way.into_iter().map(|(name, link)| delay_of(name, link)).sum();
+            }
+            at += 1;
+            for named in &self.loaded.scenario.links {
+                let (near, far) = (named.1.near.host.as_str(), named.1.far.host.as_str());
+                let next = if near == host { far } else { near };
+                let leads_on = (near == host || far == host) && next != self.site;
+                if leads_on && !reached.iter().any(|(known, _)| *known == next) {
+                    reached.push((next, [way.as_slice(), &[named]].concat()));
+                }
+            }
+        }
+        bail!("no way leads from {from} (link {uplink}) to {}", self.core)
+    }
+
+    fn check_timeline(&self) -> Result<()> {
+        for step in &self.loaded.scenario.timeline {
+            let known = match step.action {
+                Action::Cut | Action::CutUp | Action::CutDown | Action::CarrierDown | Action::Heal => true,
+                Action::Flap | Action::FlapCarrier | Action::Netem | Action::Mark => true,
+                Action::Kill | Action::Start => step.host.as_deref().is_some_and(|host| self.end(host).is_some()),
+                Action::Restart | Action::Stop | Action::Reload | Action::Exec => false,
+            };
+            let uplinks_only = step.links().all(|link| self.slot(link).is_some());
+            if !known || !uplinks_only {
+                bail!("\"{}\" in its timeline needs a kernel", step.label());
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&self, link: &str) -> Option<usize> {
+        self.uplinks.iter().position(|(name, ..)| *name == link)
+    }
+
+    fn end(&self, host: &str) -> Option<Side> {
+        if host == self.site { Some(Side::Box) } else { (host == self.core).then_some(Side::Core) }
+    }
+
+    fn model(netem: &Netem, beyond: Duration) -> LinkModel {
+        LinkModel {
+            delay: netem.delay.0 + beyond,
+            jitter: netem.jitter.0,
+            ordered: netem.ordered,
+            loss: Loss::Random(netem.loss),
+            rate: netem.rate.map_or(0, |rate| rate.0),
+            queue: netem.limit as usize * QUEUED,
+            duplicate: 0.0,
+        }
+    }
+
+    /// Runs it once.
+    pub fn run(&self, seed: u64) -> Report {
+        let scenario = &self.loaded.scenario;
+        let model =
+            |direction| move |(_, link, beyond): &(&str, &Link, Duration)| Self::model(&link.netem(direction), *beyond);
+        let (ups, downs) =
+            (self.uplinks.iter().map(model(Direction::Up)), self.uplinks.iter().map(model(Direction::Down)));
+        let mut world = World::new(WorldConfig { links: ups.zip(downs).collect(), ..WorldConfig::new(&[], seed) });
+        while scenario.wait_for_paths && world.now() < Instant::ZERO + READY && !all_up(&world) {
+            world.run_for(SAMPLE);
+        }
+        let start = world.now() + LEAD;
+        for (udp, from) in &self.flows {
+            world.add_flow(Flow {
+                from: *from,
+                interval: Duration::from_secs_f64(1.0 / udp.rate),
+                // The meter's size is that of the payload.
+                size: udp.size + 28,
+                start: start + udp.start.0,
+                end: start + udp.stop.unwrap_or(scenario.length).0,
+            });
+        }
+        let (status, events) = self.play(&mut world, start, seed);
+        let mut report = Report {
+            schema: report::SCHEMA,
+            run: report::Run {
+                scenario: self.loaded.name.clone(),
+                title: scenario.about.clone(),
+                seed,
+                kernel: Kernel::Simulator,
+                set: self.loaded.set.clone(),
+                length_ms: scenario.length.millis(),
+                ..report::Run::default()
+            },
+            traffic: TrafficResults { streams: self.streams(&world, start), ..TrafficResults::default() },
+            bgp: Vec::new(),
+            status,
+            events,
+            exits: Vec::new(),
+            outcomes: Vec::new(),
+            notes: vec!["no kernel took part: links and traffic are the simulator's, the protocol is real".into()],
+        };
+        report.outcomes = report::evaluate(&report, &scenario.expect);
+        report
+    }
+
+    /// The timeline, with both ends' status noted on the way.
+    fn play(&self, world: &mut World, start: Instant, seed: u64) -> (Vec<StatusSample>, Vec<TimelineEvent>) {
+        let scenario = &self.loaded.scenario;
+        let end = start + scenario.length.0 + scenario.drain.0;
+        let (mut status, mut events) = (Vec::new(), Vec::new());
+        let mut plan = timeline::plan(scenario, seed).into_iter().peekable();
+        while world.now() < end {
+            let next = (world.now() + SAMPLE).min(end);
+            while let Some(due) = plan.next_if(|due| start + due.at.0 <= next) {
+                world.run_until(start + due.at.0);
+                self.act(world, scenario, &due);
+                events.push(TimelineEvent { at_ms: due.at.millis(), name: due.name, label: due.label });
+            }
+            world.run_until(next);
+            let at_ms = relative(world.now(), start) as f64 / 1e6;
+            for (host, side) in [(self.site, Side::Box), (self.core, Side::Core)] {
+                status.push(StatusSample::new(at_ms, host, &world.snapshot(side)));
+            }
+        }
+        (status, events)
+    }
+
+    fn act(&self, world: &mut World, scenario: &Scenario, due: &Due) {
+        for (name, slot) in due.step.links().filter_map(|name| Some((name, self.slot(name)?))) {
+            match due.action {
+                Action::Cut => world.set_cut_both(slot, true),
+                Action::CutUp => world.set_cut(slot, Side::Box, true),
+                Action::CutDown => world.set_cut(slot, Side::Core, true),
+                Action::CarrierDown => {
+                    world.set_cut_both(slot, true);
+                    world.set_uplink(slot, false);
+                }
+                Action::Heal => {
+                    self.set_models(world, scenario, name, slot, [&Change::default(); 3]);
+                    world.set_cut_both(slot, false);
+                    world.set_uplink(slot, true);
+                }
+                Action::Netem => {
+                    self.set_models(world, scenario, name, slot, [&due.step.both, &due.step.up, &due.step.down]);
+                }
+                _ => {}
+            }
+        }
+        if let Some(side) = due.step.host.as_deref().and_then(|host| self.end(host)) {
+            match due.action {
+                Action::Kill => world.kill(side),
+                Action::Start => world.start(side),
+                _ => {}
+            }
+        }
+    }
+
+    fn set_models(
+        &self,
+        world: &mut World,
+        scenario: &Scenario,
+        name: &str,
+        slot: usize,
+        [both, up, down]: [&Change; 3],
+    ) {
+        let link = &scenario.links[name];
+        let beyond = self.uplinks[slot].2;
+        for (side, direction, own) in [(Side::Box, Direction::Up, up), (Side::Core, Direction::Down, down)] {
+            let netem = own.apply(&both.apply(&link.netem(direction)));
+            world.set_model(slot, side, Self::model(&netem, beyond));
+        }
+    }
+
+    fn streams(&self, world: &World, start: Instant) -> Vec<StreamResult> {
+        let stream = |(id, (udp, _)): (usize, &(&Udp, Side))| {
+            let stop = udp.stop.unwrap_or(self.loaded.scenario.length);
+            let schedule = Schedule { start: udp.start.nanos() as i64, stop: stop.nanos() as i64, rate: udp.rate };
+            let arrivals: Vec<Arrival> = world
+                .arrivals(id)
+                .iter()
+                .map(|a| Arrival { at: relative(a.at, start), number: a.number, delay: relative(a.at, a.sent_at) })
+                .collect();
+            let sent = world.reports()[id].sent;
+            let (mut flow, next) = account(&arrivals, &schedule);
+            count_tail(&mut flow, next, sent, &schedule);
+            StreamResult {
+                name: udp.name.clone(),
+                id: id as u32,
+                from: udp.from.clone(),
+                to: udp.to.clone(),
+                rate: udp.rate,
+                start_ms: udp.start.millis(),
+                stop_ms: stop.millis(),
+                sent,
+                refused: 0,
+                flow,
+            }
+        };
+        self.flows.iter().enumerate().map(stream).collect()
+    }
+}
+
+/// Nanoseconds from `origin` to `at`, negative before it.
+fn relative(at: Instant, origin: Instant) -> i64 {
+    at.as_nanos() as i64 - origin.as_nanos() as i64
+}
+
+/// What a link behind the uplinks adds.
+fn delay_of(name: &str, link: &Link) -> Result<Duration> {
+    let [up, down] = [link.netem(Direction::Up), link.netem(Direction::Down)];
+    let plain = Netem { delay: up.delay, ordered: true, limit: up.limit, ..Netem::default() };
+    if up != down || up != plain {
+        bail!("link {name} does more than delay packets; the simulator shapes only the uplinks");
+    }
+    Ok(up.delay.0)
+}
+
+fn all_up(world: &World) -> bool {
+    [Side::Box, Side::Core].into_iter().all(|side| {
+        let peers = world.snapshot(side).peers;
+        peers.iter().flat_map(|peer| &peer.paths).all(|path| path.state == proto::PathState::Up)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Verdict;
+    use crate::scenario::load;
+
+    fn scenario(name: &str, more: &str) -> Loaded {
+        let file = std::env::temp_dir().join(format!("msp-lab-simulate-{}-{name}.toml", std::process::id()));
+        let text = format!(
+            "schema = 1\nabout = \"a cut\"\nbase = \"two-isps\"\nlength = \"6s\"\n\
+             [[traffic]]\nkind = \"udp\"\nname = \"down\"\nfrom = \"internet\"\nto = \"home\"\nrate = 1000\n{more}"
+        );
+        std::fs::write(&file, text).expect("the temporary folder is writable");
+        let loaded = load(&file.to_string_lossy(), &[]);
+        std::fs::remove_file(&file).expect("it was written above");
+        loaded.expect("a sound scenario")
+    }
+
+    const CUT: &str = "[[timeline]]\nat = { from = \"2s\", to = \"3s\" }\ndo = \"cut\"\nlink = \"isp-a\"\n\
+                       [[expect]]\nstream = \"down\"\nlongest_gap_ms = { min = 30, max = 300 }\n";
+
+    #[test]
+    fn a_cut_is_seen_judged_and_the_same_for_its_seed() {
+        let loaded = scenario("cut", CUT);
+        let simulation = Simulation::of(&loaded).expect("it names nothing that only a kernel has");
+        assert_eq!(simulation.uplinks.len(), 2);
+        let report = simulation.run(7);
+        assert_eq!(report.outcomes.len(), 1);
+        assert_eq!(report.outcomes[0].verdict, Verdict::Pass, "{:?}", report.outcomes);
+        assert_eq!(report.traffic.streams[0].sent, 6000);
+        assert_eq!(simulation.run(7).traffic, report.traffic);
+        assert_ne!(simulation.run(8).traffic, report.traffic);
+    }
+
+    #[test]
+    fn what_only_a_kernel_has_is_said_by_name() {
+        let exec = "[[timeline]]\nat = \"1s\"\ndo = \"exec\"\nhost = \"box\"\ncommand = [\"true\"]\n";
+        let tcp = "[[traffic]]\nkind = \"tcp\"\nname = \"web\"\nfrom = \"internet\"\nto = \"home\"\nrate = 1000\n";
+        for (name, more, named) in [("exec", exec, "exec box"), ("tcp", tcp, "\"web\"")] {
+            let error = Simulation::of(&scenario(name, more)).err().expect("it needs a kernel").to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}
