@@ -148,16 +148,19 @@ impl Path {
     ) {
         let indices = ctx.indices.of(self.at);
         let (tunnel, now) = (&mut self.tunnel, ctx.now);
+        let mut number = None;
         let written = ctx.out.transmit(HANDSHAKE_MAX.max(OVERHEAD), |dst| {
             let (len, id) = write(tunnel.as_mut(), now, indices, dst);
+            number = id;
             (len > 0).then_some(())?;
-            Some((len, route?, (len, id)))
+            Some((len, route?, len))
         });
-        if let Some((len, id)) = written {
+        // Numbered is numbered, also where there was no way to send it.
+        if let Some(id) = number {
+            self.health.on_sent(id, ctx.now, false);
+        }
+        if let Some(len) = written {
             self.tx.add(len);
-            if let Some(id) = id {
-                self.health.on_sent(id, ctx.now, false);
-            }
         }
     }
 

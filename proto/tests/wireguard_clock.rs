@@ -109,3 +109,17 @@ fn an_idle_hour_keeps_the_tunnel_and_the_core_silent_about_handshakes() {
         assert!(world.snapshot(side).peers[0].paths.iter().all(|path| path.state == PathState::Up));
     }
 }
+
+/// A keepalive is numbered by the tunnel whether or not there is a way to send it.
+#[test]
+fn an_uplink_that_was_away_comes_back_on_its_session() {
+    let mut world = world(2);
+    run_until(&mut world, at(5_000));
+    world.set_uplink(0, false);
+    run_until(&mut world, at(25_000));
+    // Handshakes do not pass: the session has to do.
+    watch(&mut world, 10);
+    world.set_uplink(0, true);
+    run_until(&mut world, at(26_000));
+    assert_eq!(world.snapshot(Side::Box).peers[0].paths[0].state, PathState::Up);
+}
