@@ -33,8 +33,9 @@ const INITIATIONS_PER_SECOND: u64 = 250;
 /// has nothing left to open after it.
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 
-/// How soon after the last candidate another may be made when the time stamp is stale: whoever replays old initiations
-/// costs us one a second, and an honest box whose clock was set back waits no longer than that.
+/// How soon after a candidate's last answer another may be made when the time stamp is stale: whoever replays old
+/// initiations costs us one a second and cannot take away the answer that an honest box is about to confirm, and one
+/// whose clock was set back waits no longer than that.
 const CANDIDATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The WireGuard suite.
@@ -84,10 +85,11 @@ impl Gate for WireGuardGate {
     }
 }
 
-/// A `Tunn`, its 24-bit index, and since when it is what it is.
+/// A `Tunn` and its 24-bit index.
 struct Generation {
     tunn: Tunn,
     index: u32,
+    /// Since when it is what it is; for a responder's candidate, when it answered last.
     since: Instant,
     /// When its session in use was agreed on.
     session_since: Option<Instant>,
@@ -330,6 +332,7 @@ impl WireGuardTunnel {
             let Some(candidate) = &mut self.candidate else { break };
             match candidate.tunn.decapsulate(None, datagram, dst) {
                 TunnResult::WriteToNetwork(response) => {
+                    candidate.since = now;
                     return Ok(Handshake { send: response.len(), id: None, established: false });
                 }
                 TunnResult::Err(WireGuardError::WrongTai64nTimestamp)
