@@ -1,14 +1,14 @@
 //! Scenarios in the simulator: the same files, the real protocol, and no kernel at all.
 //!
 //! A run takes milliseconds and is the same to the nanosecond for a seed, so a scenario can be repeated with thousands of
-//! seeds. What a scenario must be made of for that is in [`Simulation::of`]; what it names that only a kernel has (TCP,
-//! BGP, NAT's own ways, a command) is said by name.
+//! seeds. What a scenario must be made of for that is in [`Simulation::of`]: what happens in it must mean something here.
+//! Downloads, pings and BGP beside the streams of packets are left out, and the report says so.
 
 use crate::engine::timeline::{self, Due};
 use crate::meter::account::{Arrival, Schedule, account, count_tail};
 use crate::meter::{StreamResult, Traffic, TrafficResults, Udp};
 use crate::net::Netem;
-use crate::report::{self, Kernel, Report, StatusSample, TimelineEvent};
+use crate::report::{self, Expect, Kernel, Report, StatusSample, TimelineEvent};
 use crate::scenario::{Action, Change, Direction, Link, Loaded, Scenario};
 use anyhow::{Context, Result, bail};
 use proto::Instant;
@@ -36,6 +36,9 @@ pub struct Simulation<'a> {
     /// The uplinks' links, slot 0 first, and what lies behind each on the way to the core: more delay.
     uplinks: Vec<(&'a str, &'a Link, Duration)>,
     flows: Vec<(&'a Udp, Side)>,
+    expect: Vec<Expect>,
+    /// What only a kernel has, and so is not in the report.
+    left_out: Vec<String>,
 }
 
 impl<'a> Simulation<'a> {
@@ -49,7 +52,9 @@ impl<'a> Simulation<'a> {
         let Some(middlebox) = host.middlebox.as_ref().filter(|_| scenario.daemons && scenario.start.is_none()) else {
             bail!("the simulator starts both daemons at the beginning");
         };
-        let mut simulation = Simulation { loaded, site, core: &middlebox.core, uplinks: Vec::new(), flows: Vec::new() };
+        let expect = scenario.expect.iter().filter_map(without_kernel).collect();
+        let (uplinks, flows, left_out) = (Vec::new(), Vec::new(), Vec::new());
+        let mut simulation = Simulation { loaded, site, core: &middlebox.core, uplinks, flows, expect, left_out };
         for interface in &middlebox.uplinks {
             let link = scenario.links.iter().find(|(_, l)| l.near.host == *site && l.near.interface == *interface);
             let (name, link) = link.with_context(|| format!("no link has its near end at {site} {interface}"))?;
@@ -58,24 +63,28 @@ impl<'a> Simulation<'a> {
         }
         simulation.check_timeline()?;
         for traffic in &scenario.traffic {
-            let Traffic::Udp(udp) = traffic else {
-                bail!(
-                    "the traffic \"{}\" needs a kernel: the simulator has streams of UDP packets only",
-                    traffic.name()
-                );
-            };
-            let sides = [&udp.from, &udp.to].map(|host| simulation.side(host, &middlebox.prefixes));
-            match sides {
-                [from, to] if from != to => simulation.flows.push((udp, from)),
-                _ => bail!("the traffic \"{}\" does not cross the tunnels", udp.name),
+            match traffic {
+                Traffic::Udp(udp) => {
+                    let sides = [&udp.from, &udp.to].map(|host| simulation.side(host, &middlebox.prefixes));
+                    match sides {
+                        [from, to] if from != to => simulation.flows.push((udp, from)),
+                        _ => bail!("the traffic \"{}\" does not cross the tunnels", udp.name),
+                    }
+                }
+                Traffic::Tcp(_) | Traffic::Ping(_) | Traffic::Iperf3(_) | Traffic::Watch(_) => {
+                    simulation.left_out.push(format!("the traffic \"{}\"", traffic.name()));
+                }
+                // Without the attack the scenario would show nothing.
+                Traffic::Spoof(_) | Traffic::Garbage(_) | Traffic::Replay(_) => {
+                    bail!("the traffic \"{}\" needs a kernel", traffic.name())
+                }
             }
         }
-        if scenario
-            .expect
-            .iter()
-            .any(|expect| expect.bgp.is_some() || expect.clean_exit.is_some() || expect.delivered_only_to.is_some())
-        {
-            bail!("it expects something of BGP, of how daemons end or of who sees a packet, which needs a kernel");
+        if simulation.flows.is_empty() || simulation.expect.is_empty() {
+            bail!("nothing that {} expects is about streams of packets or paths", loaded.name);
+        }
+        if simulation.expect != scenario.expect {
+            simulation.left_out.push("what it expects of downloads, pings, BGP and the daemons' ends".into());
         }
         Ok(simulation)
     }
@@ -187,7 +196,8 @@ impl<'a> Simulation<'a> {
             outcomes: Vec::new(),
             notes: vec!["no kernel took part: links and traffic are the simulator's, the protocol is real".into()],
         };
-        report.outcomes = report::evaluate(&report, &scenario.expect);
+        report.notes.extend(self.left_out.iter().map(|what| format!("left out: {what}")));
+        report.outcomes = report::evaluate(&report, &self.expect);
         report
     }
 
@@ -288,6 +298,26 @@ impl<'a> Simulation<'a> {
     }
 }
 
+/// What is left of an expectation where there is no kernel; nothing, if all of it needs one.
+fn without_kernel(expect: &Expect) -> Option<Expect> {
+    if expect.tcp.is_some() || expect.ping.is_some() || expect.attack.is_some() {
+        return None;
+    }
+    let rest = Expect {
+        bgp: None,
+        clean_exit: None,
+        delivered_only_to: None,
+        tcp_broken: None,
+        tcp_completed: None,
+        tcp_bytes: None,
+        tcp_stall_ms: None,
+        ..expect.clone()
+    };
+    let Expect { title, asserted, stream, node, from, until, .. } = rest.clone();
+    let barless = Expect { title, asserted, stream, node, from, until, ..Expect::default() };
+    (rest != barless).then_some(rest)
+}
+
 /// Nanoseconds from `origin` to `at`, negative before it.
 fn relative(at: Instant, origin: Instant) -> i64 {
     at.as_nanos() as i64 - origin.as_nanos() as i64
@@ -347,8 +377,9 @@ mod tests {
     #[test]
     fn what_only_a_kernel_has_is_said_by_name() {
         let exec = "[[timeline]]\nat = \"1s\"\ndo = \"exec\"\nhost = \"box\"\ncommand = [\"true\"]\n";
-        let tcp = "[[traffic]]\nkind = \"tcp\"\nname = \"web\"\nfrom = \"internet\"\nto = \"home\"\nrate = 1000\n";
-        for (name, more, named) in [("exec", exec, "exec box"), ("tcp", tcp, "\"web\"")] {
+        let attack = "[[traffic]]\nkind = \"garbage\"\nname = \"noise\"\nfrom = \"internet\"\n\
+                      to_address = \"192.0.2.1\"\nport = 51820\ncount = 10\nrate = 10\n";
+        for (name, more, named) in [("exec", exec, "exec box"), ("attack", attack, "\"noise\"")] {
             let error = Simulation::of(&scenario(name, more)).err().expect("it needs a kernel").to_string();
             assert!(error.contains(named), "{error}");
         }

@@ -362,7 +362,8 @@ impl Node {
             self.peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.as_ref()?.config.id, at))).collect();
         let configs: Vec<PeerConfig> = self.peers.iter().flatten().map(|peer| peer.config.clone()).collect();
         self.routes = to_peers(&configs, |peer| places[&peer.id]);
-        self.with_each_peer(now, |_, _| {});
+        // A path that went may have been the last one that lived.
+        self.with_each_peer(now, |peer, ctx| peer.report_reachability(ctx));
         Ok(())
     }
 
@@ -402,7 +403,7 @@ impl Node {
         for at in 0..self.peers.len() {
             self.with_peer(at, now, &mut nothing, |peer, ctx| {
                 call(peer, ctx);
-                peer.settle(ctx);
+                peer.choose_path(ctx);
             });
             self.arm(at, now);
         }

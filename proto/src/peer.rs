@@ -148,16 +148,19 @@ impl Path {
     ) {
         let indices = ctx.indices.of(self.at);
         let (tunnel, now) = (&mut self.tunnel, ctx.now);
+        let mut number = None;
         let written = ctx.out.transmit(HANDSHAKE_MAX.max(OVERHEAD), |dst| {
             let (len, id) = write(tunnel.as_mut(), now, indices, dst);
+            number = id;
             (len > 0).then_some(())?;
-            Some((len, route?, (len, id)))
+            Some((len, route?, len))
         });
-        if let Some((len, id)) = written {
+        // Numbered is numbered, also where there was no way to send it.
+        if let Some(id) = number {
+            self.health.on_sent(id, ctx.now, false);
+        }
+        if let Some(len) = written {
             self.tx.add(len);
-            if let Some(id) = id {
-                self.health.on_sent(id, ctx.now, false);
-            }
         }
     }
 
@@ -577,7 +580,8 @@ impl Peer {
         self.choose_path(ctx);
     }
 
-    fn choose_path(&mut self, ctx: &mut Context<'_>) {
+    /// The choice of path follows what was learnt. Sends nothing.
+    pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
         let candidates = self.paths.iter().filter_map(|path| {
             let (slot, preference) = (path.config.slot, path.config.preference);
             Some(Candidate { slot, preference, standing: path.standing(ctx.now)? })
@@ -600,6 +604,11 @@ impl Peer {
         let Some(Transition { from, to, reason }) = transition else { return };
         let path = PathId { peer: self.config.id, slot };
         ctx.events.push_back(Event::Path { path, from, to, reason });
+        self.report_reachability(ctx);
+    }
+
+    /// After paths have changed their state, or their number.
+    pub(crate) fn report_reachability(&mut self, ctx: &mut Context<'_>) {
         let reachable = self.paths.iter().any(Path::alive);
         if std::mem::replace(&mut self.reachable, reachable) != reachable {
             let peer = self.config.id;

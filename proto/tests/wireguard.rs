@@ -193,6 +193,20 @@ fn a_time_stamp_that_went_back_is_accepted_again_within_a_second_and_costs_the_l
 }
 
 #[test]
+fn an_old_initiation_played_at_the_wrong_moment_does_not_break_a_handshake() {
+    let (mut node, mut tunn) = (core(), client(CLIENT));
+    let older = [initiation(&mut client(CLIENT)), initiation(&mut client(CLIENT))];
+    let elsewhere = SocketAddr::from(([10, 9, 8, 7], 6));
+    // A candidate that is old enough to be replaced, the honest handshake, and a stale one before it is confirmed.
+    give(&mut node, at(0), elsewhere, &older[1]);
+    let out = give(&mut node, at(2000), somewhere(), &initiation(&mut tunn));
+    let confirmation = take(&mut tunn, out.bytes());
+    assert!(give(&mut node, at(2010), elsewhere, &older[0]).is_empty());
+    give(&mut node, at(2020), somewhere(), &confirmation);
+    assert_eq!(node.snapshot(at(2020)).peers[0].paths[0].state, PathState::Up);
+}
+
+#[test]
 fn many_unconfirmed_handshakes_do_not_replace_the_live_session() {
     let (mut node, mut tunn) = (core(), client(CLIENT));
     let out = give(&mut node, at(0), somewhere(), &initiation(&mut tunn));

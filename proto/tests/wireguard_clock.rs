@@ -4,7 +4,7 @@
 use mock_instant::MockClock;
 use proto::sim::{Flow, LinkModel, Side, World, WorldConfig};
 use proto::tunnel::wireguard::WireGuard;
-use proto::{Instant, PathState};
+use proto::{Event, Instant, PathState};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -108,4 +108,43 @@ fn an_idle_hour_keeps_the_tunnel_and_the_core_silent_about_handshakes() {
     for side in [Side::Box, Side::Core] {
         assert!(world.snapshot(side).peers[0].paths.iter().all(|path| path.state == PathState::Up));
     }
+}
+
+/// boringtun begins a handshake by itself after 15 s of silence, and 90 s later throws away all sessions if nobody has
+/// answered; nobody can, as it is never sent.
+#[test]
+fn a_session_that_outlived_an_outage_is_not_lost_later() {
+    for cut in [[true, true], [true, false], [false, true]] {
+        let mut world = world(2);
+        flows(&mut world, 130_000);
+        run_until(&mut world, at(5_000));
+        world.set_cut(0, Side::Box, cut[0]);
+        world.set_cut(0, Side::Core, cut[1]);
+        // Handshakes do not pass until much later, so it is the old session that comes back.
+        watch(&mut world, 10);
+        run_until(&mut world, at(25_000));
+        world.set_cut_both(0, false);
+        run_until(&mut world, at(30_000));
+        world.set_tap(None);
+        run_until(&mut world, at(131_000));
+        for side in [Side::Box, Side::Core] {
+            let late: Vec<_> = world.events(side).iter().filter(|(when, _)| *when > at(30_000)).collect();
+            let down = |event: &Event| matches!(event, Event::Path { to: PathState::Down | PathState::Suspect, .. });
+            assert!(!late.iter().any(|(_, event)| down(event)), "{cut:?}, {side:?}: {late:?}");
+        }
+    }
+}
+
+/// A keepalive is numbered by the tunnel whether or not there is a way to send it.
+#[test]
+fn an_uplink_that_was_away_comes_back_on_its_session() {
+    let mut world = world(2);
+    run_until(&mut world, at(5_000));
+    world.set_uplink(0, false);
+    run_until(&mut world, at(25_000));
+    // Handshakes do not pass: the session has to do.
+    watch(&mut world, 10);
+    world.set_uplink(0, true);
+    run_until(&mut world, at(26_000));
+    assert_eq!(world.snapshot(Side::Box).peers[0].paths[0].state, PathState::Up);
 }

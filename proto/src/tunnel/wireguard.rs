@@ -5,6 +5,7 @@
 //! | a session's slot is its index mod 8, and each initiation takes an index: retries overwrite the live session, at both ends | handshakes never touch the `Tunn` in use: each has a candidate, which is put in use when it has succeeded |
 //! | `update_timers` retries and rekeys by itself, at an end that should only answer too | only keepalives of what it returns are sent; the node says when to [`Tunnel::initiate`] |
 //! | after 90 s without an answer `update_timers` returns an error for ever | [`Tunnel::initiate`] forces an initiation, the node asks for one while the path is down |
+//! | and throws away all sessions then, also where a path that was silent for 15 s works again | once a `Tunn` in use has begun a handshake by itself its clock stands still, and its sessions are expired here |
 //! | without a session `encapsulate` queues packets and sends them stale | `seal` asks for a session first |
 //! | the time stamp of handshakes is taken once, in `new` | [`Tunnel::clock_stepped`] makes a new `Tunn`; at the responder a stale time stamp leads to a new candidate, at most one a second |
 //! | `decapsulate` without a source address sends no cookie under load | the gate has the limiter, and the address |
@@ -32,8 +33,9 @@ const INITIATIONS_PER_SECOND: u64 = 250;
 /// has nothing left to open after it.
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 
-/// How soon after the last candidate another may be made when the time stamp is stale: whoever replays old initiations
-/// costs us one a second, and an honest box whose clock was set back waits no longer than that.
+/// How soon after a candidate's last answer another may be made when the time stamp is stale: whoever replays old
+/// initiations costs us one a second and cannot take away the answer that an honest box is about to confirm, and one
+/// whose clock was set back waits no longer than that.
 const CANDIDATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The WireGuard suite.
@@ -83,13 +85,16 @@ impl Gate for WireGuardGate {
     }
 }
 
-/// A `Tunn`, its 24-bit index, and since when it is what it is.
+/// A `Tunn` and its 24-bit index.
 struct Generation {
     tunn: Tunn,
     index: u32,
+    /// Since when it is what it is; for a responder's candidate, when it answered last.
     since: Instant,
     /// When its session in use was agreed on.
     session_since: Option<Instant>,
+    /// boringtun's clock in it is not moved any more: see [`Generation::tick`].
+    stopped: bool,
 }
 
 impl Generation {
@@ -100,11 +105,23 @@ impl Generation {
         let open_limiter = Arc::new(RateLimiter::new(&x25519::PublicKey::from(&local), u64::MAX));
         let remote = x25519::PublicKey::from(*keys.remote.as_bytes());
         let tunn = Tunn::new(local, remote, None, None, index, Some(open_limiter));
-        Box::new(Generation { tunn, index, since: now, session_since: None })
+        Box::new(Generation { tunn, index, since: now, session_since: None, stopped: false })
     }
 
     fn owns(&self, session: u32) -> bool {
         session >> 8 == self.index
+    }
+
+    /// Moves the clock of one that has been in use, and returns the datagram that is to be sent: a keepalive or
+    /// nothing. An initiation is never sent, so nobody answers it, and 90 s later boringtun would throw away all
+    /// sessions, also those that work: it gets no occasion to.
+    fn tick<'a>(&mut self, dst: &'a mut [u8]) -> Option<&'a [u8]> {
+        if self.stopped {
+            return None;
+        }
+        let TunnResult::WriteToNetwork(datagram) = self.tunn.update_timers(dst) else { return None };
+        self.stopped = packet_id(datagram).is_none();
+        (!self.stopped).then_some(datagram)
     }
 
     fn refresh(&mut self, now: Instant) {
@@ -254,17 +271,23 @@ impl Tunnel for WireGuardTunnel {
                 indices.free(outdated.index);
             }
         }
-        for generation in [&mut self.old, &mut self.candidate].into_iter().flatten() {
-            // Moves its clock; what it would send is not ours to send: only the live one speaks.
-            let _ = generation.tunn.update_timers(dst);
+        let expired = |live: &mut Box<Generation>| live.session_since.is_none_or(|at| now.since(at) >= REJECT_AFTER);
+        if let Some(expired) = self.live.take_if(expired) {
+            indices.free(expired.index);
+        }
+        // Their clocks move; what they would send is not ours to send: only the live one speaks.
+        if let Some(candidate) = &mut self.candidate {
+            let _ = candidate.tunn.update_timers(dst);
+        }
+        if let Some(old) = &mut self.old {
+            let _ = old.tick(dst);
         }
         let Some(live) = &mut self.live else { return Handshake::default() };
-        let keepalive = match live.tunn.update_timers(dst) {
-            TunnResult::WriteToNetwork(datagram) => {
-                packet_id(datagram).map(|id| Handshake { send: datagram.len(), id: Some(id), established: false })
-            }
-            _ => None,
-        };
+        let keepalive = live.tick(dst).map(|datagram| Handshake {
+            send: datagram.len(),
+            id: packet_id(datagram),
+            established: false,
+        });
         live.refresh(now);
         keepalive.unwrap_or_default()
     }
@@ -309,6 +332,7 @@ impl WireGuardTunnel {
             let Some(candidate) = &mut self.candidate else { break };
             match candidate.tunn.decapsulate(None, datagram, dst) {
                 TunnResult::WriteToNetwork(response) => {
+                    candidate.since = now;
                     return Ok(Handshake { send: response.len(), id: None, established: false });
                 }
                 TunnResult::Err(WireGuardError::WrongTai64nTimestamp)

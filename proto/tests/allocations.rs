@@ -1,0 +1,72 @@
+//! No allocation for a packet in the steady state: at a core with thousands of sites the allocator would be a lock that
+//! all of them share, and the next packet's latency would be anybody's guess.
+
+mod direct;
+
+use direct::{BOX, CORE, Direct, packet};
+use proto::tunnel::wireguard::WireGuard;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Duration;
+
+/// The system's allocator, counting by thread: other tests and the harness run beside.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // Not there any more while a thread ends.
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+}
+
+// SAFETY: the calls are passed on as they are; counting allocates nothing.
+#[allow(unsafe_code)] // an allocator cannot be written without
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn a_packet_allocates_nothing_in_the_steady_state() {
+    let mut pair = Direct::new(|| Box::new(WireGuard));
+    let mut packets = [packet(BOX, 1400), packet(CORE, 1400)];
+    let mut batch = |pair: &mut Direct| {
+        for _ in 0..100 {
+            for end in [BOX, CORE] {
+                pair.offer(end, &mut packets[end]);
+            }
+        }
+    };
+    // Until all buffers have grown to what they need: numbers are kept for 2 s, or 16,384 of them.
+    for _ in 0..220 {
+        batch(&mut pair);
+        pair.run_for(Duration::from_millis(10));
+    }
+    // Receipts are built between the batches, each 10 ms whatever the number of packets; those may allocate.
+    for _ in 0..20 {
+        let before = ALLOCATIONS.get();
+        batch(&mut pair);
+        assert_eq!(ALLOCATIONS.get(), before, "200 packets");
+        pair.run_for(Duration::from_millis(10));
+    }
+    assert_eq!(pair.delivered, [24_000, 24_000]);
+}

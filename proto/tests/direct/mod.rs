@@ -1,0 +1,127 @@
+//! A box and a core joined directly, for tests that call the nodes themselves: what one sends the other has at once.
+
+use proto::tunnel::Suite;
+use proto::{
+    Datagram, Identity, Instant, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig, PeerId, PeerKind, SecretKey,
+};
+use std::time::Duration;
+
+pub(crate) struct Direct {
+    pub(crate) now: Instant,
+    pub(crate) ends: [Node; 2],
+    /// What came to each end's TUN since it was last emptied.
+    pub(crate) delivered: [usize; 2],
+    outs: [Output; 2],
+}
+
+pub(crate) const BOX: usize = 0;
+pub(crate) const CORE: usize = 1;
+
+const ADDRESSES: [([u8; 4], u16); 2] = [([203, 0, 113, 1], 40000), ([192, 0, 2, 1], 51820)];
+
+/// The site's box as the core knows it, with the keys of `secret`.
+pub(crate) fn site(secret: u8) -> PeerConfig {
+    PeerConfig {
+        id: PeerId(1),
+        name: "site".into(),
+        kind: PeerKind::Middlebox,
+        prefixes: vec!["198.51.100.0/24".parse().expect("a prefix")],
+        paths: vec![PathConfig {
+            slot: 0,
+            preference: 0,
+            local_key: SecretKey::from_bytes([2; 32]),
+            remote_key: SecretKey::from_bytes([secret; 32]).uplink(0).public(),
+            endpoint: None,
+            link: None,
+        }],
+    }
+}
+
+impl Direct {
+    /// Both ends up.
+    pub(crate) fn new(suite: fn() -> Box<dyn Suite>) -> Direct {
+        let core_key = SecretKey::from_bytes([2; 32]);
+        let core = PeerConfig {
+            kind: PeerKind::Core,
+            name: "core".into(),
+            prefixes: vec!["0.0.0.0/0".parse().expect("a prefix")],
+            paths: vec![PathConfig {
+                local_key: SecretKey::from_bytes([1; 32]).uplink(0),
+                remote_key: core_key.public(),
+                endpoint: Some(ADDRESSES[CORE].into()),
+                link: Some(LinkId(0)),
+                ..site(1).paths[0].clone()
+            }],
+            ..site(1)
+        };
+        let node = |local: Vec<_>, listen_key, peer| {
+            let config = NodeConfig { identity: Identity::default(), mtu: 1400, local, listen_key, peers: vec![peer] };
+            Node::with_suite(config, suite(), [7; 32], Instant::ZERO, Duration::ZERO).expect("a sound configuration")
+        };
+        let ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
+        let mut direct = Direct { now: Instant::ZERO, ends, delivered: [0; 2], outs: [Output::new(0), Output::new(0)] };
+        direct.run_for(Duration::from_millis(1000));
+        for (end, node) in direct.ends.iter().enumerate() {
+            assert!(node.snapshot(direct.now).peers[0].reachable, "end {end}");
+        }
+        direct
+    }
+
+    /// Lets time pass in milliseconds, with all that is due.
+    pub(crate) fn run_for(&mut self, duration: Duration) {
+        let until = self.now + duration;
+        while self.now < until {
+            self.now += Duration::from_millis(1);
+            self.timeouts();
+        }
+    }
+
+    /// Calls the ends whose time has come.
+    pub(crate) fn timeouts(&mut self) {
+        for end in [BOX, CORE] {
+            if self.ends[end].poll_timeout().is_some_and(|next| next.at <= self.now) {
+                self.ends[end].handle_timeout(self.now, &mut self.outs[end]);
+            }
+            self.exchange();
+        }
+    }
+
+    /// Gives an end a packet from its TUN.
+    pub(crate) fn offer(&mut self, end: usize, packet: &mut [u8]) {
+        self.ends[end].handle_ip(self.now, [packet], &mut self.outs[end]);
+        self.exchange();
+    }
+
+    fn exchange(&mut self) {
+        while self.outs.iter().any(|out| !out.is_empty()) {
+            for end in [BOX, CORE] {
+                while self.ends[end].poll_event().is_some() {}
+                let [of_box, of_core] = &mut self.outs;
+                let (from, to) = if end == BOX { (of_box, of_core) } else { (of_core, of_box) };
+                self.delivered[end] += from.deliveries().len();
+                let datagrams = from.transmits().iter().map(|transmit| Datagram {
+                    link: LinkId(0),
+                    from: ADDRESSES[end].into(),
+                    to: None,
+                    ecn: 0,
+                    data: &from.bytes()[transmit.range.clone()],
+                });
+                self.ends[1 - end].handle_datagrams(self.now, datagrams, to);
+                from.clear();
+            }
+        }
+    }
+}
+
+/// A UDP packet of the site (to the core) or for it.
+pub(crate) fn packet(from: usize, len: usize) -> Vec<u8> {
+    let (site, host) = ([198, 51, 100, 10], [203, 0, 113, 200]);
+    let (source, destination) = if from == BOX { (site, host) } else { (host, site) };
+    let mut packet = vec![0; len];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+    packet[9] = 17;
+    packet[12..16].copy_from_slice(&source);
+    packet[16..20].copy_from_slice(&destination);
+    packet
+}
