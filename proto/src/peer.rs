@@ -253,7 +253,7 @@ impl Peer {
             let same = |path: &Path| {
                 path.config.slot == wanted.slot
                     && path.config.remote_key == wanted.remote_key
-                    && path.config.local_key.public() == wanted.local_key.public()
+                    && path.config.local_key == wanted.local_key
                     && (path.config.link, path.config.endpoint) == (wanted.link, wanted.endpoint)
             };
             let path = match old.iter().position(same) {
