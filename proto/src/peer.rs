@@ -421,13 +421,11 @@ impl Peer {
         id: PacketId,
         message: &[u8],
     ) -> Result<(), DropReason> {
-        let (mut eliciting, mut asked) = (false, false);
+        let (mut eliciting, mut asked, mut hello) = (false, false, None);
         let read = wire::read(message, |item| match item {
             Item::Ping => (eliciting, asked) = (true, true),
-            Item::Hello(hello) => {
-                eliciting = true;
-                self.on_hello(ctx, slot, &hello);
-            }
+            // A message has one; of more, which would each be answered with a datagram, the last one counts.
+            Item::Hello(said) => hello = Some(said),
             Item::Receipt(receipt) => {
                 let to = receipt.slot;
                 if let Some(path) = self.path_mut(to) {
@@ -436,6 +434,10 @@ impl Peer {
                 }
             }
         });
+        if let Some(hello) = hello {
+            eliciting = true;
+            self.on_hello(ctx, slot, &hello);
+        }
         if let Some(path) = self.path_mut(slot) {
             path.received.note(id, ctx.now, eliciting);
         }
