@@ -340,16 +340,19 @@ impl Node {
                 gone.retire(&mut self.indices);
             }
         }
+        let mut places: HashMap<PeerId, usize> =
+            self.peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.as_ref()?.config.id, at))).collect();
+        let mut free: Vec<usize> = (0..self.peers.len()).filter(|&at| self.peers[at].is_none()).collect();
         for config in peers {
-            let same = |place: &Option<Peer>| place.as_ref().is_some_and(|peer| peer.config.id == config.id);
-            if let Some(peer) = self.peers.iter_mut().find(|place| same(place)).and_then(Option::as_mut) {
+            if let Some(peer) = places.get(&config.id).and_then(|&at| self.peers[at].as_mut()) {
                 peer.reconfigure(config, self.suite.as_ref(), now, &mut self.indices);
                 continue;
             }
-            let at = self.peers.iter().position(Option::is_none).unwrap_or_else(|| {
+            let at = free.pop().unwrap_or_else(|| {
                 self.peers.push(None);
                 self.peers.len() - 1
             });
+            places.insert(config.id, at);
             self.peers[at] = Some(Peer::new(config, at, self.suite.as_ref(), now));
         }
         self.keys.clear();
@@ -358,10 +361,7 @@ impl Node {
                 self.keys.insert(path.remote_key, PathRef { peer: at, slot: path.slot });
             }
         }
-        let places: HashMap<PeerId, usize> =
-            self.peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.as_ref()?.config.id, at))).collect();
-        let configs: Vec<PeerConfig> = self.peers.iter().flatten().map(|peer| peer.config.clone()).collect();
-        self.routes = to_peers(&configs, |peer| places[&peer.id]);
+        self.routes = to_peers(self.peers.iter().flatten().map(|peer| &peer.config), |peer| places[&peer.id]);
         // A path that went may have been the last one that lived.
         self.with_each_peer(now, |peer, ctx| peer.report_reachability(ctx));
         Ok(())

@@ -253,7 +253,7 @@ impl Peer {
             let same = |path: &Path| {
                 path.config.slot == wanted.slot
                     && path.config.remote_key == wanted.remote_key
-                    && path.config.local_key.public() == wanted.local_key.public()
+                    && path.config.local_key == wanted.local_key
                     && (path.config.link, path.config.endpoint) == (wanted.link, wanted.endpoint)
             };
             let path = match old.iter().position(same) {
@@ -421,13 +421,11 @@ impl Peer {
         id: PacketId,
         message: &[u8],
     ) -> Result<(), DropReason> {
-        let (mut eliciting, mut asked) = (false, false);
+        let (mut eliciting, mut asked, mut hello) = (false, false, None);
         let read = wire::read(message, |item| match item {
             Item::Ping => (eliciting, asked) = (true, true),
-            Item::Hello(hello) => {
-                eliciting = true;
-                self.on_hello(ctx, slot, &hello);
-            }
+            // A message has one; of more, which would each be answered with a datagram, the last one counts.
+            Item::Hello(said) => hello = Some(said),
             Item::Receipt(receipt) => {
                 let to = receipt.slot;
                 if let Some(path) = self.path_mut(to) {
@@ -436,6 +434,10 @@ impl Peer {
                 }
             }
         });
+        if let Some(hello) = hello {
+            eliciting = true;
+            self.on_hello(ctx, slot, &hello);
+        }
         if let Some(path) = self.path_mut(slot) {
             path.received.note(id, ctx.now, eliciting);
         }

@@ -37,7 +37,10 @@ impl<T: Copy> Routes<T> {
 }
 
 /// The routes to a set of peers; the value is what `index` says of each.
-pub(crate) fn to_peers<T: Copy>(peers: &[PeerConfig], index: impl Fn(&PeerConfig) -> T) -> Routes<T> {
+pub(crate) fn to_peers<'a, T: Copy>(
+    peers: impl IntoIterator<Item = &'a PeerConfig>,
+    index: impl Fn(&PeerConfig) -> T,
+) -> Routes<T> {
     let mut routes = Routes::default();
     for peer in peers {
         for &prefix in &peer.prefixes {

@@ -35,6 +35,9 @@ struct SentSession {
     packets: VecDeque<(Instant, Fate)>,
     /// All before this one are not open.
     open_from: usize,
+    /// The oldest open one that had to make room, and when it was sent: at full speed over a long path the numbers kept
+    /// are all younger than a round trip, and a dead path must still become overdue.
+    pushed_out: Option<(u64, Instant)>,
 }
 
 /// What was sent by one path.
@@ -57,19 +60,26 @@ pub(crate) struct Learnt {
 impl SentLog {
     /// Notes a packet. Numbers of one session only ever grow by one.
     pub(crate) fn note(&mut self, id: PacketId, now: Instant, eliciting: bool) {
-        let at = match self.sessions.iter().position(|s| s.session == id.session) {
+        let at = match self.sessions.iter().position(|s| s.session == id.session && s.end() == id.number) {
             Some(at) => at,
             None => {
+                // The peer draws the index, and may give two sessions the same: the one before is gone then. What was
+                // settled long ago makes room too.
+                self.sessions.retain(|s| s.session != id.session && !s.is_settled(now));
                 if self.sessions.len() == SESSIONS {
                     self.sessions.remove(0);
                 }
-                let packets = VecDeque::new();
-                self.sessions.push(SentSession { session: id.session, base: id.number, packets, open_from: 0 });
+                self.sessions.push(SentSession {
+                    session: id.session,
+                    base: id.number,
+                    packets: VecDeque::new(),
+                    open_from: 0,
+                    pushed_out: None,
+                });
                 self.sessions.len() - 1
             }
         };
         let session = &mut self.sessions[at];
-        debug_assert_eq!(id.number, session.base + session.packets.len() as u64);
         session.packets.push_back((now, if eliciting { Fate::Open } else { Fate::Quiet }));
         session.trim(now);
     }
@@ -78,9 +88,11 @@ impl SentLog {
     pub(crate) fn on_receipt(&mut self, receipt: &Receipt, reordering: Duration) -> Learnt {
         let mut learnt = Learnt::default();
         let Some(session) = self.sessions.iter_mut().find(|s| s.session == receipt.session) else { return learnt };
-        let end = session.base + session.packets.len() as u64;
-        if receipt.largest >= end {
+        if receipt.largest >= session.end() {
             return learnt; // says that something arrived which was never sent
+        }
+        if session.pushed_out.take_if(|(number, _)| *number <= receipt.largest).is_some() {
+            learnt.acknowledged += 1;
         }
         learnt.largest_sent_at = receipt.largest.checked_sub(session.base).map(|at| session.packets[at as usize].0);
         let open_from = session.base + session.open_from as u64;
@@ -97,6 +109,7 @@ impl SentLog {
         // Of any session: what was sent last with the one before is never acknowledged by itself.
         let Some(newest) = learnt.largest_sent_at else { return learnt };
         for session in &mut self.sessions {
+            session.pushed_out.take_if(|(_, at)| newest.since(*at) >= reordering);
             for packet in session.packets.range_mut(session.open_from..) {
                 if newest.since(packet.0) < reordering {
                     break;
@@ -113,13 +126,17 @@ impl SentLog {
 
     /// When the oldest packet that still waits for its receipt was sent.
     pub(crate) fn oldest_open(&self) -> Option<Instant> {
-        self.sessions.iter().filter_map(|s| s.packets.get(s.open_from)).map(|packet| packet.0).min()
+        let oldest = |s: &SentSession| {
+            s.pushed_out.map(|(_, at)| at).or_else(|| s.packets.get(s.open_from).map(|packet| packet.0))
+        };
+        self.sessions.iter().filter_map(oldest).min()
     }
 
     /// Gives up what is open: the path is down, or the peer has started anew and will never acknowledge it.
     pub(crate) fn abandon(&mut self) -> u32 {
         let mut lost = 0;
         for session in &mut self.sessions {
+            session.pushed_out = None;
             for packet in session.packets.range_mut(session.open_from..) {
                 if packet.1 == Fate::Open {
                     packet.1 = Fate::Lost;
@@ -133,6 +150,16 @@ impl SentLog {
 }
 
 impl SentSession {
+    /// The number that comes next.
+    fn end(&self) -> u64 {
+        self.base + self.packets.len() as u64
+    }
+
+    /// No receipt for it is waited for or of use any more.
+    fn is_settled(&self, now: Instant) -> bool {
+        self.open_from == self.packets.len() && self.packets.back().is_none_or(|packet| now.since(packet.0) > KEEP)
+    }
+
     fn advance(&mut self) {
         while self.packets.get(self.open_from).is_some_and(|packet| packet.1 != Fate::Open) {
             self.open_from += 1;
@@ -145,7 +172,10 @@ impl SentSession {
             && self.packets.front().is_some_and(|packet| self.open_from > 0 && now.since(packet.0) > KEEP)
             || self.packets.len() > MAX_KEPT
         {
-            self.packets.pop_front();
+            let gone = self.packets.pop_front().filter(|packet| packet.1 == Fate::Open);
+            if let Some((sent_at, _)) = gone {
+                self.pushed_out.get_or_insert((self.base, sent_at));
+            }
             self.base += 1;
             self.open_from = self.open_from.saturating_sub(1);
         }
@@ -203,6 +233,29 @@ mod tests {
     }
 
     #[test]
+    fn more_packets_than_are_kept_do_not_hide_that_the_oldest_is_overdue() {
+        let mut log = SentLog::default();
+        let all = 3 * MAX_KEPT as u64;
+        for number in 0..all {
+            log.note(PacketId { session: 1, number }, at(number / 1000), true);
+        }
+        assert_eq!(log.oldest_open(), Some(at(0)));
+        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Duration::from_millis(5));
+        assert_eq!((learnt.acknowledged, learnt.largest_sent_at), (1, None), "how many and when is forgotten");
+        assert_eq!(log.oldest_open(), Some(at((all - MAX_KEPT as u64) / 1000)));
+        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Duration::from_millis(5));
+        assert_eq!(log.oldest_open(), None);
+    }
+
+    #[test]
+    fn an_index_that_the_peer_uses_again_begins_anew() {
+        let mut log = log(10);
+        log.note(PacketId { session: 1, number: 0 }, at(100), true);
+        assert_eq!(log.oldest_open(), Some(at(100)));
+        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Duration::ZERO).largest_sent_at, Some(at(100)));
+    }
+
+    #[test]
     fn receipts_that_claim_too_much_or_nothing_known_teach_nothing() {
         let mut log = log(3);
         assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO), Learnt::default());
@@ -224,6 +277,9 @@ mod tests {
         }
         assert_eq!(log.sessions.len(), SESSIONS);
         assert_eq!(log.abandon(), 4);
+        log.note(PacketId { session: 20, number: 0 }, at(10_000), true);
+        assert_eq!(log.sessions.len(), 1, "the memory of what is settled is given back");
+        log.abandon();
         assert_eq!(log.oldest_open(), None);
     }
 }

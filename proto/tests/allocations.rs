@@ -21,8 +21,8 @@ fn count() {
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
 }
 
-// SAFETY: the calls are passed on as they are; counting allocates nothing.
 #[allow(unsafe_code)] // an allocator cannot be written without
+// SAFETY: the calls are passed on as they are; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

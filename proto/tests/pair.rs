@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proto::sim::{Flow, LinkModel, Loss, PEER, Side, World, WorldConfig};
 use proto::tunnel::wireguard::WireGuard;
+use proto::wire::{Hello, Item, MAX_MESSAGE, Writer};
 use proto::{DropReason, Event, Instant, PathState};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -439,6 +440,36 @@ fn a_step_of_the_clock_is_followed_by_a_new_handshake_without_a_gap() {
             assert_eq!((report.received, report.duplicated), (report.sent, 0), "{report:?}");
         }
     }
+}
+
+#[test]
+fn a_message_full_of_hellos_is_answered_once() {
+    let mut world = two_links(11);
+    world.run_until(at(2000));
+    let sent = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let tap = sent.clone();
+    world.set_tap(Some(Box::new(move |link, side, data| {
+        tap.borrow_mut().push((link, side, data.to_vec()));
+        true
+    })));
+    world.run_until(at(4000));
+    let of_box = |(link, side, data): &&(usize, Side, Vec<u8>)| *link == 0 && *side == Side::Box && data[0] == 4;
+    let newest = sent.borrow().iter().rfind(of_box).expect("the box asks each second").2.clone();
+    // As the tunnel without a cipher seals, with a number of its own.
+    let mut buffer = [0; MAX_MESSAGE];
+    let mut message = Writer::new(&mut buffer);
+    while message.add(&Item::Hello(Hello::default())) {}
+    let message = message.finish();
+    let session = u32::from_le_bytes([newest[4], newest[5], newest[6], newest[7]]);
+    let number = 1_000_000u64;
+    let mark = u64::from(session) ^ number.rotate_left(17) ^ message.len() as u64;
+    let header = [&newest[..8], &number.to_le_bytes()].concat();
+    let forged = [&header[..], message, &mark.to_le_bytes(), &[0; 8]].concat();
+    sent.borrow_mut().clear();
+    world.inject(Side::Core, 0, SocketAddr::from(([203, 0, 113, 1], 40000)), &forged);
+    world.run_for(Duration::from_millis(1));
+    let hellos = sent.borrow().iter().filter(|(_, side, data)| *side == Side::Core && data.len() == 110).count();
+    assert_eq!(hellos, 1);
 }
 
 fn any_link() -> impl Strategy<Value = LinkModel> {
