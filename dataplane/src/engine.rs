@@ -213,7 +213,7 @@ impl Dataplane {
         let failed = |what| move |cause: rustix::io::Errno| EngineError::Setup { what, cause: cause.into() };
         let mut seed = [0; 32];
         rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).map_err(failed("random numbers"))?;
-        let node = Node::new(config, seed, clock::now(), clock::unix_time())?;
+        let node = Node::new(config, seed, clock::now())?;
 
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll"))?;
         let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(failed("eventfd"))?);
@@ -311,9 +311,8 @@ impl Engine {
                 self.flush()?;
             }
             if has(CLOCK) && self.clock.was_set() {
-                let unix_time = clock::unix_time();
-                tracing::info!(unix_time = unix_time.as_secs(), "the wall clock was set");
-                self.node.clock_stepped(now, unix_time);
+                tracing::info!(unix_time = clock::unix_time().as_secs(), "the wall clock was set");
+                self.node.clock_stepped(now);
             }
             if has(WAKE) && self.take_messages(now) {
                 return Ok(());

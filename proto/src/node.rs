@@ -126,10 +126,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node with WireGuard tunnels that has sent nothing yet. `seed` is entropy from the caller; `unix_time` is the
-    /// wall clock's time since 1970, whatever it may be worth.
-    pub fn new(config: NodeConfig, seed: [u8; 32], now: Instant, unix_time: Duration) -> Result<Node, ConfigError> {
-        Node::with_suite(config, Box::new(WireGuard), seed, now, unix_time)
+    /// A node with WireGuard tunnels that has sent nothing yet. `seed` is entropy from the caller.
+    pub fn new(config: NodeConfig, seed: [u8; 32], now: Instant) -> Result<Node, ConfigError> {
+        Node::with_suite(config, Box::new(WireGuard), seed, now)
     }
 
     /// The same with another kind of tunnel.
@@ -138,7 +137,6 @@ impl Node {
         suite: Box<dyn Suite>,
         seed: [u8; 32],
         now: Instant,
-        _unix_time: Duration,
     ) -> Result<Node, ConfigError> {
         config.check()?;
         let mut rng = StdRng::from_seed(seed);
@@ -326,12 +324,12 @@ impl Node {
     }
 
     /// The wall clock was set: handshakes from now on carry the new time.
-    pub fn clock_stepped(&mut self, now: Instant, _unix_time: Duration) {
+    pub fn clock_stepped(&mut self, now: Instant) {
         self.with_each_peer(now, |peer, _| peer.clock_stepped(now));
     }
 
     /// Puts another set of peers in force, whole or not at all. Peers and paths that stay as they were keep their
-    /// sessions and lose no packet.
+    /// sessions and lose no packet. A peer that goes is gone without an event: its owner knows.
     pub fn set_peers(&mut self, now: Instant, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
         check_peers(&peers)?;
         let wanted: HashMap<PeerId, PeerKind> = peers.iter().map(|peer| (peer.id, peer.kind)).collect();

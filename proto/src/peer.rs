@@ -125,13 +125,13 @@ impl Path {
     }
 
     /// Seals and sends. `false`: there is no session or no way.
-    fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool, ecn: u8) -> bool {
+    fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> bool {
         let Some(route) = self.route else { return false };
         let room = (plaintext.len() + OVERHEAD).max(HANDSHAKE_MAX);
         let (tunnel, now) = (&mut self.tunnel, ctx.now);
         let sealed = ctx.out.transmit(room, |dst| {
             let sealed = tunnel.seal(plaintext, now, dst)?;
-            Some((sealed.len, Route { ecn, ..route }, sealed))
+            Some((sealed.len, route, sealed))
         });
         let Some(sealed) = sealed else { return false };
         self.tx.add(sealed.len);
@@ -197,7 +197,7 @@ impl Path {
         let mut buffer = [0; MAX_MESSAGE];
         let mut message = Writer::new(&mut buffer);
         message.add(item);
-        self.send(ctx, message.finish(), true, 0)
+        self.send(ctx, message.finish(), true)
     }
 
     /// A new session is in use.
@@ -218,6 +218,15 @@ impl Path {
     fn alive(&self) -> bool {
         matches!(self.health.state(), PathState::Up | PathState::Suspect)
     }
+}
+
+/// How much longer than another a path takes at most, one way: packets before a longer gap cannot be overtaken.
+fn spread(paths: &[Path]) -> Duration {
+    let trips = paths.iter().filter_map(|path| path.health.rtt());
+    let (least, most) = trips.fold((Duration::MAX, Duration::ZERO), |(least, most), (smoothed, variation)| {
+        (least.min(smoothed), most.max(smoothed + variation * 4))
+    });
+    most.saturating_sub(least)
 }
 
 impl Peer {
@@ -303,23 +312,14 @@ impl Peer {
         for path in &self.paths {
             alive[usize::from(path.config.slot)] = path.alive();
         }
-        let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, self.spread());
+        let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, || spread(&self.paths));
         let receipts = self.receipts();
-        let sent = self.path_mut(slot).is_some_and(|path| path.send(ctx, packet, receipts, 0));
+        let sent = self.path_mut(slot).is_some_and(|path| path.send(ctx, packet, receipts));
         if sent {
             self.tx.add(packet.len());
         } else {
             self.drops.add(DropReason::NoPath);
         }
-    }
-
-    /// How much longer than another a path takes at most, one way: packets before a longer gap cannot be overtaken.
-    fn spread(&self) -> Duration {
-        let trips = self.paths.iter().filter_map(|path| path.health.rtt());
-        let (least, most) = trips.fold((Duration::MAX, Duration::ZERO), |(least, most), (smoothed, variation)| {
-            (least.min(smoothed), most.max(smoothed + variation * 4))
-        });
-        most.saturating_sub(least)
     }
 
     // ---- what comes from the peer --------------------------------------------------------------------------------
@@ -502,13 +502,13 @@ impl Peer {
         let message = message.finish();
         let mut sent = 0;
         for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.config.slot)]) {
-            sent += u32::from(path.send(ctx, message, false, 0));
+            sent += u32::from(path.send(ctx, message, false));
         }
         if sent < 2 {
             let others = self.paths.iter_mut().filter(|path| !with_news[usize::from(path.config.slot)] && path.alive());
             let best = others.min_by_key(|path| (path.standing(ctx.now), path.config.preference, path.config.slot));
             if let Some(path) = best {
-                path.send(ctx, message, false, 0);
+                path.send(ctx, message, false);
             }
         }
     }
@@ -665,7 +665,8 @@ impl Peer {
                 rx: path.rx,
             }
         };
-        let mut paths: Vec<_> = self.paths.iter().map(path).collect();
+        // A core knows eight slots of each box; those on which nobody has spoken are nothing to show.
+        let mut paths: Vec<_> = self.paths.iter().filter(|path| path.tick_at.is_some()).map(path).collect();
         paths.sort_by_key(|path| path.id.slot);
         PeerSnapshot {
             id: self.config.id,

@@ -7,7 +7,6 @@ use proto::{
     PeerId, PeerKind, SecretKey,
 };
 use std::net::SocketAddr;
-use std::time::Duration;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 const CORE: [u8; 32] = [2; 32];
@@ -46,7 +45,7 @@ fn core() -> Node {
         listen_key: Some(key),
         peers: vec![client],
     };
-    Node::new(config, [7; 32], at(0), Duration::from_secs(1)).expect("a sound configuration")
+    Node::new(config, [7; 32], at(0)).expect("a sound configuration")
 }
 
 /// A client as others make them: boringtun alone, knowing nothing of us.

@@ -164,8 +164,11 @@ impl Judge<'_> {
             }
         };
         self.maybe("longest gap", MILLIS, e.longest_gap_ms, Self::longest_gap);
-        self.maybe("lost", PACKETS, e.lost, |j| Ok((Some(j.lost()?), String::new())));
-        self.maybe("lost", Scale { unit: "%", timed: false }, e.lost_percent, |j| {
+        // Where some may be lost, how many depends on how long a failover takes; where none may, it is no matter of time.
+        let allows_some = |bar: Option<Bar>| bar.and_then(|bar| bar.max).is_some_and(|max| max > 0.0);
+        let packets = Scale { timed: allows_some(e.lost), ..PACKETS };
+        self.maybe("lost", packets, e.lost, |j| Ok((Some(j.lost()?), String::new())));
+        self.maybe("lost", Scale { unit: "%", timed: allows_some(e.lost_percent) }, e.lost_percent, |j| {
             let packets = j.flow()?;
             match packets.sent {
                 0 => Err("nothing was sent".to_owned()),

@@ -190,7 +190,7 @@ impl World {
             listen_key: (side == Side::Core).then(|| core_secret.clone()),
             peers: vec![PeerConfig { id: PEER, name: "peer".into(), kind, prefixes, paths }],
         };
-        let node = Node::with_suite(config, (world.suite)(), seed, now, Duration::from_secs(1_700_000_000));
+        let node = Node::with_suite(config, (world.suite)(), seed, now);
         node.expect("the world's own configuration is sound")
     }
 
@@ -266,7 +266,7 @@ impl World {
     /// An end's wall clock is set.
     pub fn step_clock(&mut self, side: Side) {
         let now = self.now;
-        self.ends[side as usize].node.clock_stepped(now, Duration::ZERO);
+        self.ends[side as usize].node.clock_stepped(now);
     }
 
     /// An end's process is killed: what it knew is gone.

@@ -77,7 +77,7 @@ impl Gate for WireGuardGate {
         let Packet::HandshakeInit(packet) = packet else { return Err(refuse(DropReason::HandshakeInvalid)) };
         let half = parse_handshake_anon(&self.private, &self.public, &packet)
             .map_err(|_| refuse(DropReason::HandshakeInvalid))?;
-        PublicKey::from_bytes(half.peer_static_public).map_err(|_| refuse(DropReason::HandshakeUnknownKey))
+        Ok(PublicKey::unchecked(half.peer_static_public))
     }
 
     fn tick(&mut self) {

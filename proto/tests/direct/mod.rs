@@ -56,7 +56,7 @@ impl Direct {
         };
         let node = |local: Vec<_>, listen_key, peer| {
             let config = NodeConfig { identity: Identity::default(), mtu: 1400, local, listen_key, peers: vec![peer] };
-            Node::with_suite(config, suite(), [7; 32], Instant::ZERO, Duration::ZERO).expect("a sound configuration")
+            Node::with_suite(config, suite(), [7; 32], Instant::ZERO).expect("a sound configuration")
         };
         let ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
         let mut direct = Direct { now: Instant::ZERO, ends, delivered: [0; 2], outs: [Output::new(0), Output::new(0)] };
