@@ -307,6 +307,45 @@ fn nearest<'a>(wrong: &str, known: &'a [String]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
+/// The `[tun]` table of both daemons.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tun {
+    /// The device's name.
+    pub name: String,
+    /// In octets: the largest inner packet.
+    pub mtu: u16,
+}
+
+impl Default for Tun {
+    fn default() -> Self {
+        // 1380 leaves room for WireGuard's 32 octets, IPv6 and UDP outside, and trailers on a link of 1500.
+        Tun { name: "msp0".into(), mtu: 1380 }
+    }
+}
+
+impl Tun {
+    /// Checks both.
+    pub fn check(&self, document: &Document) -> Result<(), SettingsError> {
+        check_interface(document, "tun.name", &self.name)?;
+        if !(1280..=9000).contains(&self.mtu) {
+            let problem = format!("{} does not work: expected 1280 (which IPv6 needs) to 9000 octets", self.mtu);
+            return Err(document.error("tun.mtu", problem));
+        }
+        Ok(())
+    }
+}
+
+/// An interface's name as the kernel has it: at most 15 octets, no slash, no colon and no blank.
+pub fn check_interface(document: &Document, key: &str, name: &str) -> Result<(), SettingsError> {
+    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+    if name.is_empty() || name.len() > 15 || !plain || name == "." || name == ".." {
+        let problem = format!("\"{name}\" is no name of an interface: expected 1 to 15 characters such as \"wan0\"");
+        return Err(document.error(key, problem));
+    }
+    Ok(())
+}
+
 /// The file's format; its value was checked before all others.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(transparent)]

@@ -2,7 +2,7 @@
 
 use crate::bgp::session;
 use crate::bgp::transport::Neighbor;
-use dataplane::settings::{self, Document, Schema, SettingsError, Text};
+use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -29,22 +29,6 @@ pub(crate) struct Config {
     pub(crate) control: PathBuf,
     pub(crate) tun: Tun,
     pub(crate) bgp: Option<Bgp>,
-}
-
-/// The TUN that opened packets go to.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Tun {
-    pub(crate) name: String,
-    /// In octets: the largest inner packet.
-    pub(crate) mtu: u16,
-}
-
-impl Default for Tun {
-    fn default() -> Self {
-        // 1380 leaves room for the tunnel's header and trailers on a link of 1500.
-        Tun { name: "msp0".into(), mtu: 1380 }
-    }
 }
 
 /// The BGP speaker.
@@ -144,14 +128,7 @@ impl Config {
                 return Err(document.error(&format!("listen[{index}]"), format!("{address} is listed twice")));
             }
         }
-        if !(1280..=9000).contains(&file.tun.mtu) {
-            return error("tun.mtu", "expected 1280 (which IPv6 needs, RFC 8200) to 9000");
-        }
-        // IFNAMSIZ, less the zero at its end; the kernel refuses slashes and spaces.
-        let name = &file.tun.name;
-        if !(1..=15).contains(&name.len()) || name.contains(|c: char| c == '/' || c == ':' || !c.is_ascii_graphic()) {
-            return error("tun.name", "expected a network interface's name, of 1 to 15 letters and digits");
-        }
+        file.tun.check(&document)?;
         Ok(Config {
             pop: file.pop,
             private_key_file: document.resolve(&file.private_key_file),
@@ -294,8 +271,12 @@ announce = ["sites"]
             ("pop = 1", "pope = 1", "msp-core.toml:3:1: unknown key \"pope\"; did you mean \"pop\"?"),
             ("[\"0.0.0.0:51820\", \"[::]:51820\"]", "[]", "msp-core.toml:5:10: listen: nothing to listen on"),
             ("[::]:51820", "0.0.0.0:51820", "msp-core.toml:5:28: listen[1]: 0.0.0.0:51820 is listed twice"),
-            ("[bgp]", "[tun]\nmtu = 600\n[bgp]", "msp-core.toml:9:7: tun.mtu: expected 1280"),
-            ("[bgp]", "[tun]\nname = \"a b\"\n[bgp]", "msp-core.toml:9:8: tun.name: expected"),
+            ("[bgp]", "[tun]\nmtu = 600\n[bgp]", "msp-core.toml:9:7: tun.mtu: 600 does not work: expected 1280"),
+            (
+                "[bgp]",
+                "[tun]\nname = \"a b\"\n[bgp]",
+                "msp-core.toml:9:8: tun.name: \"a b\" is no name of an interface: expected",
+            ),
             ("64500", "23456", "msp-core.toml:9:12: bgp.local_as: 23456 stands for"),
             ("192.0.2.1", "0.0.0.0", "msp-core.toml:10:13: bgp.router_id: expected four octets"),
             ("64501", "64501\nhold_time = \"2s\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected whole"),

@@ -1,6 +1,6 @@
 //! What the operator wrote.
 
-use dataplane::settings::{self, Document, Schema, SettingsError, Text};
+use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
 use ipnet::IpNet;
 use proto::{Identity, LinkId, MAX_SLOTS, NodeConfig, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey};
 use serde::Deserialize;
@@ -31,21 +31,6 @@ struct File {
     tun: Tun,
     core: CoreTable,
     uplink: Vec<UplinkTable>,
-}
-
-/// The TUN device.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Tun {
-    pub(crate) name: String,
-    pub(crate) mtu: u16,
-}
-
-impl Default for Tun {
-    fn default() -> Self {
-        // 1380 leaves room for WireGuard's 32 octets, IPv6 and UDP outside, and trailers on a link of 1500.
-        Tun { name: "msp0".into(), mtu: 1380 }
-    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -130,11 +115,7 @@ impl Config {
         check_prefixes(&file, &document)?;
         check_core(&file, &document)?;
         let uplinks = uplinks(&file, &document)?;
-        check_interface(&file.tun.name).map_err(|problem| document.error("tun.name", problem))?;
-        if !(1280..=9000).contains(&file.tun.mtu) {
-            let problem = format!("{} does not work: expected 1280 (which IPv6 needs) to 9000 octets", file.tun.mtu);
-            return Err(document.error("tun.mtu", problem));
-        }
+        file.tun.check(&document)?;
         if file.middlebox == 0 {
             return Err(document.error("middlebox", "0 is no number of a box: expected the one the provider gave"));
         }
@@ -257,7 +238,7 @@ fn uplinks(file: &File, document: &Document) -> Result<Vec<Uplink>, SettingsErro
     let mut uplinks = Vec::new();
     for ((index, table), position) in file.uplink.iter().enumerate().zip(0..) {
         let key = format!("uplink[{index}].interface");
-        check_interface(&table.interface).map_err(|problem| document.error(&key, problem))?;
+        settings::check_interface(document, &key, &table.interface)?;
         if !interfaces.insert(&table.interface) {
             let problem = format!("\"{}\" is used already, by another uplink or the TUN", table.interface);
             return Err(document.error(&key, problem));
@@ -273,15 +254,6 @@ fn uplinks(file: &File, document: &Document) -> Result<Vec<Uplink>, SettingsErro
         uplinks.push(Uplink { interface: table.interface.clone(), slot });
     }
     Ok(uplinks)
-}
-
-/// As the kernel has it: at most 15 octets, no slash and no blank.
-fn check_interface(name: &str) -> Result<(), String> {
-    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
-    if name.is_empty() || name.len() > 15 || !plain || name == "." || name == ".." {
-        return Err(format!("\"{name}\" is no name of an interface: expected 1 to 15 characters such as \"wan0\""));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
