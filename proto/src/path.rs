@@ -276,6 +276,14 @@ impl Health {
         self.last_asked = None;
     }
 
+    /// The peer says that its uplink is gone.
+    pub(crate) fn on_lost(&mut self, now: Instant) -> Option<Transition> {
+        if !matches!(self.state, PathState::Up | PathState::Suspect) {
+            return None;
+        }
+        self.fail(now, PathState::Down, "the peer says that its uplink is gone")
+    }
+
     /// Something came from the peer by this path: no evidence for the direction in which we send, but an occasion to
     /// ask.
     pub(crate) fn on_heard(&mut self) {

@@ -90,6 +90,8 @@ pub(crate) struct Peer {
     /// The last inner packet, either way.
     last_traffic: Option<Instant>,
     receipt_due: Option<Instant>,
+    /// Slots whose uplink went, of which the peer is to be told.
+    lost: [bool; MAX_SLOTS],
     last_receipt: Option<Instant>,
     remote_epoch: Option<u64>,
     tx: Traffic,
@@ -246,6 +248,7 @@ impl Peer {
             reachable: false,
             last_traffic: None,
             receipt_due: None,
+            lost: [false; MAX_SLOTS],
             last_receipt: None,
             remote_epoch: None,
             tx: Traffic::default(),
@@ -426,6 +429,14 @@ impl Peer {
             Item::Ping => (eliciting, asked) = (true, true),
             // A message has one; of more, which would each be answered with a datagram, the last one counts.
             Item::Hello(said) => hello = Some(said),
+            Item::Lost(gone) => {
+                eliciting = true;
+                // What came by a path is no sign that this path is gone, whatever it says.
+                if let Some(path) = self.path_mut(gone).filter(|_| gone != slot) {
+                    let transition = path.health.on_lost(ctx.now);
+                    self.report(ctx, gone, transition);
+                }
+            }
             Item::Receipt(receipt) => {
                 let to = receipt.slot;
                 if let Some(path) = self.path_mut(to) {
@@ -504,13 +515,20 @@ impl Peer {
         for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.config.slot)]) {
             sent += u32::from(path.send(ctx, message, false));
         }
-        if sent < 2 {
-            let others = self.paths.iter_mut().filter(|path| !with_news[usize::from(path.config.slot)] && path.alive());
-            let best = others.min_by_key(|path| (path.standing(ctx.now), path.config.preference, path.config.slot));
-            if let Some(path) = best {
-                path.send(ctx, message, false);
-            }
+        if sent < 2
+            && let Some(path) = self.best_alive(ctx.now, with_news)
+        {
+            path.send(ctx, message, false);
         }
+    }
+
+    /// The best path that lives, of those whose slots are not in `except`.
+    fn best_alive(&mut self, now: Instant, except: [bool; MAX_SLOTS]) -> Option<&mut Path> {
+        let others = self.paths.iter_mut().filter(|path| path.alive() && !except[usize::from(path.config.slot)]);
+        let standing = others.filter_map(|path| Some((path.standing(now)?, path)));
+        standing
+            .min_by_key(|(standing, path)| (*standing, path.config.preference, path.config.slot))
+            .map(|(_, path)| path)
     }
 
     // ---- time ----------------------------------------------------------------------------------------------------
@@ -526,6 +544,7 @@ impl Peer {
     /// When [`Peer::on_timeout`] has something to do, and what.
     pub(crate) fn deadline(&self, now: Instant) -> Option<(Instant, &'static str)> {
         let receipts = self.receipt_due.map(|at| (at, "receipt"));
+        let lost = self.lost.contains(&true).then_some((now, "an uplink is gone"));
         let paths = self.paths.iter().flat_map(|path| {
             let around = self.surroundings(path.config.slot, now);
             let health = if self.receipts() { path.health.deadline(around, now) } else { None };
@@ -536,7 +555,7 @@ impl Peer {
                 path.health.probation_end(now).map(|at| (at, "probation")),
             ]
         });
-        paths.chain([receipts]).flatten().min()
+        paths.chain([receipts, lost]).flatten().min()
     }
 
     pub(crate) fn on_timeout(&mut self, ctx: &mut Context<'_>) {
@@ -574,6 +593,22 @@ impl Peer {
             self.report(ctx, slot, transition);
         }
         self.send_receipts(ctx);
+        self.tell_lost(ctx);
+    }
+
+    /// Tells the peer of uplinks that went, by the best path that lives; without one there is nobody to tell.
+    fn tell_lost(&mut self, ctx: &mut Context<'_>) {
+        let lost = std::mem::take(&mut self.lost);
+        let mut buffer = [0; MAX_MESSAGE];
+        let mut message = Writer::new(&mut buffer);
+        for slot in (0..MAX_SLOTS as u8).filter(|slot| lost[usize::from(*slot)]) {
+            message.add(&Item::Lost(slot));
+        }
+        if !message.is_empty()
+            && let Some(path) = self.best_alive(ctx.now, lost)
+        {
+            path.send(ctx, message.finish(), true);
+        }
     }
 
     /// After a batch: what is due at once goes out, and the choice of path follows what was learnt.
@@ -634,6 +669,7 @@ impl Peer {
             path.route = route;
             path.health.ask_now();
             let (slot, transition) = (path.config.slot, path.health.on_presence(ctx.now, route.is_some()));
+            self.lost[usize::from(slot)] = route.is_none();
             self.report(ctx, slot, transition);
         }
     }

@@ -49,6 +49,7 @@ mod kind {
     pub(super) const RECEIPT: u8 = 3;
     pub(super) const HELLO: u8 = 6;
     pub(super) const PING: u8 = 7;
+    pub(super) const LOST: u8 = 8;
 }
 
 /// What an item says.
@@ -60,6 +61,9 @@ pub enum Item {
     Receipt(Receipt),
     /// Asks for a receipt.
     Ping,
+    /// The uplink of this slot is gone at the sender: nothing that is sent there arrives. One octet. It is said once, by
+    /// another path; if that is lost, the absence of receipts tells the same a little later.
+    Lost(u8),
 }
 
 /// Why a link message could not be read.
@@ -110,6 +114,7 @@ impl<'a> Writer<'a> {
         let Some(room) = self.buffer[self.len..].get_mut(2..) else { return false };
         let (kind, written) = match item {
             Item::Ping => (kind::PING, Some(0)),
+            Item::Lost(slot) => (kind::LOST, room.first_mut().map(|octet| *octet = *slot).map(|()| 1)),
             Item::Hello(hello) => (kind::HELLO, hello.write(room)),
             Item::Receipt(receipt) => (kind::RECEIPT, receipt.write(room)),
         };
@@ -145,6 +150,7 @@ pub fn read(message: &[u8], mut each: impl FnMut(Item)) -> Result<(), ReadError>
         rest = after;
         match kind {
             kind::PING => each(Item::Ping),
+            kind::LOST => each(Item::Lost(*value.first().ok_or(ReadError::Malformed)?)),
             kind::HELLO => each(Item::Hello(Hello::read(value).ok_or(ReadError::Malformed)?)),
             kind::RECEIPT => each(Item::Receipt(Receipt::read(value).ok_or(ReadError::Malformed)?)),
             _ => {}
@@ -184,6 +190,7 @@ mod tests {
     fn what_is_written_is_read_and_is_a_whole_ipv6_packet() {
         let all = vec![
             Item::Ping,
+            Item::Lost(5),
             Item::Hello(Hello { epoch: 7, slot: 3, middlebox: 9, ..Hello::default() }),
             Item::Receipt(Receipt {
                 slot: 1,
