@@ -59,6 +59,10 @@ fn same_family(a: &IpNet, b: &IpNet) -> bool {
     a.addr().is_ipv4() == b.addr().is_ipv4()
 }
 
+/// How often the kernel asks for an uplink's next hop (ARP, neighbour discovery), in milliseconds: as often as the node
+/// asks on a path that is down, so that traffic is back within 300 ms of the link.
+const NEIGHBOUR_RETRANSMISSION_MS: &str = "200";
+
 /// The kernel parameters for these prefixes and for those of the uplinks that exist, in the order in which they must
 /// come. It depends on what they are now, and asks for the same again once they are in force.
 pub(crate) fn parameters<'a>(prefixes: &[IpNet], uplinks: impl IntoIterator<Item = &'a str>) -> Vec<Change> {
@@ -70,6 +74,14 @@ pub(crate) fn parameters<'a>(prefixes: &[IpNet], uplinks: impl IntoIterator<Item
         // the strict filter (1) would drop them.
         if effective_rp_filter(uplink) != 0 {
             set(format!("net/ipv4/conf/{uplink}/rp_filter"), "2");
+        }
+        // On a link that returns after a minute the next hop has been forgotten, and is asked for once a second by
+        // default; the tunnels ask five times a second, and need not wait for it.
+        for family in ["ipv4", "ipv6"] {
+            let retransmission = format!("net/{family}/neigh/{uplink}/retrans_time_ms");
+            if read_sysctl(&retransmission).is_ok() {
+                set(retransmission, NEIGHBOUR_RETRANSMISSION_MS);
+            }
         }
         // A host that forwards IPv6 forgets what routers advertised, unless told to listen all the same (2).
         let accept_ra = format!("net/ipv6/conf/{uplink}/accept_ra");
