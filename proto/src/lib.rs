@@ -19,6 +19,7 @@
 
 pub mod config;
 mod counters;
+mod health;
 pub mod keys;
 pub mod node;
 pub mod output;

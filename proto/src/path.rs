@@ -1,508 +1,236 @@
-//! Health of one path, in the direction in which this end sends.
-//!
-//! The peer's receipts are the only evidence: what it acknowledges has arrived. Nothing else is believed, neither what
-//! we hear from it (that is the other direction) nor what the kernel says of a link.
-//!
-//! ```text
-//!                  a receipt for something new
-//!     +--------------------------------------------------+
-//!     v                                                  |
-//!   [Up] --- the oldest unacknowledged is overdue ---> [Suspect] --- asked again, still nothing ---> [Down]
-//!     ^                                                                                                |
-//!     +------------------------------ a receipt for something new ------------------------------------+
-//!
-//!   any --- the uplink is gone ---> [Absent] --- the uplink is there ---> [Down]
-//! ```
-//! Suspicion changes nothing yet for the flows: the path is asked (a PING each 20 ms), and one lost packet at the end of
-//! a burst is forgiven a round trip later. A path that came back is on probation: it is used where nothing better is
-//! there, and takes flows back from another only after having held for a while, the longer the more often it failed.
+//! One path of a bundle: its tunnel, its health, the way there, and what is said on it.
 
+use crate::config::{PathConfig, PeerKind};
+use crate::health::{Health, Surroundings, Transition, Wants};
 use crate::node::PathState;
-use crate::sent::SentLog;
-use crate::tunnel::PacketId;
-use crate::wire::Receipt;
-use crate::{Instant, MAX_SLOTS};
+use crate::output::Route;
+use crate::peer::Context;
+use crate::received::ReceivedLog;
+use crate::schedule::Standing;
+use crate::snapshot::{PathSnapshot, Traffic};
+use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
+use crate::wire::{Hello, Item, MAX_MESSAGE, Writer};
+use crate::{Instant, PathId, PeerId};
 use std::time::Duration;
 
-/// The receiver's longest wait before it sends a receipt while traffic flows. A receipt each 10 ms costs about 2 % of
-/// the bytes at 1,000 packets of 1,000 octets a second, and 0.2 % at ten times that.
-pub(crate) const RECEIPT_INTERVAL: Duration = Duration::from_millis(10);
+/// How often a tunnel's clock moves. boringtun wants 100 to 250 ms for its retries; a responder only expires sessions,
+/// and a core has many.
+const TICK_INITIATOR: Duration = Duration::from_millis(250);
+const TICK_RESPONDER: Duration = Duration::from_secs(1);
 
-/// The least margin above the smoothed round trip before something is overdue. Variance shrinks towards zero on a quiet
-/// path when each receipt is a sample; with a margin of 1 ms a simulation raised 142 false suspicions a minute, with
-/// 10 ms none.
-const LEAST_MARGIN: Duration = Duration::from_millis(10);
+/// How often HELLO is said until it is known to have been heard, and how often at most: five seconds, then the path is
+/// silent or the peer knows no HELLO, and either is seen elsewhere.
+const HELLO_INTERVAL: Duration = Duration::from_millis(250);
+const HELLO_MOST: u32 = 20;
 
-/// How much later than a lost packet one must have been sent that arrived: half the least margin, so that a hole is
-/// seen as a hole before it makes the path look dead; above what a jitter of 2 ms reorders.
-const REORDERING: Duration = Duration::from_millis(5);
+/// When a session is replaced: WireGuard's REKEY_AFTER_TIME (whitepaper, section 6.1). It ends at 180 s, and a path may
+/// drop most handshakes; so it is tried each second, and in the last half minute with each tick: with 70 % lost each way
+/// the chance that all of some 150 tries fail is 1e-6.
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+const REKEY_INTERVAL: Duration = Duration::from_secs(1);
+const LAST_TRIES: Duration = Duration::from_secs(150);
 
-/// While suspect, how often the path is asked.
-const ASK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// The least time from suspicion to down: three questions, so that one or two may be lost.
-const LEAST_CONFIRM: Duration = Duration::from_millis(60);
-
-/// The same where no other path is up: moving would gain nothing, so stalls (an LTE cell change takes 100 ms and more)
-/// get the time that failover-with-doubling gives them.
-const ALONE_CONFIRM: Duration = Duration::from_millis(250);
-
-/// How often an idle path is asked: while its bundle carries traffic, so often that a dead standby is known before it
-/// is needed; otherwise once a second.
-const PROBE_ACTIVE: Duration = Duration::from_millis(200);
-const PROBE_IDLE: Duration = Duration::from_secs(1);
-
-/// How often a path that is down is asked, by the initiator. Traffic is to be back within 300 ms of the moment in
-/// which the path works again, of which two round trips are needed for a handshake.
-const PROBE_DOWN: Duration = Duration::from_millis(200);
-/// After a long time down less often, yet often enough to be back within a second.
-const PROBE_LONG_DOWN: Duration = Duration::from_millis(800);
-const LONG_DOWN: Duration = Duration::from_secs(300);
-/// The most time between initiations on a path that never worked: its round trip is unknown, and boringtun knows only
-/// the answers to its last two initiations.
-const PROBE_UNKNOWN_MOST: Duration = Duration::from_secs(1);
-/// While down with a session, every third question comes with an initiation: the peer may have lost the session.
-const QUESTIONS_PER_INITIATION: u32 = 3;
-
-/// The first probation. Two seconds of good receipts are some hundred samples; what was a flap has shown itself.
-const PROBATION: Duration = Duration::from_secs(2);
-/// The longest one: a path that keeps failing costs its flows at most a failover a minute.
-const PROBATION_MOST: Duration = Duration::from_secs(60);
-/// This long without failing, and the failures are forgotten.
-const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
-
-/// Round-trip time as RFC 9002, section 5, estimates it.
-#[derive(Clone, Copy, Debug)]
-struct Rtt {
-    smoothed: Duration,
-    variation: Duration,
-    sampled_at: Instant,
+/// One path: its tunnel, its health, and the way there.
+pub(crate) struct Path {
+    pub(crate) at: PathRef,
+    pub(crate) config: PathConfig,
+    pub(crate) tunnel: Box<dyn Tunnel>,
+    pub(crate) health: Health,
+    pub(crate) received: ReceivedLog,
+    /// Where the peer is and how to get there.
+    pub(crate) route: Option<Route>,
+    /// When the tunnel's clock is to be moved; `None`: nothing has happened on it yet.
+    pub(crate) tick_at: Option<Instant>,
+    /// When HELLO is to be said again; `None`: it was answered, or has been said often enough.
+    pub(crate) hello_at: Option<Instant>,
+    pub(crate) hellos: u32,
+    /// When we last began a handshake ourselves.
+    pub(crate) initiated_at: Option<Instant>,
+    /// A handshake is wanted whatever the age of the session.
+    pub(crate) initiation_wanted: bool,
+    pub(crate) tx: Traffic,
+    pub(crate) rx: Traffic,
 }
 
-impl Rtt {
-    fn sample(this: &mut Option<Rtt>, sample: Duration, now: Instant) {
-        match this {
-            None => *this = Some(Rtt { smoothed: sample, variation: sample / 2, sampled_at: now }),
-            Some(rtt) => {
-                rtt.variation = (rtt.variation * 3 + rtt.smoothed.abs_diff(sample)) / 4;
-                rtt.smoothed = (rtt.smoothed * 7 + sample) / 8;
-                rtt.sampled_at = now;
-            }
-        }
-    }
-
-    fn patience(&self) -> Duration {
-        self.smoothed + (self.variation * 4).max(LEAST_MARGIN) + RECEIPT_INTERVAL
-    }
-}
-
-/// A change of state, for the event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Transition {
-    pub(crate) from: PathState,
-    pub(crate) to: PathState,
-    pub(crate) reason: &'static str,
-}
-
-/// What the path wants sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wants {
-    /// A PING, if there is a session.
-    pub(crate) ping: bool,
-    /// An initiation, if this end initiates.
-    pub(crate) initiation: bool,
-}
-
-/// What the health of a path depends on outside it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Surroundings {
-    /// This end begins handshakes, and so is the one that asks while the path is down.
-    pub(crate) initiator: bool,
-    /// Another path of the bundle is up.
-    pub(crate) other_up: bool,
-    /// The bundle carries traffic.
-    pub(crate) active: bool,
-}
-
-/// Health of one path.
-#[derive(Debug)]
-pub(crate) struct Health {
-    state: PathState,
-    since: Instant,
-    reason: &'static str,
-    sent: SentLog,
-    /// By the slot that the receipt came by: a receipt by a slow path is no news of a slow data path.
-    rtt: [Option<Rtt>; MAX_SLOTS],
-    /// Share of packets lost, smoothed over about the last 64.
-    loss: f64,
-    /// When something was last sent that asks for a receipt; `None`: ask now.
-    last_asked: Option<Instant>,
-    /// Questions since the path went down.
-    asked: u32,
-    /// Something came from the peer by this path since it was last asked.
-    heard: bool,
-    failures: u32,
-    probation_until: Instant,
-}
-
-impl Health {
-    pub(crate) fn new(now: Instant, present: bool) -> Self {
-        Health {
-            state: if present { PathState::Down } else { PathState::Absent },
-            since: now,
-            reason: if present { "no answer yet" } else { "the uplink is not there yet" },
-            sent: SentLog::default(),
-            rtt: [None; MAX_SLOTS],
-            loss: 0.0,
-            last_asked: None,
-            asked: 0,
-            heard: false,
-            failures: 0,
-            probation_until: Instant::ZERO,
-        }
-    }
-
-    pub(crate) fn state(&self) -> PathState {
-        self.state
-    }
-
-    pub(crate) fn since(&self) -> Instant {
-        self.since
-    }
-
-    pub(crate) fn reason(&self) -> &'static str {
-        self.reason
-    }
-
-    pub(crate) fn on_probation(&self, now: Instant) -> bool {
-        now < self.probation_until
-    }
-
-    /// When probation ends, if that lies ahead.
-    pub(crate) fn probation_end(&self, now: Instant) -> Option<Instant> {
-        (self.state == PathState::Up && self.on_probation(now)).then_some(self.probation_until)
-    }
-
-    pub(crate) fn loss(&self) -> f64 {
-        self.loss
-    }
-
-    /// Smoothed round trip and its variation, by the receipt path that is sampled last.
-    pub(crate) fn rtt(&self) -> Option<(Duration, Duration)> {
-        self.rtt.iter().flatten().max_by_key(|rtt| rtt.sampled_at).map(|rtt| (rtt.smoothed, rtt.variation))
-    }
-
-    fn change(&mut self, now: Instant, to: PathState, reason: &'static str) -> Option<Transition> {
-        let from = std::mem::replace(&mut self.state, to);
-        self.reason = reason;
-        if from == to {
-            return None;
-        }
-        self.since = now;
-        Some(Transition { from, to, reason })
-    }
-
-    /// Notes a packet sent by this path.
-    pub(crate) fn on_sent(&mut self, id: PacketId, now: Instant, eliciting: bool) {
-        self.sent.note(id, now, eliciting);
-        if eliciting {
-            self.last_asked = Some(now);
-        }
-    }
-
-    /// Takes a receipt for packets of this path, which came by the path of slot `via`.
-    pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
-        let learnt = self.sent.on_receipt(receipt, REORDERING);
-        if let (Some(sent_at), Some(rtt)) = (learnt.largest_sent_at, self.rtt.get_mut(usize::from(via))) {
-            let delay = Duration::from_micros(receipt.delay_us.into());
-            Rtt::sample(rtt, now.since(sent_at).saturating_sub(delay), now);
-        }
-        for _ in 0..learnt.acknowledged {
-            self.loss -= self.loss / 64.0;
-        }
-        for _ in 0..learnt.lost {
-            self.loss += (1.0 - self.loss) / 64.0;
-        }
-        if learnt.acknowledged == 0 {
-            return None;
-        }
-        match self.state {
-            PathState::Suspect => self.change(now, PathState::Up, "receipts arrive again"),
-            PathState::Down => {
-                if self.failures > 0 {
-                    let doublings = (self.failures - 1).min(5);
-                    self.probation_until = now + (PROBATION * 2u32.pow(doublings)).min(PROBATION_MOST);
-                }
-                self.change(now, PathState::Up, "receipts arrive")
-            }
-            PathState::Up if self.failures > 0 && now.since(self.since) >= FORGIVEN_AFTER => {
-                self.failures = 0;
-                None
-            }
-            PathState::Up | PathState::Absent => None,
-        }
-    }
-
-    /// The uplink appeared or vanished.
-    pub(crate) fn on_presence(&mut self, now: Instant, present: bool) -> Option<Transition> {
-        match (present, self.state) {
-            (true, PathState::Absent) => {
-                self.asked = 0;
-                self.last_asked = None;
-                self.change(now, PathState::Down, "the uplink is there; no answer yet")
-            }
-            (false, PathState::Absent) | (true, _) => None,
-            (false, _) => self.fail(now, PathState::Absent, "the uplink is gone"),
-        }
-    }
-
-    /// The peer started anew, or there is a session where there was none: what is open will never be acknowledged.
-    pub(crate) fn forget_open(&mut self) {
-        self.sent.abandon();
-    }
-
-    /// Whether there is a session. A plain WireGuard client sends no receipts and is believed to be there while there
-    /// is; any path is down when there is none.
-    pub(crate) fn on_session(&mut self, now: Instant, alive: bool) -> Option<Transition> {
-        match (alive, self.state) {
-            (true, PathState::Down | PathState::Suspect) => self.change(now, PathState::Up, "a session is alive"),
-            (false, PathState::Up | PathState::Suspect) => self.fail(now, PathState::Down, "the session has ended"),
-            _ => None,
-        }
-    }
-
-    /// A session was agreed on: ask at once whether it carries data.
-    pub(crate) fn ask_now(&mut self) {
-        self.last_asked = None;
-    }
-
-    /// The peer says that its uplink is gone.
-    pub(crate) fn on_lost(&mut self, now: Instant) -> Option<Transition> {
-        if !matches!(self.state, PathState::Up | PathState::Suspect) {
-            return None;
-        }
-        self.fail(now, PathState::Down, "the peer says that its uplink is gone")
-    }
-
-    /// Something came from the peer by this path: no evidence for the direction in which we send, but an occasion to
-    /// ask.
-    pub(crate) fn on_heard(&mut self) {
-        self.heard = true;
-    }
-
-    fn fail(&mut self, now: Instant, to: PathState, reason: &'static str) -> Option<Transition> {
-        for _ in 0..self.sent.abandon() {
-            self.loss += (1.0 - self.loss) / 64.0;
-        }
-        if matches!(self.state, PathState::Up | PathState::Suspect) {
-            self.failures += 1;
-        }
-        self.asked = 0;
-        self.change(now, to, reason)
-    }
-
-    /// The longest that a receipt may take: of the receipt paths heard lately, the slowest counts.
-    fn patience(&self) -> Duration {
-        /// A pair not sampled for this much longer than the freshest says nothing any more: three idle probes.
-        const STALE: Duration = Duration::from_secs(3);
-        /// Nothing known: RFC 9002's initial round trip of 333 ms, and as much again.
-        const UNKNOWN: Duration = Duration::from_millis(666);
-        let Some(newest) = self.rtt.iter().flatten().map(|rtt| rtt.sampled_at).max() else { return UNKNOWN };
-        let fresh = self.rtt.iter().flatten().filter(|rtt| newest.since(rtt.sampled_at) < STALE);
-        fresh.map(Rtt::patience).max().unwrap_or(UNKNOWN)
-    }
-
-    fn overdue_at(&self) -> Option<Instant> {
-        self.sent.oldest_open().map(|at| at + self.patience())
-    }
-
-    fn confirm_at(&self, other_up: bool) -> Instant {
-        let least = if other_up { LEAST_CONFIRM } else { ALONE_CONFIRM };
-        let patience = if other_up { self.patience() } else { self.patience() * 3 };
-        self.since + patience.max(least)
-    }
-
-    fn ask_interval(&self, around: Surroundings, now: Instant) -> Option<Duration> {
-        match self.state {
-            PathState::Absent => None,
-            PathState::Up if around.active => Some(PROBE_ACTIVE),
-            PathState::Up => Some(PROBE_IDLE),
-            PathState::Suspect => Some(ASK_INTERVAL),
-            // A box that asks on a path that is down here is answered by asking back: that proves this direction.
-            PathState::Down if !around.initiator => self.heard.then_some(ASK_INTERVAL),
-            PathState::Down => Some(match self.rtt() {
-                // Two questions must not be all that is under way: an answer to the one before the last is in vain.
-                Some((smoothed, _)) => {
-                    let interval = if now.since(self.since) < LONG_DOWN { PROBE_DOWN } else { PROBE_LONG_DOWN };
-                    interval.max(smoothed)
-                }
-                None => (PROBE_DOWN * (self.asked / 4 + 1)).min(PROBE_UNKNOWN_MOST),
-            }),
-        }
-    }
-
-    fn ask_at(&self, around: Surroundings, now: Instant) -> Option<Instant> {
-        let interval = self.ask_interval(around, now)?;
-        Some(self.last_asked.map_or(Instant::ZERO, |at| at + interval))
-    }
-
-    /// When [`Health::on_timeout`] has something to do, and what.
-    pub(crate) fn deadline(&self, around: Surroundings, now: Instant) -> Option<(Instant, &'static str)> {
-        let ask = self.ask_at(around, now).map(|at| (at, "ask"));
-        let judge = match self.state {
-            PathState::Up => self.overdue_at().map(|at| (at, "overdue")),
-            PathState::Suspect => Some((self.confirm_at(around.other_up), "confirm")),
+impl Path {
+    pub(crate) fn new(config: PathConfig, at: PathRef, role: Role, suite: &dyn Suite, now: Instant) -> Self {
+        let keys = Keys { local: config.local_key.clone(), remote: config.remote_key };
+        let route = match (config.link, config.endpoint) {
+            (Some(link), Some(to)) => Some(Route { link, to, from: None, ecn: 0 }),
             _ => None,
         };
-        [ask, judge].into_iter().flatten().min()
-    }
-
-    /// Judges and asks. The caller sends what is wanted and tells [`Health::on_sent`].
-    pub(crate) fn on_timeout(&mut self, around: Surroundings, now: Instant) -> (Option<Transition>, Wants) {
-        let mut transition = None;
-        match self.state {
-            PathState::Up if self.overdue_at().is_some_and(|at| at <= now) => {
-                self.last_asked = None;
-                transition = self.change(now, PathState::Suspect, "a receipt is overdue");
-            }
-            PathState::Suspect if self.confirm_at(around.other_up) <= now => {
-                self.last_asked = None;
-                transition = self.fail(now, PathState::Down, "nothing is acknowledged any more");
-            }
-            _ => {}
+        // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
+        let present = role == Role::Responder || route.is_some();
+        Path {
+            at,
+            tunnel: suite.tunnel(keys, role, now),
+            health: Health::new(now, present),
+            received: ReceivedLog::default(),
+            route,
+            tick_at: (role == Role::Initiator).then_some(now),
+            hello_at: None,
+            hellos: 0,
+            initiated_at: None,
+            initiation_wanted: false,
+            tx: Traffic::default(),
+            rx: Traffic::default(),
+            config,
         }
-        let mut wants = Wants::default();
-        if self.ask_at(around, now).is_some_and(|at| at <= now) {
-            wants.ping = true;
-            self.heard = false;
-            self.last_asked = Some(now);
-            if self.state == PathState::Down {
-                wants.initiation = self.asked % QUESTIONS_PER_INITIATION == QUESTIONS_PER_INITIATION - 1;
-                self.asked = self.asked.saturating_add(1);
+    }
+
+    /// Seals and sends. `false`: there is no session or no way.
+    pub(crate) fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> bool {
+        let Some(route) = self.route else { return false };
+        let room = (plaintext.len() + OVERHEAD).max(HANDSHAKE_MAX);
+        let (tunnel, now) = (&mut self.tunnel, ctx.now);
+        let sealed = ctx.out.transmit(room, |dst| {
+            let sealed = tunnel.seal(plaintext, now, dst)?;
+            Some((sealed.len, route, sealed))
+        });
+        let Some(sealed) = sealed else { return false };
+        self.tx.add(sealed.len);
+        self.health.on_sent(sealed.id, ctx.now, eliciting);
+        true
+    }
+
+    /// Sends what a tunnel wrote by itself: a handshake message, or a keepalive with a number.
+    pub(crate) fn send_own(
+        &mut self,
+        ctx: &mut Context<'_>,
+        route: Option<Route>,
+        write: impl FnOnce(&mut dyn Tunnel, Instant, &mut Indices, &mut [u8]) -> (usize, Option<PacketId>),
+    ) {
+        let indices = ctx.indices.of(self.at);
+        let (tunnel, now) = (&mut self.tunnel, ctx.now);
+        let mut number = None;
+        let written = ctx.out.transmit(HANDSHAKE_MAX.max(OVERHEAD), |dst| {
+            let (len, id) = write(tunnel.as_mut(), now, indices, dst);
+            number = id;
+            (len > 0).then_some(())?;
+            Some((len, route?, len))
+        });
+        // Numbered is numbered, also where there was no way to send it.
+        if let Some(id) = number {
+            self.health.on_sent(id, ctx.now, false);
+        }
+        if let Some(len) = written {
+            self.tx.add(len);
+        }
+    }
+
+    /// See [`REKEY_AFTER`]. Never faster than a round trip: answers to all but the last two initiations are in vain.
+    pub(crate) fn rekey_if_due(&mut self, ctx: &mut Context<'_>) {
+        let Some(age) = self.tunnel.session_since().map(|since| ctx.now.since(since)) else { return };
+        let interval = if age < LAST_TRIES { REKEY_INTERVAL } else { TICK_INITIATOR };
+        let interval = self.health.rtt().map_or(interval, |(smoothed, _)| interval.max(smoothed));
+        if age >= REKEY_AFTER && self.initiated_at.is_none_or(|at| ctx.now.since(at) >= interval) {
+            self.initiate(ctx);
+        }
+    }
+
+    pub(crate) fn initiate(&mut self, ctx: &mut Context<'_>) {
+        self.initiated_at = Some(ctx.now);
+        let route = self.route;
+        self.send_own(ctx, route, |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
+    }
+
+    pub(crate) fn say_hello(&mut self, ctx: &mut Context<'_>, answer: bool) {
+        let hello = Item::Hello(Hello {
+            answer,
+            slot: self.config.slot,
+            middlebox: ctx.identity.middlebox,
+            pop: ctx.identity.pop,
+            epoch: ctx.epoch,
+            ..Hello::default()
+        });
+        self.send_item(ctx, &hello);
+    }
+
+    /// Sends a message of one item that asks for a receipt.
+    pub(crate) fn send_item(&mut self, ctx: &mut Context<'_>, item: &Item) -> bool {
+        let mut buffer = [0; MAX_MESSAGE];
+        let mut message = Writer::new(&mut buffer);
+        message.add(item);
+        self.send(ctx, message.finish(), true)
+    }
+
+    /// A new session is in use.
+    pub(crate) fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind) {
+        self.tick_at.get_or_insert(ctx.now);
+        self.health.ask_now();
+        self.health.on_heard();
+        self.hellos = 0;
+        self.hello_at = (kind != PeerKind::Client).then_some(ctx.now);
+    }
+
+    pub(crate) fn standing(&self, now: Instant) -> Option<Standing> {
+        let health = &self.health;
+        let session = self.tunnel.has_session() && self.route.is_some();
+        Standing::of(health.state(), health.on_probation(now), now.since(health.since()), session)
+    }
+
+    pub(crate) fn alive(&self) -> bool {
+        matches!(self.health.state(), PathState::Up | PathState::Suspect)
+    }
+
+    /// Sends the questions that its health wants asked.
+    pub(crate) fn ask(&mut self, ctx: &mut Context<'_>, wants: Wants, role: Role) {
+        let asked = wants.ping && self.send_item(ctx, &Item::Ping);
+        if role == Role::Initiator && (wants.initiation || (wants.ping && !asked)) {
+            self.initiate(ctx);
+        }
+    }
+
+    /// What is due on it. `receipts`: the peer sends them.
+    pub(crate) fn on_timeout(
+        &mut self,
+        ctx: &mut Context<'_>,
+        around: Surroundings,
+        receipts: bool,
+        role: Role,
+    ) -> Option<Transition> {
+        if self.tick_at? <= ctx.now {
+            self.tick_at = Some(ctx.now + if role == Role::Initiator { TICK_INITIATOR } else { TICK_RESPONDER });
+            let route = self.route;
+            self.send_own(ctx, route, |tunnel, now, indices, dst| {
+                let handshake = tunnel.tick(now, indices, dst);
+                (handshake.send, handshake.id)
+            });
+            if std::mem::take(&mut self.initiation_wanted) {
+                self.initiate(ctx);
             }
+            self.rekey_if_due(ctx);
         }
-        (transition, wants)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(ms: u64) -> Instant {
-        Instant::from_nanos(ms * 1_000_000)
-    }
-
-    const ALONE: Surroundings = Surroundings { initiator: true, other_up: false, active: true };
-    const PAIRED: Surroundings = Surroundings { initiator: true, other_up: true, active: true };
-
-    /// A path that has sent a packet each millisecond for 200 ms and had a receipt each 10 ms, 20 ms after.
-    fn settled() -> (Health, u64) {
-        let mut health = Health::new(at(0), true);
-        let mut next = 0;
-        for ms in 0..200 {
-            health.on_sent(PacketId { session: 1, number: next }, at(ms), true);
-            next += 1;
-            if ms >= 20 && ms % 10 == 0 {
-                let largest = ms - 20;
-                let ranges = vec![(0, largest)];
-                health.on_receipt(&Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges }, 0, at(ms));
-            }
-            health.on_timeout(PAIRED, at(ms));
+        if self.hello_at.is_some_and(|at| at <= ctx.now) {
+            self.hellos += 1;
+            self.hello_at = (self.hellos < HELLO_MOST).then_some(ctx.now + HELLO_INTERVAL);
+            self.say_hello(ctx, false);
         }
-        assert_eq!(health.state(), PathState::Up);
-        (health, next)
-    }
-
-    #[test]
-    fn a_silent_path_is_suspected_then_down_and_sends_do_not_put_that_off() {
-        let (mut health, mut next) = settled();
-        let mut seen = Vec::new();
-        for ms in 200..400 {
-            health.on_sent(PacketId { session: 1, number: next }, at(ms), true);
-            next += 1;
-            let (transition, _) = health.on_timeout(PAIRED, at(ms));
-            seen.extend(transition.map(|t| (ms, t.to)));
+        let session = self.tunnel.has_session();
+        if receipts && (session || !self.alive()) {
+            let (transition, wants) = self.health.on_timeout(around, ctx.now);
+            self.ask(ctx, wants, role);
+            transition
+        } else {
+            self.health.on_session(ctx.now, session)
         }
-        // The oldest unacknowledged was sent at 171: + 20 (RTT) + 10 (margin) + 10 (receipt interval) and rounding.
-        assert_eq!(seen[0].1, PathState::Suspect);
-        assert!((200..=225).contains(&seen[0].0), "{seen:?}");
-        assert_eq!(seen[1].1, PathState::Down);
-        assert!(seen[1].0 <= 290, "{seen:?}");
     }
 
-    #[test]
-    fn suspicion_is_forgiven_when_a_question_is_answered() {
-        let (mut health, next) = settled();
-        let (transition, wants) = health.on_timeout(PAIRED, at(240));
-        assert_eq!(transition.map(|t| t.to), Some(PathState::Suspect));
-        assert!(wants.ping);
-        health.on_sent(PacketId { session: 1, number: next }, at(240), true);
-        let receipt = Receipt { slot: 0, session: 1, largest: next, delay_us: 0, ranges: vec![(next, next), (0, 190)] };
-        let transition = health.on_receipt(&receipt, 0, at(260));
-        assert_eq!(transition.map(|t| t.to), Some(PathState::Up));
-        assert!(!health.on_probation(at(260)), "it did not fail");
-        assert!(health.loss() > 0.0, "what came before the question is lost, and said to be");
-    }
-
-    #[test]
-    fn the_last_path_is_given_more_time() {
-        let (mut health, _) = settled();
-        health.on_timeout(ALONE, at(240));
-        assert_eq!(health.state(), PathState::Suspect);
-        health.on_timeout(ALONE, at(240 + 240));
-        assert_eq!(health.state(), PathState::Suspect);
-        health.on_timeout(ALONE, at(240 + 260));
-        assert_eq!(health.state(), PathState::Down);
-    }
-
-    #[test]
-    fn probation_doubles_with_each_failure_up_to_a_minute_and_is_forgiven() {
-        let mut health = Health::new(at(0), true);
-        let (mut now, mut number) = (0, 0);
-        let mut probations = Vec::new();
-        for _ in 0..8 {
-            health.on_sent(PacketId { session: 1, number }, at(now), true);
-            health.on_receipt(
-                &Receipt { slot: 0, session: 1, largest: number, delay_us: 0, ranges: vec![(number, number)] },
-                0,
-                at(now + 20),
-            );
-            assert_eq!(health.state(), PathState::Up);
-            probations.push(health.probation_until.since(at(now + 20)).as_secs());
-            health.on_sent(PacketId { session: 1, number: number + 1 }, at(now + 30), true);
-            health.on_timeout(PAIRED, at(now + 2000));
-            health.on_timeout(PAIRED, at(now + 4000));
-            assert_eq!(health.state(), PathState::Down);
-            now += 5000;
-            number += 2;
-        }
-        assert_eq!(probations, [0, 2, 4, 8, 16, 32, 60, 60]);
-    }
-
-    #[test]
-    fn only_the_initiator_asks_on_a_path_that_is_down() {
-        let mut health = Health::new(at(0), true);
-        let core = Surroundings { initiator: false, other_up: false, active: false };
-        assert_eq!(health.deadline(core, at(0)), None);
-        assert_eq!(health.on_timeout(core, at(10_000)).1, Wants::default());
-        let (_, wants) = health.on_timeout(ALONE, at(10_000));
-        assert!(wants.ping);
-    }
-
-    #[test]
-    fn after_a_timeout_the_next_deadline_lies_ahead() {
-        let (mut health, mut number) = settled();
-        let mut now = at(200);
-        for _ in 0..1000 {
-            let (_, wants) = health.on_timeout(PAIRED, now);
-            if wants.ping {
-                health.on_sent(PacketId { session: 1, number }, now, true);
-                number += 1;
-            }
-            let (next, reason) = health.deadline(PAIRED, now).expect("a path that is present has one");
-            assert!(next > now, "{reason} at {next:?}, now {now:?}");
-            now = next;
+    pub(crate) fn snapshot(&self, peer: PeerId, now: Instant) -> PathSnapshot {
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let rtt = self.health.rtt();
+        PathSnapshot {
+            id: PathId { peer, slot: self.config.slot },
+            state: self.health.state(),
+            reason: self.health.reason().to_owned(),
+            since_s: now.since(self.health.since()).as_secs_f64(),
+            endpoint: self.route.map(|route| route.to),
+            rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
+            rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),
+            loss: rtt.map(|_| self.health.loss()),
+            handshake_s: self.tunnel.session_since().map(|since| now.since(since).as_secs_f64()),
+            tx: self.tx,
+            rx: self.rx,
         }
     }
 }

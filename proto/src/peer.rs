@@ -2,38 +2,21 @@
 
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
+use crate::health::{RECEIPT_INTERVAL, Surroundings, Transition};
 use crate::node::{Datagram, Event, PathState};
 use crate::output::{Output, Route};
 use crate::packet::IpView;
-use crate::path::{Health, RECEIPT_INTERVAL, Surroundings, Transition, Wants};
-use crate::received::ReceivedLog;
+use crate::path::Path;
 use crate::route::Routes;
-use crate::schedule::{Candidate, FlowTable, Standing, choose};
-use crate::snapshot::{PathSnapshot, PeerSnapshot, Traffic};
+use crate::schedule::{Candidate, FlowTable, choose};
+use crate::snapshot::{PeerSnapshot, Traffic};
 use crate::timer::Armed;
-use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
+use crate::tunnel::{Indices, PacketId, PathRef, Role, Suite};
 use crate::wire::{self, Hello, Item, MAX_MESSAGE, ReadError, Writer};
 use crate::{Identity, Instant, LinkId, MAX_SLOTS, PathId};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
-
-/// How often a tunnel's clock moves. boringtun wants 100 to 250 ms for its retries; a responder only expires sessions,
-/// and a core has many.
-const TICK_INITIATOR: Duration = Duration::from_millis(250);
-const TICK_RESPONDER: Duration = Duration::from_secs(1);
-
-/// How often HELLO is said until it is known to have been heard, and how often at most: five seconds, then the path is
-/// silent or the peer knows no HELLO, and either is seen elsewhere.
-const HELLO_INTERVAL: Duration = Duration::from_millis(250);
-const HELLO_MOST: u32 = 20;
-
-/// When a session is replaced: WireGuard's REKEY_AFTER_TIME (whitepaper, section 6.1). It ends at 180 s, and a path may
-/// drop most handshakes; so it is tried each second, and in the last half minute with each tick: with 70 % lost each way
-/// the chance that all of some 150 tries fail is 1e-6.
-const REKEY_AFTER: Duration = Duration::from_secs(120);
-const REKEY_INTERVAL: Duration = Duration::from_secs(1);
-const LAST_TRIES: Duration = Duration::from_secs(150);
 
 /// A bundle is active this long after its last inner packet: its standby paths are asked more often, so that a dead one
 /// is known before it is needed.
@@ -51,27 +34,6 @@ pub(crate) struct Context<'a> {
     pub(crate) routes: &'a Routes<usize>,
     /// This side's own prefixes; `None`: it stands for all that no peer has.
     pub(crate) local: Option<&'a Routes<()>>,
-}
-
-struct Path {
-    at: PathRef,
-    config: PathConfig,
-    tunnel: Box<dyn Tunnel>,
-    health: Health,
-    received: ReceivedLog,
-    /// Where the peer is and how to get there.
-    route: Option<Route>,
-    /// When the tunnel's clock is to be moved; `None`: nothing has happened on it yet.
-    tick_at: Option<Instant>,
-    /// When HELLO is to be said again; `None`: it was answered, or has been said often enough.
-    hello_at: Option<Instant>,
-    hellos: u32,
-    /// When we last began a handshake ourselves.
-    initiated_at: Option<Instant>,
-    /// A handshake is wanted whatever the age of the session.
-    initiation_wanted: bool,
-    tx: Traffic,
-    rx: Traffic,
 }
 
 /// The other end.
@@ -98,128 +60,6 @@ pub(crate) struct Peer {
     rx: Traffic,
     drops: Drops,
     pub(crate) armed: Armed,
-}
-
-impl Path {
-    fn new(config: PathConfig, at: PathRef, role: Role, suite: &dyn Suite, now: Instant) -> Self {
-        let keys = Keys { local: config.local_key.clone(), remote: config.remote_key };
-        let route = match (config.link, config.endpoint) {
-            (Some(link), Some(to)) => Some(Route { link, to, from: None, ecn: 0 }),
-            _ => None,
-        };
-        // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
-        let present = role == Role::Responder || route.is_some();
-        Path {
-            at,
-            tunnel: suite.tunnel(keys, role, now),
-            health: Health::new(now, present),
-            received: ReceivedLog::default(),
-            route,
-            tick_at: (role == Role::Initiator).then_some(now),
-            hello_at: None,
-            hellos: 0,
-            initiated_at: None,
-            initiation_wanted: false,
-            tx: Traffic::default(),
-            rx: Traffic::default(),
-            config,
-        }
-    }
-
-    /// Seals and sends. `false`: there is no session or no way.
-    fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> bool {
-        let Some(route) = self.route else { return false };
-        let room = (plaintext.len() + OVERHEAD).max(HANDSHAKE_MAX);
-        let (tunnel, now) = (&mut self.tunnel, ctx.now);
-        let sealed = ctx.out.transmit(room, |dst| {
-            let sealed = tunnel.seal(plaintext, now, dst)?;
-            Some((sealed.len, route, sealed))
-        });
-        let Some(sealed) = sealed else { return false };
-        self.tx.add(sealed.len);
-        self.health.on_sent(sealed.id, ctx.now, eliciting);
-        true
-    }
-
-    /// Sends what a tunnel wrote by itself: a handshake message, or a keepalive with a number.
-    fn send_own(
-        &mut self,
-        ctx: &mut Context<'_>,
-        route: Option<Route>,
-        write: impl FnOnce(&mut dyn Tunnel, Instant, &mut Indices, &mut [u8]) -> (usize, Option<PacketId>),
-    ) {
-        let indices = ctx.indices.of(self.at);
-        let (tunnel, now) = (&mut self.tunnel, ctx.now);
-        let mut number = None;
-        let written = ctx.out.transmit(HANDSHAKE_MAX.max(OVERHEAD), |dst| {
-            let (len, id) = write(tunnel.as_mut(), now, indices, dst);
-            number = id;
-            (len > 0).then_some(())?;
-            Some((len, route?, len))
-        });
-        // Numbered is numbered, also where there was no way to send it.
-        if let Some(id) = number {
-            self.health.on_sent(id, ctx.now, false);
-        }
-        if let Some(len) = written {
-            self.tx.add(len);
-        }
-    }
-
-    /// See [`REKEY_AFTER`]. Never faster than a round trip: answers to all but the last two initiations are in vain.
-    fn rekey_if_due(&mut self, ctx: &mut Context<'_>) {
-        let Some(age) = self.tunnel.session_since().map(|since| ctx.now.since(since)) else { return };
-        let interval = if age < LAST_TRIES { REKEY_INTERVAL } else { TICK_INITIATOR };
-        let interval = self.health.rtt().map_or(interval, |(smoothed, _)| interval.max(smoothed));
-        if age >= REKEY_AFTER && self.initiated_at.is_none_or(|at| ctx.now.since(at) >= interval) {
-            self.initiate(ctx);
-        }
-    }
-
-    fn initiate(&mut self, ctx: &mut Context<'_>) {
-        self.initiated_at = Some(ctx.now);
-        let route = self.route;
-        self.send_own(ctx, route, |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
-    }
-
-    fn say_hello(&mut self, ctx: &mut Context<'_>, answer: bool) {
-        let hello = Item::Hello(Hello {
-            answer,
-            slot: self.config.slot,
-            middlebox: ctx.identity.middlebox,
-            pop: ctx.identity.pop,
-            epoch: ctx.epoch,
-            ..Hello::default()
-        });
-        self.send_item(ctx, &hello);
-    }
-
-    /// Sends a message of one item that asks for a receipt.
-    fn send_item(&mut self, ctx: &mut Context<'_>, item: &Item) -> bool {
-        let mut buffer = [0; MAX_MESSAGE];
-        let mut message = Writer::new(&mut buffer);
-        message.add(item);
-        self.send(ctx, message.finish(), true)
-    }
-
-    /// A new session is in use.
-    fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind) {
-        self.tick_at.get_or_insert(ctx.now);
-        self.health.ask_now();
-        self.health.on_heard();
-        self.hellos = 0;
-        self.hello_at = (kind != PeerKind::Client).then_some(ctx.now);
-    }
-
-    fn standing(&self, now: Instant) -> Option<Standing> {
-        let health = &self.health;
-        let session = self.tunnel.has_session() && self.route.is_some();
-        Standing::of(health.state(), health.on_probation(now), now.since(health.since()), session)
-    }
-
-    fn alive(&self) -> bool {
-        matches!(self.health.state(), PathState::Up | PathState::Suspect)
-    }
 }
 
 /// How much longer than another a path takes at most, one way: packets before a longer gap cannot be overtaken.
@@ -564,32 +404,7 @@ impl Peer {
             let around = self.surroundings(slot, ctx.now);
             let (receipts, role) = (self.receipts(), self.role);
             let path = &mut self.paths[at];
-            let Some(tick_at) = path.tick_at else { continue };
-            if tick_at <= ctx.now {
-                path.tick_at = Some(ctx.now + if role == Role::Initiator { TICK_INITIATOR } else { TICK_RESPONDER });
-                let route = path.route;
-                path.send_own(ctx, route, |tunnel, now, indices, dst| {
-                    let handshake = tunnel.tick(now, indices, dst);
-                    (handshake.send, handshake.id)
-                });
-                if std::mem::take(&mut path.initiation_wanted) {
-                    path.initiate(ctx);
-                }
-                path.rekey_if_due(ctx);
-            }
-            if path.hello_at.is_some_and(|at| at <= ctx.now) {
-                path.hellos += 1;
-                path.hello_at = (path.hellos < HELLO_MOST).then_some(ctx.now + HELLO_INTERVAL);
-                path.say_hello(ctx, false);
-            }
-            let alive = path.tunnel.has_session();
-            let transition = if receipts && (alive || !path.alive()) {
-                let (transition, wants) = path.health.on_timeout(around, ctx.now);
-                path.ask(ctx, wants, role);
-                transition
-            } else {
-                path.health.on_session(ctx.now, alive)
-            };
+            let transition = path.on_timeout(ctx, around, receipts, role);
             self.report(ctx, slot, transition);
         }
         self.send_receipts(ctx);
@@ -684,25 +499,13 @@ impl Peer {
     }
 
     pub(crate) fn snapshot(&self, now: Instant) -> PeerSnapshot {
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let path = |path: &Path| {
-            let rtt = path.health.rtt();
-            PathSnapshot {
-                id: PathId { peer: self.config.id, slot: path.config.slot },
-                state: path.health.state(),
-                reason: path.health.reason().to_owned(),
-                since_s: now.since(path.health.since()).as_secs_f64(),
-                endpoint: path.route.map(|route| route.to),
-                rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
-                rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),
-                loss: rtt.map(|_| path.health.loss()),
-                handshake_s: path.tunnel.session_since().map(|since| now.since(since).as_secs_f64()),
-                tx: path.tx,
-                rx: path.rx,
-            }
-        };
         // A core knows eight slots of each box; those on which nobody has spoken are nothing to show.
-        let mut paths: Vec<_> = self.paths.iter().filter(|path| path.tick_at.is_some()).map(path).collect();
+        let mut paths: Vec<_> = self
+            .paths
+            .iter()
+            .filter(|path| path.tick_at.is_some())
+            .map(|path| path.snapshot(self.config.id, now))
+            .collect();
         paths.sort_by_key(|path| path.id.slot);
         PeerSnapshot {
             id: self.config.id,
@@ -714,16 +517,6 @@ impl Peer {
             rx: self.rx,
             drops: self.drops.clone(),
             paths,
-        }
-    }
-}
-
-impl Path {
-    /// Sends the questions that its health wants asked.
-    fn ask(&mut self, ctx: &mut Context<'_>, wants: Wants, role: Role) {
-        let asked = wants.ping && self.send_item(ctx, &Item::Ping);
-        if role == Role::Initiator && (wants.initiation || (wants.ping && !asked)) {
-            self.initiate(ctx);
         }
     }
 }
