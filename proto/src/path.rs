@@ -13,8 +13,8 @@ use crate::wire::{Hello, Item, MAX_MESSAGE, Writer};
 use crate::{Instant, PathId, PeerId};
 use std::time::Duration;
 
-/// How often a tunnel's clock moves. boringtun wants 100 to 250 ms for its retries; a responder only expires sessions,
-/// and a core has many.
+/// How often a tunnel's clock moves: at an initiator also the pace of the last tries below; a responder only expires
+/// sessions, and a core has many.
 const TICK_INITIATOR: Duration = Duration::from_millis(250);
 const TICK_RESPONDER: Duration = Duration::from_secs(1);
 
