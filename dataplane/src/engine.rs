@@ -13,12 +13,11 @@ use crate::tun::{self, Tun};
 use crate::udp::{self, Received, Socket, Sockets};
 use proto::config::ConfigError;
 use proto::snapshot::Snapshot;
-use proto::{Event, Instant, LinkId, Node, NodeConfig, Output, PeerConfig};
+use proto::{Event, Instant, LinkId, Node, NodeConfig, Output, PeerConfig, Uplink};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -168,18 +167,26 @@ impl Handle {
         self.call(move |node, _, now| node.set_peers(now, peers)).await
     }
 
-    /// An uplink can be used, by this socket, with this endpoint of the core; or it cannot any more
-    /// ([`Node::set_uplink`]). The old socket is closed in either case.
+    /// An uplink can be used, or it cannot any more ([`Node::set_uplink`]). `sockets` take the place of the link's, at
+    /// most one a family; `None` keeps those it has. Without `uplink` they are closed.
     pub async fn set_uplink(
         &self,
         link: LinkId,
-        usable: Option<(Socket, SocketAddr)>,
+        sockets: Option<Vec<Socket>>,
+        uplink: Option<Uplink>,
     ) -> Result<io::Result<()>, Ended> {
-        self.call(move |node, sockets, now| {
-            let (socket, endpoint) = usable.unzip();
-            let result = sockets.replace(link, socket);
-            // Without its socket the uplink is of no use, whatever the reason.
-            node.set_uplink(now, link, endpoint.filter(|_| result.is_ok()));
+        self.call(move |node, by_link, now| {
+            let renumbered = sockets.is_some();
+            let result = match (sockets, &uplink) {
+                (_, None) => by_link.replace(link, None),
+                (Some(sockets), Some(_)) => by_link.replace(link, sockets),
+                (None, Some(_)) => Ok(()),
+            };
+            // Without its sockets the uplink is of no use, whatever the reason.
+            node.set_uplink(now, link, uplink.filter(|_| result.is_ok()));
+            if renumbered {
+                node.renumbered(now, link);
+            }
             result
         })
         .await

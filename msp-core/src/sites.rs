@@ -237,7 +237,7 @@ impl Middlebox {
 
 /// A path that the peer opens, wherever it is.
 fn path_to(slot: u8, preference: u8, local_key: &SecretKey, remote_key: PublicKey) -> PathConfig {
-    PathConfig { slot, preference, local_key: local_key.clone(), remote_key, endpoint: None, link: None }
+    PathConfig { slot, preference, local_key: local_key.clone(), remote_key, link: None }
 }
 
 /// Is this what a site can have and a core can announce? The error completes "PREFIX …".

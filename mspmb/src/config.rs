@@ -143,20 +143,16 @@ impl Config {
         self.control.with_extension("journal")
     }
 
-    /// What the node is told. Its uplinks have no endpoint until they can be used.
+    /// What the node is told. It has a path for each slot there may be; which have an uplink it hears later.
     pub(crate) fn node(&self) -> NodeConfig {
         let everywhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        let paths = self
-            .uplinks
-            .iter()
-            .zip(0..)
-            .map(|(uplink, preference)| PathConfig {
-                slot: uplink.slot,
-                preference,
-                local_key: self.secret.uplink(uplink.slot),
+        let paths = (0..MAX_SLOTS as u8)
+            .map(|slot| PathConfig {
+                slot,
+                preference: slot,
+                local_key: self.secret.uplink(slot),
                 remote_key: self.core.public_key,
-                endpoint: None,
-                link: Some(uplink.link()),
+                link: Some(LinkId(slot.into())),
             })
             .collect();
         NodeConfig {

@@ -8,6 +8,7 @@ use dataplane::engine::Handle;
 use dataplane::netlink::{Interface, Netlink};
 use dataplane::udp::Socket;
 use ipnet::IpNet;
+use proto::Keepalive;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -75,7 +76,7 @@ impl Uplinks {
     /// (an address can go between the looking and the binding).
     pub(crate) async fn look(&mut self, interfaces: &BTreeMap<String, Interface>) -> anyhow::Result<bool> {
         let mut well = true;
-        for ((uplink, told), status) in self.uplinks.iter_mut().zip(&mut self.status) {
+        for (((uplink, told), status), preference) in self.uplinks.iter_mut().zip(&mut self.status).zip(0..) {
             let place = (&self.netlink, self.prefixes.as_slice(), self.endpoints.as_slice());
             let found = match interfaces.get(&uplink.interface) {
                 None => Err("there is no such interface".to_owned()),
@@ -98,8 +99,13 @@ impl Uplinks {
                 };
                 let local = opened.as_ref().map(|(_, socket)| socket.local());
                 let way = opened.as_ref().map(|(way, _)| *way);
-                let told_node = opened.map(|(way, socket)| (socket, way.endpoint));
-                if let Err(error) = self.handle.set_uplink(uplink.link(), told_node).await? {
+                let usable = way.map(|way| proto::Uplink {
+                    endpoints: vec![way.endpoint],
+                    preference,
+                    keepalive: Keepalive::default(),
+                });
+                let sockets = opened.map(|(_, socket)| vec![socket]);
+                if let Err(error) = self.handle.set_uplink(uplink.link(), sockets, usable).await? {
                     well = false;
                     problem = Some(format!("cannot listen on it: {error}"));
                 } else {

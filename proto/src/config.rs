@@ -5,6 +5,7 @@ use crate::{LinkId, MAX_SLOTS, PeerId};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// One end's configuration.
 #[derive(Clone, Debug)]
@@ -63,16 +64,43 @@ pub struct PeerConfig {
 pub struct PathConfig {
     /// The box's uplink slot, 0 to 7.
     pub slot: u8,
-    /// Lower is preferred; ties go to the lower slot.
+    /// Lower is preferred; ties go to the lower slot. A box's follows its [`Uplink`].
     pub preference: u8,
     /// Our private key on this path.
     pub local_key: SecretKey,
     /// The peer's public key on this path.
     pub remote_key: PublicKey,
-    /// Where the peer is, if it is known before it speaks (a core's address, seen from a box).
-    pub endpoint: Option<SocketAddr>,
-    /// The way out of this host, if it is known before the peer speaks (an uplink of a box).
+    /// The way out of this host, if it is known before the peer speaks: a box's uplink, of which
+    /// [`crate::Node::set_uplink`] tells when and how it can be used.
     pub link: Option<LinkId>,
+}
+
+/// How an uplink of a box can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Addresses of the core that may be reached by it, best first. All are tried; the one that answers first is kept.
+    pub endpoints: Vec<SocketAddr>,
+    /// Lower is preferred; ties go to the lower slot.
+    pub preference: u8,
+    /// How often its path is asked while the bundle is idle.
+    pub keepalive: Keepalive,
+}
+
+/// How often an idle path is asked, and what its bytes cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// The time between two questions, 1 s to 25 s.
+    pub idle: Duration,
+    /// Bytes on it cost money.
+    pub metered: bool,
+}
+
+impl Default for Keepalive {
+    /// Ten seconds: a third of the 30 s after which the hastiest NATs forget (RFC 4787, REQ-5, wants two minutes), so
+    /// that two questions may be lost.
+    fn default() -> Self {
+        Keepalive { idle: Duration::from_secs(10), metered: false }
+    }
 }
 
 /// Why a configuration was refused. Nothing of it has been put in force.

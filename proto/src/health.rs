@@ -203,16 +203,23 @@ impl Health {
     }
 
     /// Notes a packet sent by this path.
-    pub(crate) fn on_sent(&mut self, id: PacketId, now: Instant, eliciting: bool) {
-        self.sent.note(id, now, eliciting);
+    pub(crate) fn on_sent(&mut self, id: PacketId, len: usize, now: Instant, eliciting: bool) {
+        self.sent.note(id, len, now, eliciting);
         if eliciting {
             self.last_asked = Some(now);
         }
     }
 
-    /// Takes a receipt for packets of this path, which came by the path of slot `via`.
-    pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
-        let learnt = self.sent.on_receipt(receipt, REORDERING);
+    /// Takes a receipt for packets of this path, which came by the path of slot `via`. `judged` hears the length of each
+    /// datagram that asked for one, and whether it arrived.
+    pub(crate) fn on_receipt(
+        &mut self,
+        receipt: &Receipt,
+        via: u8,
+        now: Instant,
+        judged: impl FnMut(u16, bool),
+    ) -> Option<Transition> {
+        let learnt = self.sent.on_receipt(receipt, REORDERING, judged);
         if let (Some(sent_at), Some(rtt)) = (learnt.largest_sent_at, self.rtt.get_mut(usize::from(via))) {
             let delay = Duration::from_micros(receipt.delay_us.into());
             Rtt::sample(rtt, now.since(sent_at).saturating_sub(delay), now);
@@ -401,12 +408,12 @@ mod tests {
         let mut health = Health::new(at(0), true);
         let mut next = 0;
         for ms in 0..200 {
-            health.on_sent(PacketId { session: 1, number: next }, at(ms), true);
+            health.on_sent(PacketId { session: 1, number: next }, 100, at(ms), true);
             next += 1;
             if ms >= 20 && ms % 10 == 0 {
                 let largest = ms - 20;
                 let ranges = vec![(0, largest)];
-                health.on_receipt(&Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges }, 0, at(ms));
+                health.on_receipt(&Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges }, 0, at(ms), |_, _| {});
             }
             health.on_timeout(PAIRED, at(ms));
         }
@@ -419,7 +426,7 @@ mod tests {
         let (mut health, mut next) = settled();
         let mut seen = Vec::new();
         for ms in 200..400 {
-            health.on_sent(PacketId { session: 1, number: next }, at(ms), true);
+            health.on_sent(PacketId { session: 1, number: next }, 100, at(ms), true);
             next += 1;
             let (transition, _) = health.on_timeout(PAIRED, at(ms));
             seen.extend(transition.map(|t| (ms, t.to)));
@@ -437,9 +444,9 @@ mod tests {
         let (transition, wants) = health.on_timeout(PAIRED, at(240));
         assert_eq!(transition.map(|t| t.to), Some(PathState::Suspect));
         assert!(wants.ping);
-        health.on_sent(PacketId { session: 1, number: next }, at(240), true);
+        health.on_sent(PacketId { session: 1, number: next }, 100, at(240), true);
         let receipt = Receipt { slot: 0, session: 1, largest: next, delay_us: 0, ranges: vec![(next, next), (0, 190)] };
-        let transition = health.on_receipt(&receipt, 0, at(260));
+        let transition = health.on_receipt(&receipt, 0, at(260), |_, _| {});
         assert_eq!(transition.map(|t| t.to), Some(PathState::Up));
         assert!(!health.on_probation(at(260)), "it did not fail");
         assert!(health.loss() > 0.0, "what came before the question is lost, and said to be");
@@ -462,15 +469,16 @@ mod tests {
         let (mut now, mut number) = (0, 0);
         let mut probations = Vec::new();
         for _ in 0..8 {
-            health.on_sent(PacketId { session: 1, number }, at(now), true);
+            health.on_sent(PacketId { session: 1, number }, 100, at(now), true);
             health.on_receipt(
                 &Receipt { slot: 0, session: 1, largest: number, delay_us: 0, ranges: vec![(number, number)] },
                 0,
                 at(now + 20),
+                |_, _| {},
             );
             assert_eq!(health.state(), PathState::Up);
             probations.push(health.probation_until.since(at(now + 20)).as_secs());
-            health.on_sent(PacketId { session: 1, number: number + 1 }, at(now + 30), true);
+            health.on_sent(PacketId { session: 1, number: number + 1 }, 100, at(now + 30), true);
             health.on_timeout(PAIRED, at(now + 2000));
             health.on_timeout(PAIRED, at(now + 4000));
             assert_eq!(health.state(), PathState::Down);
@@ -497,7 +505,7 @@ mod tests {
         for _ in 0..1000 {
             let (_, wants) = health.on_timeout(PAIRED, now);
             if wants.ping {
-                health.on_sent(PacketId { session: 1, number }, now, true);
+                health.on_sent(PacketId { session: 1, number }, 100, now, true);
                 number += 1;
             }
             let (next, reason) = health.deadline(PAIRED, now).expect("a path that is present has one");

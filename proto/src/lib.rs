@@ -38,7 +38,7 @@ mod timer;
 pub mod tunnel;
 pub mod wire;
 
-pub use config::{Identity, NodeConfig, PathConfig, PeerConfig, PeerKind};
+pub use config::{Identity, Keepalive, NodeConfig, PathConfig, PeerConfig, PeerKind, Uplink};
 pub use counters::{DropReason, Drops};
 pub use keys::{PublicKey, SecretKey};
 pub use node::{Datagram, Deadline, Event, Node, PathState};

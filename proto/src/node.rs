@@ -10,7 +10,7 @@ use crate::snapshot::Snapshot;
 use crate::timer::Timers;
 use crate::tunnel::wireguard::WireGuard;
 use crate::tunnel::{Gate, HANDSHAKE_MAX, Header, Indices, PathRef, Suite};
-use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey};
+use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey, Uplink};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -317,10 +317,16 @@ impl Node {
 
     // ---- news from the daemon ------------------------------------------------------------------------------------
 
-    /// An uplink of this box can be used (`Some`: it has carrier, an address and a route; the endpoint of the core to
-    /// use from it) or cannot (`None`). The same value again changes nothing.
-    pub fn set_uplink(&mut self, now: Instant, link: LinkId, endpoint: Option<SocketAddr>) {
-        self.with_each_peer(now, |peer, ctx| peer.set_uplink(ctx, link, endpoint));
+    /// An uplink of this box can be used (`Some`: it has carrier, an address and a route) or cannot (`None`). The same
+    /// value again changes nothing; an uplink without endpoints cannot be used.
+    pub fn set_uplink(&mut self, now: Instant, link: LinkId, uplink: Option<Uplink>) {
+        self.with_each_peer(now, |peer, ctx| peer.set_uplink(ctx, link, uplink.as_ref()));
+    }
+
+    /// What goes out by this link comes from another address now: its paths are asked at once, by the sessions they
+    /// have, and the peer follows.
+    pub fn renumbered(&mut self, now: Instant, link: LinkId) {
+        self.with_each_peer(now, |peer, _| peer.renumbered(link));
     }
 
     /// The wall clock was set: handshakes from now on carry the new time.

@@ -9,8 +9,9 @@ use crate::received::ReceivedLog;
 use crate::schedule::Standing;
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
-use crate::wire::{Hello, Item, MAX_MESSAGE, Writer};
-use crate::{Instant, PathId, PeerId};
+use crate::wire::{Hello, Item, MAX_MESSAGE, Receipt, Writer};
+use crate::{Instant, LinkId, PathId, PeerId, Uplink};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// How often a tunnel's clock moves: at an initiator also the pace of the last tries below; a responder only expires
@@ -37,6 +38,8 @@ pub(crate) struct Path {
     pub(crate) tunnel: Box<dyn Tunnel>,
     pub(crate) health: Health,
     pub(crate) received: ReceivedLog,
+    /// Where the peer may be, best first; an initiator's.
+    pub(crate) endpoints: Vec<SocketAddr>,
     /// Where the peer is and how to get there.
     pub(crate) route: Option<Route>,
     /// When the tunnel's clock is to be moved; `None`: nothing has happened on it yet.
@@ -55,19 +58,15 @@ pub(crate) struct Path {
 impl Path {
     pub(crate) fn new(config: PathConfig, at: PathRef, role: Role, suite: &dyn Suite, now: Instant) -> Self {
         let keys = Keys { local: config.local_key.clone(), remote: config.remote_key };
-        let route = match (config.link, config.endpoint) {
-            (Some(link), Some(to)) => Some(Route { link, to, from: None, ecn: 0 }),
-            _ => None,
-        };
-        // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
-        let present = role == Role::Responder || route.is_some();
         Path {
             at,
             tunnel: suite.tunnel(keys, role, now),
-            health: Health::new(now, present),
+            // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
+            health: Health::new(now, role == Role::Responder),
             received: ReceivedLog::default(),
-            route,
-            tick_at: (role == Role::Initiator).then_some(now),
+            endpoints: Vec::new(),
+            route: None,
+            tick_at: None,
             hello_at: None,
             hellos: 0,
             initiated_at: None,
@@ -89,7 +88,7 @@ impl Path {
         });
         let Some(sealed) = sealed else { return false };
         self.tx.add(sealed.len);
-        self.health.on_sent(sealed.id, ctx.now, eliciting);
+        self.health.on_sent(sealed.id, sealed.len, ctx.now, eliciting);
         true
     }
 
@@ -111,7 +110,7 @@ impl Path {
         });
         // Numbered is numbered, also where there was no way to send it.
         if let Some(id) = number {
-            self.health.on_sent(id, ctx.now, false);
+            self.health.on_sent(id, OVERHEAD, ctx.now, false);
         }
         if let Some(len) = written {
             self.tx.add(len);
@@ -161,6 +160,30 @@ impl Path {
         self.health.on_heard();
         self.hellos = 0;
         self.hello_at = (kind != PeerKind::Client).then_some(ctx.now);
+    }
+
+    /// Takes a receipt for packets of this path, which came by the path of slot `via`.
+    pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
+        self.health.on_receipt(receipt, via, now, |_, _| {})
+    }
+
+    /// How the uplink can be used now, if at all.
+    pub(crate) fn set_uplink(&mut self, now: Instant, link: LinkId, uplink: Option<&Uplink>) -> Option<Transition> {
+        self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints.clone());
+        self.config.preference = uplink.map_or(self.config.preference, |uplink| uplink.preference);
+        if self.route.is_some_and(|route| self.endpoints.contains(&route.to)) {
+            return None;
+        }
+        let route = self.endpoints.first().map(|&to| Route { link, to, from: None, ecn: 0 });
+        if self.route == route {
+            return None;
+        }
+        self.route = route;
+        if route.is_some() {
+            self.tick_at.get_or_insert(now);
+        }
+        self.health.ask_now();
+        self.health.on_presence(now, route.is_some())
     }
 
     pub(crate) fn standing(&self, now: Instant) -> Option<Standing> {

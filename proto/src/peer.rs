@@ -13,9 +13,8 @@ use crate::snapshot::{PeerSnapshot, Traffic};
 use crate::timer::Armed;
 use crate::tunnel::{Indices, PacketId, PathRef, Role, Suite};
 use crate::wire::{self, Hello, Item, MAX_MESSAGE, ReadError, Writer};
-use crate::{Identity, Instant, LinkId, MAX_SLOTS, PathId};
+use crate::{Identity, Instant, LinkId, MAX_SLOTS, PathId, Uplink};
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A bundle is active this long after its last inner packet: its standby paths are asked more often, so that a dead one
@@ -106,7 +105,7 @@ impl Peer {
                 path.config.slot == wanted.slot
                     && path.config.remote_key == wanted.remote_key
                     && path.config.local_key == wanted.local_key
-                    && (path.config.link, path.config.endpoint) == (wanted.link, wanted.endpoint)
+                    && path.config.link == wanted.link
             };
             let path = match old.iter().position(same) {
                 Some(at) => {
@@ -280,7 +279,7 @@ impl Peer {
             Item::Receipt(receipt) => {
                 let to = receipt.slot;
                 if let Some(path) = self.path_mut(to) {
-                    let transition = path.health.on_receipt(&receipt, slot, ctx.now);
+                    let transition = path.on_receipt(&receipt, slot, ctx.now);
                     self.report(ctx, to, transition);
                 }
             }
@@ -471,27 +470,30 @@ impl Peer {
     // ---- news from the daemon ------------------------------------------------------------------------------------
 
     /// An uplink can be used, or cannot.
-    pub(crate) fn set_uplink(&mut self, ctx: &mut Context<'_>, link: LinkId, endpoint: Option<SocketAddr>) {
+    pub(crate) fn set_uplink(&mut self, ctx: &mut Context<'_>, link: LinkId, uplink: Option<&Uplink>) {
         for at in 0..self.paths.len() {
             let path = &mut self.paths[at];
             if path.config.link != Some(link) {
                 continue;
             }
-            let route = endpoint.map(|to| Route { link, to, from: None, ecn: 0 });
-            if path.route == route {
-                continue;
+            let (slot, transition) = (path.config.slot, path.set_uplink(ctx.now, link, uplink));
+            if let Some(transition) = transition {
+                self.lost[usize::from(slot)] = transition.to == PathState::Absent;
             }
-            path.route = route;
-            path.health.ask_now();
-            let (slot, transition) = (path.config.slot, path.health.on_presence(ctx.now, route.is_some()));
-            self.lost[usize::from(slot)] = route.is_none();
             self.report(ctx, slot, transition);
+        }
+    }
+
+    /// The box's address on a link is another one.
+    pub(crate) fn renumbered(&mut self, link: LinkId) {
+        for path in self.paths.iter_mut().filter(|path| path.config.link == Some(link)) {
+            path.health.ask_now();
         }
     }
 
     /// Old time stamps are of no use from now on: shake hands anew, beside the session in use.
     pub(crate) fn clock_stepped(&mut self, now: Instant) {
-        for path in self.paths.iter_mut().filter(|_| self.role == Role::Initiator) {
+        for path in self.paths.iter_mut().filter(|path| self.role == Role::Initiator && path.tick_at.is_some()) {
             path.tunnel.clock_stepped();
             path.initiation_wanted = true;
             path.tick_at = Some(now);
@@ -499,7 +501,7 @@ impl Peer {
     }
 
     pub(crate) fn snapshot(&self, now: Instant) -> PeerSnapshot {
-        // A core knows eight slots of each box; those on which nobody has spoken are nothing to show.
+        // Both ends know eight slots; those that never had an uplink, or on which nobody has spoken, are nothing to show.
         let mut paths: Vec<_> = self
             .paths
             .iter()

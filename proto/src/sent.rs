@@ -27,12 +27,20 @@ enum Fate {
     Lost,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    at: Instant,
+    /// Of the datagram, in octets; none is longer than UDP allows.
+    len: u16,
+    fate: Fate,
+}
+
 #[derive(Debug)]
 struct SentSession {
     session: u32,
     /// The number of the first of `packets`.
     base: u64,
-    packets: VecDeque<(Instant, Fate)>,
+    packets: VecDeque<Sent>,
     /// All before this one are not open.
     open_from: usize,
     /// The oldest open one that had to make room, and when it was sent: at full speed over a long path the numbers kept
@@ -58,8 +66,8 @@ pub(crate) struct Learnt {
 }
 
 impl SentLog {
-    /// Notes a packet. Numbers of one session only ever grow by one.
-    pub(crate) fn note(&mut self, id: PacketId, now: Instant, eliciting: bool) {
+    /// Notes a packet in a datagram of `len` octets. Numbers of one session only ever grow by one.
+    pub(crate) fn note(&mut self, id: PacketId, len: usize, now: Instant, eliciting: bool) {
         let at = match self.sessions.iter().position(|s| s.session == id.session && s.end() == id.number) {
             Some(at) => at,
             None => {
@@ -80,12 +88,19 @@ impl SentLog {
             }
         };
         let session = &mut self.sessions[at];
-        session.packets.push_back((now, if eliciting { Fate::Open } else { Fate::Quiet }));
+        let fate = if eliciting { Fate::Open } else { Fate::Quiet };
+        session.packets.push_back(Sent { at: now, len: u16::try_from(len).unwrap_or(u16::MAX), fate });
         session.trim(now);
     }
 
-    /// Takes a receipt. A packet is lost when one sent `reordering` or more after it has arrived.
-    pub(crate) fn on_receipt(&mut self, receipt: &Receipt, reordering: Duration) -> Learnt {
+    /// Takes a receipt. A packet is lost when one sent `reordering` or more after it has arrived. `judged` hears of each
+    /// one that asked for a receipt its length and whether it arrived, when that is first known.
+    pub(crate) fn on_receipt(
+        &mut self,
+        receipt: &Receipt,
+        reordering: Duration,
+        mut judged: impl FnMut(u16, bool),
+    ) -> Learnt {
         let mut learnt = Learnt::default();
         let Some(session) = self.sessions.iter_mut().find(|s| s.session == receipt.session) else { return learnt };
         if receipt.largest >= session.end() {
@@ -94,16 +109,17 @@ impl SentLog {
         if session.pushed_out.take_if(|(number, _)| *number <= receipt.largest).is_some() {
             learnt.acknowledged += 1;
         }
-        learnt.largest_sent_at = receipt.largest.checked_sub(session.base).map(|at| session.packets[at as usize].0);
+        learnt.largest_sent_at = receipt.largest.checked_sub(session.base).map(|at| session.packets[at as usize].at);
         let open_from = session.base + session.open_from as u64;
         for &(first, last) in &receipt.ranges {
             for number in first.max(open_from)..=last {
                 let packet = &mut session.packets[(number - session.base) as usize];
                 // A packet that was given up for lost may come after all; it counts as arrived then.
-                if matches!(packet.1, Fate::Open | Fate::Lost) {
+                if matches!(packet.fate, Fate::Open | Fate::Lost) {
                     learnt.acknowledged += 1;
+                    judged(packet.len, true);
                 }
-                packet.1 = Fate::Acknowledged;
+                packet.fate = Fate::Acknowledged;
             }
         }
         // Of any session: what was sent last with the one before is never acknowledged by itself.
@@ -111,12 +127,13 @@ impl SentLog {
         for session in &mut self.sessions {
             session.pushed_out.take_if(|(_, at)| newest.since(*at) >= reordering);
             for packet in session.packets.range_mut(session.open_from..) {
-                if newest.since(packet.0) < reordering {
+                if newest.since(packet.at) < reordering {
                     break;
                 }
-                if packet.1 == Fate::Open {
-                    packet.1 = Fate::Lost;
+                if packet.fate == Fate::Open {
+                    packet.fate = Fate::Lost;
                     learnt.lost += 1;
+                    judged(packet.len, false);
                 }
             }
             session.advance();
@@ -127,7 +144,7 @@ impl SentLog {
     /// When the oldest packet that still waits for its receipt was sent.
     pub(crate) fn oldest_open(&self) -> Option<Instant> {
         let oldest = |s: &SentSession| {
-            s.pushed_out.map(|(_, at)| at).or_else(|| s.packets.get(s.open_from).map(|packet| packet.0))
+            s.pushed_out.map(|(_, at)| at).or_else(|| s.packets.get(s.open_from).map(|packet| packet.at))
         };
         self.sessions.iter().filter_map(oldest).min()
     }
@@ -138,8 +155,8 @@ impl SentLog {
         for session in &mut self.sessions {
             session.pushed_out = None;
             for packet in session.packets.range_mut(session.open_from..) {
-                if packet.1 == Fate::Open {
-                    packet.1 = Fate::Lost;
+                if packet.fate == Fate::Open {
+                    packet.fate = Fate::Lost;
                     lost += 1;
                 }
             }
@@ -157,11 +174,11 @@ impl SentSession {
 
     /// No receipt for it is waited for or of use any more.
     fn is_settled(&self, now: Instant) -> bool {
-        self.open_from == self.packets.len() && self.packets.back().is_none_or(|packet| now.since(packet.0) > KEEP)
+        self.open_from == self.packets.len() && self.packets.back().is_none_or(|packet| now.since(packet.at) > KEEP)
     }
 
     fn advance(&mut self) {
-        while self.packets.get(self.open_from).is_some_and(|packet| packet.1 != Fate::Open) {
+        while self.packets.get(self.open_from).is_some_and(|packet| packet.fate != Fate::Open) {
             self.open_from += 1;
         }
     }
@@ -169,12 +186,12 @@ impl SentSession {
     fn trim(&mut self, now: Instant) {
         self.advance();
         while self.packets.len() > 1
-            && self.packets.front().is_some_and(|packet| self.open_from > 0 && now.since(packet.0) > KEEP)
+            && self.packets.front().is_some_and(|packet| self.open_from > 0 && now.since(packet.at) > KEEP)
             || self.packets.len() > MAX_KEPT
         {
-            let gone = self.packets.pop_front().filter(|packet| packet.1 == Fate::Open);
-            if let Some((sent_at, _)) = gone {
-                self.pushed_out.get_or_insert((self.base, sent_at));
+            let gone = self.packets.pop_front().filter(|packet| packet.fate == Fate::Open);
+            if let Some(packet) = gone {
+                self.pushed_out.get_or_insert((self.base, packet.at));
             }
             self.base += 1;
             self.open_from = self.open_from.saturating_sub(1);
@@ -197,7 +214,7 @@ mod tests {
     fn log(count: u64) -> SentLog {
         let mut log = SentLog::default();
         for number in 0..count {
-            log.note(PacketId { session: 1, number }, at(number), true);
+            log.note(PacketId { session: 1, number }, 100, at(number), true);
         }
         log
     }
@@ -206,19 +223,19 @@ mod tests {
     fn the_oldest_open_one_counts_and_new_sends_never_move_it() {
         let mut log = log(10);
         assert_eq!(log.oldest_open(), Some(at(0)));
-        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5));
+        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5), |_, _| {});
         assert_eq!(learnt, Learnt { acknowledged: 5, lost: 0, largest_sent_at: Some(at(4)) });
         assert_eq!(log.oldest_open(), Some(at(5)));
-        log.note(PacketId { session: 1, number: 10 }, at(99), true);
+        log.note(PacketId { session: 1, number: 10 }, 100, at(99), true);
         assert_eq!(log.oldest_open(), Some(at(5)));
     }
 
     #[test]
     fn a_gap_is_lost_once_later_ones_have_arrived_and_may_still_turn_up() {
         let mut log = log(10);
-        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Duration::from_millis(5));
+        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Duration::from_millis(5), |_, _| {});
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 0), "two milliseconds later may be reordering");
-        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5));
+        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5), |_, _| {});
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 1));
         assert_eq!(log.oldest_open(), Some(at(9)));
     }
@@ -226,9 +243,9 @@ mod tests {
     #[test]
     fn the_end_of_an_old_session_is_lost_when_the_new_one_is_acknowledged() {
         let mut log = log(10);
-        log.note(PacketId { session: 2, number: 0 }, at(100), true);
+        log.note(PacketId { session: 2, number: 0 }, 100, at(100), true);
         let second = Receipt { session: 2, ..receipt(0, &[(0, 0)]) };
-        assert_eq!(log.on_receipt(&second, Duration::from_millis(5)).lost, 10);
+        assert_eq!(log.on_receipt(&second, Duration::from_millis(5), |_, _| {}).lost, 10);
         assert_eq!(log.oldest_open(), None);
     }
 
@@ -237,30 +254,30 @@ mod tests {
         let mut log = SentLog::default();
         let all = 3 * MAX_KEPT as u64;
         for number in 0..all {
-            log.note(PacketId { session: 1, number }, at(number / 1000), true);
+            log.note(PacketId { session: 1, number }, 100, at(number / 1000), true);
         }
         assert_eq!(log.oldest_open(), Some(at(0)));
-        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Duration::from_millis(5));
+        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Duration::from_millis(5), |_, _| {});
         assert_eq!((learnt.acknowledged, learnt.largest_sent_at), (1, None), "how many and when is forgotten");
         assert_eq!(log.oldest_open(), Some(at((all - MAX_KEPT as u64) / 1000)));
-        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Duration::from_millis(5));
+        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Duration::from_millis(5), |_, _| {});
         assert_eq!(log.oldest_open(), None);
     }
 
     #[test]
     fn an_index_that_the_peer_uses_again_begins_anew() {
         let mut log = log(10);
-        log.note(PacketId { session: 1, number: 0 }, at(100), true);
+        log.note(PacketId { session: 1, number: 0 }, 100, at(100), true);
         assert_eq!(log.oldest_open(), Some(at(100)));
-        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Duration::ZERO).largest_sent_at, Some(at(100)));
+        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Duration::ZERO, |_, _| {}).largest_sent_at, Some(at(100)));
     }
 
     #[test]
     fn receipts_that_claim_too_much_or_nothing_known_teach_nothing() {
         let mut log = log(3);
-        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO), Learnt::default());
+        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO, |_, _| {}), Learnt::default());
         let foreign = Receipt { session: 9, ..receipt(1, &[(0, 1)]) };
-        assert_eq!(log.on_receipt(&foreign, Duration::ZERO), Learnt::default());
+        assert_eq!(log.on_receipt(&foreign, Duration::ZERO, |_, _| {}), Learnt::default());
         assert_eq!(log.oldest_open(), Some(at(0)));
     }
 
@@ -268,16 +285,16 @@ mod tests {
     fn quiet_packets_are_never_waited_for_and_memory_is_bounded() {
         let mut log = SentLog::default();
         for number in 0..100_000 {
-            log.note(PacketId { session: 1, number }, at(number / 100), false);
+            log.note(PacketId { session: 1, number }, 100, at(number / 100), false);
         }
         assert_eq!(log.oldest_open(), None);
         assert!(log.sessions[0].packets.len() <= MAX_KEPT);
         for session in 2..20 {
-            log.note(PacketId { session, number: 0 }, at(0), true);
+            log.note(PacketId { session, number: 0 }, 100, at(0), true);
         }
         assert_eq!(log.sessions.len(), SESSIONS);
         assert_eq!(log.abandon(), 4);
-        log.note(PacketId { session: 20, number: 0 }, at(10_000), true);
+        log.note(PacketId { session: 20, number: 0 }, 100, at(10_000), true);
         assert_eq!(log.sessions.len(), 1, "the memory of what is settled is given back");
         log.abandon();
         assert_eq!(log.oldest_open(), None);

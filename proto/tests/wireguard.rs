@@ -28,7 +28,6 @@ fn core() -> Node {
         preference: 0,
         local_key: key.clone(),
         remote_key: SecretKey::from_bytes(CLIENT).public(),
-        endpoint: None,
         link: None,
     };
     let client = PeerConfig {

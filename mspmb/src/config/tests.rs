@@ -31,15 +31,15 @@ fn load(text: &str) -> Result<Config, String> {
 }
 
 #[test]
-fn a_good_file_becomes_a_node_with_a_path_an_uplink() {
+fn a_good_file_becomes_a_node_with_a_path_for_each_slot() {
     let config = load(GOOD).expect("it is good");
     let node = config.node();
     node.check().expect("the node agrees");
     assert_eq!((node.mtu, node.identity.middlebox, node.local.len()), (1380, 7, 2));
-    let paths: Vec<_> = node.peers[0].paths.iter().map(|path| (path.slot, path.preference, path.link)).collect();
-    assert_eq!(paths, [(0, 0, Some(LinkId(0))), (4, 1, Some(LinkId(4)))]);
+    let paths: Vec<_> = node.peers[0].paths.iter().map(|path| (path.slot, path.link)).collect();
+    assert_eq!(paths, (0..8u8).map(|slot| (slot, Some(LinkId(slot.into())))).collect::<Vec<_>>());
     let secret = SecretKey::from_bytes([4; 32]);
-    assert_eq!(node.peers[0].paths[1].local_key.public(), secret.uplink(4).public());
+    assert_eq!(node.peers[0].paths[4].local_key.public(), secret.uplink(4).public());
     assert_eq!(config.journal(), Path::new("/run/box/control.journal"));
 }
 

@@ -11,8 +11,8 @@ pub use link::{LinkModel, Loss};
 pub use traffic::{Arrival, Flow, Report};
 
 use crate::tunnel::Suite;
-use crate::{Datagram, Event, Identity, Instant, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig, PeerId};
-use crate::{PeerKind, SecretKey};
+use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
+use crate::{PeerId, PeerKind, SecretKey, Uplink};
 use ipnet::IpNet;
 use link::Direction;
 use rand::rngs::StdRng;
@@ -123,6 +123,11 @@ pub fn site_prefixes() -> Vec<IpNet> {
     ["198.51.100.0/24", "2001:db8:100::/48"].iter().filter_map(|prefix| prefix.parse().ok()).collect()
 }
 
+/// How the box uses its uplink of a slot.
+fn uplink(slot: u8, core: SocketAddr) -> Uplink {
+    Uplink { endpoints: vec![core], preference: slot, keepalive: Keepalive::default() }
+}
+
 impl World {
     /// Both ends started, nothing sent yet.
     pub fn new(config: WorldConfig) -> World {
@@ -160,7 +165,6 @@ impl World {
                 preference: slot,
                 local_key: box_secret.uplink(slot),
                 remote_key: core_secret.public(),
-                endpoint: Some(core_address),
                 link: Some(LinkId(slot.into())),
             },
             Side::Core => PathConfig {
@@ -168,7 +172,6 @@ impl World {
                 preference: slot,
                 local_key: core_secret.clone(),
                 remote_key: box_secret.uplink(slot).public(),
-                endpoint: None,
                 link: None,
             },
         };
@@ -191,7 +194,13 @@ impl World {
             peers: vec![PeerConfig { id: PEER, name: "peer".into(), kind, prefixes, paths }],
         };
         let node = Node::with_suite(config, (world.suite)(), seed, now);
-        node.expect("the world's own configuration is sound")
+        let mut node = node.expect("the world's own configuration is sound");
+        if side == Side::Box {
+            for slot in 0..world.links.len() as u8 {
+                node.set_uplink(now, LinkId(slot.into()), Some(uplink(slot, core_address)));
+            }
+        }
+        node
     }
 
     /// The present moment.
@@ -257,9 +266,9 @@ impl World {
 
     /// The box's uplink appears or vanishes, and the box knows.
     pub fn set_uplink(&mut self, link: usize, present: bool) {
-        let endpoint = present.then_some(self.core_address);
+        let uplink = present.then(|| uplink(link as u8, self.core_address));
         let now = self.now;
-        self.ends[Side::Box as usize].node.set_uplink(now, LinkId(link as u16), endpoint);
+        self.ends[Side::Box as usize].node.set_uplink(now, LinkId(link as u16), uplink);
         self.settle(Side::Box);
     }
 

@@ -2,7 +2,8 @@
 
 use proto::tunnel::Suite;
 use proto::{
-    Datagram, Identity, Instant, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig, PeerId, PeerKind, SecretKey,
+    Datagram, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig, PeerId, PeerKind,
+    SecretKey, Uplink,
 };
 use std::time::Duration;
 
@@ -31,7 +32,6 @@ pub(crate) fn site(secret: u8) -> PeerConfig {
             preference: 0,
             local_key: SecretKey::from_bytes([2; 32]),
             remote_key: SecretKey::from_bytes([secret; 32]).uplink(0).public(),
-            endpoint: None,
             link: None,
         }],
     }
@@ -48,7 +48,6 @@ impl Direct {
             paths: vec![PathConfig {
                 local_key: SecretKey::from_bytes([1; 32]).uplink(0),
                 remote_key: core_key.public(),
-                endpoint: Some(ADDRESSES[CORE].into()),
                 link: Some(LinkId(0)),
                 ..site(1).paths[0].clone()
             }],
@@ -58,7 +57,9 @@ impl Direct {
             let config = NodeConfig { identity: Identity::default(), mtu: 1400, local, listen_key, peers: vec![peer] };
             Node::with_suite(config, suite(), [7; 32], Instant::ZERO).expect("a sound configuration")
         };
-        let ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
+        let mut ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
+        let uplink = Uplink { endpoints: vec![ADDRESSES[CORE].into()], preference: 0, keepalive: Keepalive::default() };
+        ends[BOX].set_uplink(Instant::ZERO, LinkId(0), Some(uplink));
         let mut direct = Direct { now: Instant::ZERO, ends, delivered: [0; 2], outs: [Output::new(0), Output::new(0)] };
         direct.run_for(Duration::from_millis(1000));
         for (end, node) in direct.ends.iter().enumerate() {
