@@ -71,7 +71,7 @@ impl<'a> Simulation<'a> {
                         _ => bail!("the traffic \"{}\" does not cross the tunnels", udp.name),
                     }
                 }
-                Traffic::Tcp(_) | Traffic::Ping(_) | Traffic::Iperf3(_) | Traffic::Watch(_) => {
+                Traffic::Sizes(_) | Traffic::Tcp(_) | Traffic::Ping(_) | Traffic::Iperf3(_) | Traffic::Watch(_) => {
                     simulation.left_out.push(format!("the traffic \"{}\"", traffic.name()));
                 }
                 // Without the attack the scenario would show nothing.
@@ -300,13 +300,16 @@ impl<'a> Simulation<'a> {
 
 /// What is left of an expectation where there is no kernel; nothing, if all of it needs one.
 fn without_kernel(expect: &Expect) -> Option<Expect> {
-    if expect.tcp.is_some() || expect.ping.is_some() || expect.attack.is_some() {
+    if [&expect.sizes, &expect.tcp, &expect.ping, &expect.attack].into_iter().any(Option::is_some) {
         return None;
     }
     let rest = Expect {
         bgp: None,
         clean_exit: None,
         delivered_only_to: None,
+        black_holes: None,
+        arrived_up_to: None,
+        told_mtu: None,
         tcp_broken: None,
         tcp_completed: None,
         tcp_bytes: None,
