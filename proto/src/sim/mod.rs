@@ -483,8 +483,9 @@ impl World {
             if self.tap.as_mut().is_some_and(|tap| !tap(link, side, data)) {
                 continue;
             }
-            // Outer headers: IPv4 and UDP.
-            for at in self.links[link][side as usize].pass(now, data.len() + 28, &mut self.rng).into_iter().flatten() {
+            // Outer headers: IPv4 or IPv6, and UDP.
+            let len = data.len() + if transmit.to.is_ipv6() { 48 } else { 28 };
+            for at in self.links[link][side as usize].pass(now, len, &mut self.rng).into_iter().flatten() {
                 self.put_in_flight(
                     at,
                     InFlight { to: side.other(), link, from, to_address: transmit.to, data: data.to_vec() },
