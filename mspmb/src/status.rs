@@ -109,6 +109,7 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
         Some(PathState::Absent) => "absent",
         Some(PathState::Down) => "DOWN",
         Some(PathState::Suspect) => "suspect",
+        Some(PathState::Impaired) => "IMPAIRED",
         Some(PathState::Up) if used => "up, used",
         Some(PathState::Up) => "up",
     };

@@ -41,6 +41,8 @@ pub enum PathState {
     Absent,
     /// Nothing comes back.
     Down,
+    /// Small packets arrive and larger ones do not. It is used where nothing better is there.
+    Impaired,
     /// It worked until a moment ago, and something is overdue.
     Suspect,
     /// Packets are known to arrive.

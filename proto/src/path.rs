@@ -10,7 +10,7 @@ use crate::received::ReceivedLog;
 use crate::schedule::Standing;
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
-use crate::wire::{Fragment, Hello, Item, MAX_MESSAGE, Receipt, Writer};
+use crate::wire::{Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
 use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -153,15 +153,21 @@ impl Path {
             return;
         }
         let Some(size) = self.mtu.on_timeout(ctx.now, self.health.patience()) else { return };
+        if let Some(id) = self.send_padded(ctx, size, false) {
+            self.mtu.on_probe(id);
+        }
+    }
+
+    /// A PING that fills a datagram of this length.
+    fn send_padded(&mut self, ctx: &mut Context<'_>, datagram: u16, eliciting: bool) -> Option<PacketId> {
         let mut buffer = std::mem::take(ctx.scratch);
-        buffer.resize(usize::from(size) - OVERHEAD, 0);
+        buffer.resize(usize::from(datagram).saturating_sub(OVERHEAD).max(LEAST_MESSAGE), 0);
         let mut message = Writer::new(&mut buffer);
         message.add(&Item::Ping);
         message.pad();
-        if let Some(id) = self.send_numbered(ctx, message.finish(), false) {
-            self.mtu.on_probe(id);
-        }
+        let id = self.send_numbered(ctx, message.finish(), eliciting);
         *ctx.scratch = buffer;
+        id
     }
 
     /// Sends what a tunnel wrote by itself: a handshake message, or a keepalive with a number.
@@ -294,7 +300,10 @@ impl Path {
     /// Takes a receipt for packets of this path, which came by the path of slot `via`.
     pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
-        let transition = self.health.on_receipt(receipt, via, now, |len, arrived| self.mtu.on_judged(len, arrived));
+        let transition = self.health.on_receipt(receipt, via, now, |len, arrived| {
+            self.mtu.on_judged(len, arrived);
+            len <= self.mtu.size()
+        });
         if self.health.state() == PathState::Up {
             self.attempts = 0;
         }
@@ -349,12 +358,15 @@ impl Path {
     }
 
     pub(crate) fn alive(&self) -> bool {
-        matches!(self.health.state(), PathState::Up | PathState::Suspect)
+        matches!(self.health.state(), PathState::Up | PathState::Suspect | PathState::Impaired)
     }
 
     /// Sends the questions that its health wants asked.
     pub(crate) fn ask(&mut self, ctx: &mut Context<'_>, wants: Wants, role: Role) {
         let asked = wants.ping && self.send_item(ctx, &Item::Ping);
+        if let Some(len) = wants.large {
+            self.send_padded(ctx, len, true);
+        }
         if role == Role::Initiator && (wants.initiation || (wants.ping && !asked)) {
             self.initiate(ctx);
         }

@@ -183,7 +183,8 @@ impl Peer {
         };
         let mut alive = [false; MAX_SLOTS];
         for path in &self.paths {
-            alive[usize::from(path.config.slot)] = path.alive();
+            // An impaired one keeps nobody: what flows there is lost.
+            alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
         }
         let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, || spread(&self.paths));
         let (receipts, fragments, id) = (self.receipts(), self.puts_together(), self.fragmented);
@@ -446,6 +447,7 @@ impl Peer {
             several_ways: path.endpoints.len() > 1,
             active: self.is_active(now) && !(path.metered() && self.current != Some(slot)),
             keepalive: path.keepalive,
+            largest: path.mtu.size(),
         }
     }
 
