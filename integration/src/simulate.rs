@@ -362,7 +362,7 @@ mod tests {
         std::fs::write(&file, text).expect("the temporary folder is writable");
         let loaded = load(&file.to_string_lossy(), &[]);
         std::fs::remove_file(&file).expect("it was written above");
-        loaded.expect("a sound scenario")
+        loaded.expect("a sound scenario").remove(0)
     }
 
     const CUT: &str = "[[timeline]]\nat = { from = \"2s\", to = \"3s\" }\ndo = \"cut\"\nlink = \"isp-a\"\n\
