@@ -64,8 +64,12 @@ const PROBE_UNKNOWN_MOST: Duration = Duration::from_secs(1);
 /// While down with a session, every third question comes with an initiation: the peer may have lost the session.
 const QUESTIONS_PER_INITIATION: u32 = 3;
 
-/// The first probation. Two seconds of good receipts are some hundred samples; what was a flap has shown itself.
+/// The first probation after silence. Two seconds of good receipts are some hundred samples; what was a flap has shown
+/// itself.
 const PROBATION: Duration = Duration::from_secs(2);
+/// The first probation after a loss that was announced (carrier, address or route gone) and remedied: the cause is known
+/// and over. With [`crate::schedule`]'s grace for flows that never pause, all is back within a second of the remedy.
+const PROBATION_ANNOUNCED: Duration = Duration::from_millis(500);
 /// The longest one: a path that keeps failing costs its flows at most a failover a minute.
 const PROBATION_MOST: Duration = Duration::from_secs(60);
 /// This long without failing, and the failures are forgotten.
@@ -120,6 +124,8 @@ pub(crate) struct Surroundings {
     pub(crate) initiator: bool,
     /// Another path of the bundle is up.
     pub(crate) other_up: bool,
+    /// The peer may be reached at more than one address.
+    pub(crate) several_ways: bool,
     /// The bundle carries traffic.
     pub(crate) active: bool,
 }
@@ -142,6 +148,8 @@ pub(crate) struct Health {
     /// Something came from the peer by this path since it was last asked.
     heard: bool,
     failures: u32,
+    /// The probation that the last failure asks for, before it is doubled for the earlier ones.
+    probation: Duration,
     probation_until: Instant,
 }
 
@@ -158,6 +166,7 @@ impl Health {
             asked: 0,
             heard: false,
             failures: 0,
+            probation: PROBATION,
             probation_until: Instant::ZERO,
         }
     }
@@ -237,8 +246,8 @@ impl Health {
             PathState::Suspect => self.change(now, PathState::Up, "receipts arrive again"),
             PathState::Down => {
                 if self.failures > 0 {
-                    let doublings = (self.failures - 1).min(5);
-                    self.probation_until = now + (PROBATION * 2u32.pow(doublings)).min(PROBATION_MOST);
+                    let doublings = (self.failures - 1).min(7);
+                    self.probation_until = now + (self.probation * 2u32.pow(doublings)).min(PROBATION_MOST);
                 }
                 self.change(now, PathState::Up, "receipts arrive")
             }
@@ -259,8 +268,16 @@ impl Health {
                 self.change(now, PathState::Down, "the uplink is there; no answer yet")
             }
             (false, PathState::Absent) | (true, _) => None,
-            (false, _) => self.fail(now, PathState::Absent, "the uplink is gone"),
+            (false, _) => self.fail(now, PathState::Absent, PROBATION_ANNOUNCED, "the uplink is gone"),
         }
+    }
+
+    /// The path leads to another address of the peer: what is under way by the old one is not waited for, and how long
+    /// the new one takes is not known.
+    pub(crate) fn on_other_way(&mut self) {
+        self.sent.abandon();
+        self.rtt = [None; MAX_SLOTS];
+        self.last_asked = None;
     }
 
     /// The peer started anew, or there is a session where there was none: what is open will never be acknowledged.
@@ -273,7 +290,9 @@ impl Health {
     pub(crate) fn on_session(&mut self, now: Instant, alive: bool) -> Option<Transition> {
         match (alive, self.state) {
             (true, PathState::Down | PathState::Suspect) => self.change(now, PathState::Up, "a session is alive"),
-            (false, PathState::Up | PathState::Suspect) => self.fail(now, PathState::Down, "the session has ended"),
+            (false, PathState::Up | PathState::Suspect) => {
+                self.fail(now, PathState::Down, PROBATION, "the session has ended")
+            }
             _ => None,
         }
     }
@@ -288,7 +307,7 @@ impl Health {
         if !matches!(self.state, PathState::Up | PathState::Suspect) {
             return None;
         }
-        self.fail(now, PathState::Down, "the peer says that its uplink is gone")
+        self.fail(now, PathState::Down, PROBATION_ANNOUNCED, "the peer says that its uplink is gone")
     }
 
     /// Something came from the peer by this path: no evidence for the direction in which we send, but an occasion to
@@ -297,12 +316,13 @@ impl Health {
         self.heard = true;
     }
 
-    fn fail(&mut self, now: Instant, to: PathState, reason: &'static str) -> Option<Transition> {
+    fn fail(&mut self, now: Instant, to: PathState, probation: Duration, reason: &'static str) -> Option<Transition> {
         for _ in 0..self.sent.abandon() {
             self.loss += (1.0 - self.loss) / 64.0;
         }
         if matches!(self.state, PathState::Up | PathState::Suspect) {
             self.failures += 1;
+            self.probation = probation;
         }
         self.asked = 0;
         self.change(now, to, reason)
@@ -374,7 +394,7 @@ impl Health {
             }
             PathState::Suspect if self.confirm_at(around.other_up) <= now => {
                 self.last_asked = None;
-                transition = self.fail(now, PathState::Down, "nothing is acknowledged any more");
+                transition = self.fail(now, PathState::Down, PROBATION, "nothing is acknowledged any more");
             }
             _ => {}
         }
@@ -384,7 +404,9 @@ impl Health {
             self.heard = false;
             self.last_asked = Some(now);
             if self.state == PathState::Down {
-                wants.initiation = self.asked % QUESTIONS_PER_INITIATION == QUESTIONS_PER_INITIATION - 1;
+                // A way to another address may work while this one is dead, and only a handshake finds it.
+                let every = if around.several_ways { 1 } else { QUESTIONS_PER_INITIATION };
+                wants.initiation = self.asked % every == every - 1;
                 self.asked = self.asked.saturating_add(1);
             }
         }
@@ -400,8 +422,8 @@ mod tests {
         Instant::from_nanos(ms * 1_000_000)
     }
 
-    const ALONE: Surroundings = Surroundings { initiator: true, other_up: false, active: true };
-    const PAIRED: Surroundings = Surroundings { initiator: true, other_up: true, active: true };
+    const ALONE: Surroundings = Surroundings { initiator: true, other_up: false, several_ways: false, active: true };
+    const PAIRED: Surroundings = Surroundings { initiator: true, other_up: true, several_ways: false, active: true };
 
     /// A path that has sent a packet each millisecond for 200 ms and had a receipt each 10 ms, 20 ms after.
     fn settled() -> (Health, u64) {
@@ -491,7 +513,7 @@ mod tests {
     #[test]
     fn only_the_initiator_asks_on_a_path_that_is_down() {
         let mut health = Health::new(at(0), true);
-        let core = Surroundings { initiator: false, other_up: false, active: false };
+        let core = Surroundings { initiator: false, other_up: false, several_ways: false, active: false };
         assert_eq!(health.deadline(core, at(0)), None);
         assert_eq!(health.on_timeout(core, at(10_000)).1, Wants::default());
         let (_, wants) = health.on_timeout(ALONE, at(10_000));

@@ -49,6 +49,8 @@ pub(crate) struct Path {
     pub(crate) hellos: u32,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
+    /// Initiations since the path last worked: tells whose turn it is.
+    pub(crate) attempts: usize,
     /// A handshake is wanted whatever the age of the session.
     pub(crate) initiation_wanted: bool,
     pub(crate) tx: Traffic,
@@ -70,6 +72,7 @@ impl Path {
             hello_at: None,
             hellos: 0,
             initiated_at: None,
+            attempts: 0,
             initiation_wanted: false,
             tx: Traffic::default(),
             rx: Traffic::default(),
@@ -127,10 +130,41 @@ impl Path {
         }
     }
 
+    /// Begins a handshake. While the path works, where it works; otherwise the same initiation goes to all addresses of
+    /// the peer, which answers the first copy that comes, and the way of the first answer is kept. Every second one
+    /// goes to one address alone, each in its turn: a way there that is fast and whose way back is broken would win
+    /// every race.
     pub(crate) fn initiate(&mut self, ctx: &mut Context<'_>) {
         self.initiated_at = Some(ctx.now);
-        let route = self.route;
-        self.send_own(ctx, route, |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
+        let Some(mut route) = self.route else { return };
+        let race = !(self.alive() && self.tunnel.has_session());
+        let attempt = if race { self.attempts } else { 0 };
+        if race {
+            self.attempts = self.attempts.wrapping_add(1);
+        }
+        if let Some(&alone) = self.endpoints.get(attempt / 2 % self.endpoints.len().max(1))
+            && attempt % 2 == 1
+        {
+            route.to = alone;
+        }
+        let before = self.tx.packets;
+        self.send_own(ctx, Some(route), |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
+        if race && attempt % 2 == 0 && self.tx.packets > before {
+            for &to in self.endpoints.iter().filter(|&&to| to != route.to) {
+                ctx.out.repeat(to);
+                self.tx.add(HANDSHAKE_MAX);
+            }
+        }
+    }
+
+    /// A handshake that this end began was answered from `from`: that way works, both ways.
+    pub(crate) fn on_answer(&mut self, from: SocketAddr) {
+        if let Some(route) = self.route.as_mut().filter(|route| route.to != from)
+            && self.endpoints.contains(&from)
+        {
+            route.to = from;
+            self.health.on_other_way();
+        }
     }
 
     pub(crate) fn say_hello(&mut self, ctx: &mut Context<'_>, answer: bool) {
@@ -164,7 +198,11 @@ impl Path {
 
     /// Takes a receipt for packets of this path, which came by the path of slot `via`.
     pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
-        self.health.on_receipt(receipt, via, now, |_, _| {})
+        let transition = self.health.on_receipt(receipt, via, now, |_, _| {});
+        if self.health.state() == PathState::Up {
+            self.attempts = 0;
+        }
+        transition
     }
 
     /// How the uplink can be used now, if at all.
@@ -179,10 +217,12 @@ impl Path {
             return None;
         }
         self.route = route;
+        self.attempts = 0;
         if route.is_some() {
             self.tick_at.get_or_insert(now);
+            // The session is good at any of the peer's addresses.
+            self.health.on_other_way();
         }
-        self.health.ask_now();
         self.health.on_presence(now, route.is_some())
     }
 
@@ -219,10 +259,12 @@ impl Path {
                 let handshake = tunnel.tick(now, indices, dst);
                 (handshake.send, handshake.id)
             });
-            if std::mem::take(&mut self.initiation_wanted) {
-                self.initiate(ctx);
+            if role == Role::Initiator {
+                if std::mem::take(&mut self.initiation_wanted) {
+                    self.initiate(ctx);
+                }
+                self.rekey_if_due(ctx);
             }
-            self.rekey_if_due(ctx);
         }
         if self.hello_at.is_some_and(|at| at <= ctx.now) {
             self.hellos += 1;

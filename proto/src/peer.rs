@@ -177,9 +177,14 @@ impl Peer {
         let path = self.path_mut(slot).ok_or(DropReason::HandshakeInvalid)?;
         path.tick_at.get_or_insert(ctx.now);
         // A responder answers to where the initiation came from and remembers nothing of it: an old initiation, played
-        // again from elsewhere, moves no endpoint. An initiator confirms to the endpoint it has chosen.
+        // again from elsewhere, moves no endpoint. An initiator confirms to where the answer came from, if it knows that
+        // address for the peer's.
         let back = Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 };
-        let route = if role == Role::Responder { Some(back) } else { path.route };
+        let route = match role {
+            Role::Responder => Some(back),
+            Role::Initiator if path.endpoints.contains(&datagram.from) => Some(Route { from: None, ..back }),
+            Role::Initiator => path.route,
+        };
         let mut outcome = Err(DropReason::HandshakeInvalid);
         path.send_own(ctx, route, |tunnel, now, indices, dst| {
             outcome = tunnel.handshake(datagram.data, now, indices, dst);
@@ -187,6 +192,7 @@ impl Peer {
         });
         if outcome?.established {
             path.rx.add(datagram.data.len());
+            path.on_answer(datagram.from);
             path.on_session(ctx, kind);
         }
         Ok(())
@@ -376,6 +382,7 @@ impl Peer {
         Surroundings {
             initiator: self.role == Role::Initiator,
             other_up: self.paths.iter().any(|p| p.config.slot != slot && p.health.state() == PathState::Up),
+            several_ways: self.paths.iter().any(|p| p.config.slot == slot && p.endpoints.len() > 1),
             active: self.last_traffic.is_some_and(|at| now.since(at) < ACTIVE),
         }
     }
