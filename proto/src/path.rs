@@ -11,7 +11,7 @@ use crate::schedule::Standing;
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
 use crate::wire::{Fragment, Hello, Item, MAX_MESSAGE, Receipt, Writer};
-use crate::{Instant, LinkId, PathId, PeerId, Uplink};
+use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -49,6 +49,10 @@ pub(crate) struct Path {
     /// When HELLO is to be said again; `None`: it was answered, or has been said often enough.
     pub(crate) hello_at: Option<Instant>,
     pub(crate) hellos: u32,
+    /// The epoch of the peer that has heard our HELLO by this path: it need not be said again with each session.
+    pub(crate) told: Option<u64>,
+    /// How the path is asked while idle, if that is known: a box's by its uplink, a core's by HELLO.
+    pub(crate) keepalive: Option<Keepalive>,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
@@ -81,6 +85,8 @@ impl Path {
             tick_at: None,
             hello_at: None,
             hellos: 0,
+            told: None,
+            keepalive: None,
             initiated_at: None,
             attempts: 0,
             initiation_wanted: false,
@@ -238,6 +244,8 @@ impl Path {
             pop: ctx.identity.pop,
             epoch: ctx.epoch,
             capabilities: Hello::FRAGMENTS,
+            // Only a box has uplinks to say that of.
+            keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             ..Hello::default()
         });
         self.send_item(ctx, &hello);
@@ -251,13 +259,36 @@ impl Path {
         self.send(ctx, message.finish(), true)
     }
 
-    /// A new session is in use.
-    pub(crate) fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind) {
+    /// A new session is in use. `remote_epoch`: the peer's, if it is known.
+    pub(crate) fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind, role: Role, remote_epoch: Option<u64>) {
         self.tick_at.get_or_insert(ctx.now);
-        self.health.ask_now();
-        self.health.on_heard();
+        // One end's question is enough while the path works.
+        if role == Role::Initiator || !self.alive() {
+            self.health.ask_now();
+        }
+        self.health.on_heard(ctx.now);
+        if kind != PeerKind::Client && (self.told.is_none() || self.told != remote_epoch) {
+            self.begin_hello(ctx.now);
+        }
+    }
+
+    /// Says HELLO until it is known to have been heard.
+    fn begin_hello(&mut self, now: Instant) {
         self.hellos = 0;
-        self.hello_at = (kind != PeerKind::Client).then_some(ctx.now);
+        self.told = None;
+        self.hello_at = Some(now);
+    }
+
+    /// The peer of this epoch has said HELLO. If it does not know ours it says its own until it has our answer.
+    pub(crate) fn on_hello(&mut self, ctx: &mut Context<'_>, hello: &Hello) {
+        if self.config.link.is_none() {
+            self.keepalive = hello.keepalive;
+        }
+        self.hello_at = None;
+        self.told = Some(hello.epoch);
+        if !hello.answer {
+            self.say_hello(ctx, true);
+        }
     }
 
     /// Takes a receipt for packets of this path, which came by the path of slot `via`.
@@ -283,6 +314,10 @@ impl Path {
     pub(crate) fn set_uplink(&mut self, now: Instant, link: LinkId, uplink: Option<&Uplink>) -> Option<Transition> {
         self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints.clone());
         self.config.preference = uplink.map_or(self.config.preference, |uplink| uplink.preference);
+        let keepalive = uplink.map(|uplink| uplink.keepalive).or(self.keepalive);
+        if keepalive != std::mem::replace(&mut self.keepalive, keepalive) && self.told.is_some() {
+            self.begin_hello(now);
+        }
         if self.route.is_some_and(|route| self.endpoints.contains(&route.to)) {
             return None;
         }
@@ -309,6 +344,10 @@ impl Path {
         Standing::of(health.state(), health.on_probation(now), now.since(health.since()), session)
     }
 
+    pub(crate) fn metered(&self) -> bool {
+        self.keepalive.is_some_and(|keepalive| keepalive.metered)
+    }
+
     pub(crate) fn alive(&self) -> bool {
         matches!(self.health.state(), PathState::Up | PathState::Suspect)
     }
@@ -331,7 +370,8 @@ impl Path {
     ) -> Option<Transition> {
         if self.tick_at? <= ctx.now {
             self.tick_at = Some(ctx.now + if role == Role::Initiator { TICK_INITIATOR } else { TICK_RESPONDER });
-            let route = self.route;
+            // A peer that sends receipts has no use for WireGuard's own keepalives.
+            let route = self.route.filter(|_| !receipts);
             self.send_own(ctx, route, |tunnel, now, indices, dst| {
                 let handshake = tunnel.tick(now, indices, dst);
                 (handshake.send, handshake.id)

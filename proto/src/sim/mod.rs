@@ -102,7 +102,7 @@ impl Outside {
     }
 
     /// The address that a datagram from inside has outside; a binding that was forgotten is made anew.
-    fn from_inside(&mut self, now: Instant, ipv6: bool) -> SocketAddr {
+    fn translate(&mut self, now: Instant, ipv6: bool) -> SocketAddr {
         if ipv6 {
             return self.v6;
         }
@@ -475,7 +475,7 @@ impl World {
             let (link, from, core) = match side {
                 Side::Box => {
                     let link = usize::from(transmit.link.0);
-                    (link, self.outside[link].from_inside(now, transmit.to.is_ipv6()), transmit.to)
+                    (link, self.outside[link].translate(now, transmit.to.is_ipv6()), transmit.to)
                 }
                 // By the address that the core answers to; an address that no NAT has any more leads nowhere.
                 Side::Core => {
