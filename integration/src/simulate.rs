@@ -72,6 +72,9 @@ impl<'a> Simulation<'a> {
             let beyond = simulation.beyond(&link.far.host, name)?;
             simulation.uplinks.push((name, link, beyond));
         }
+        if let Some((name, _)) = scenario.links.iter().find(|(_, link)| link.mtu.is_some() || link.filter.is_some()) {
+            bail!("link {name} has an MTU or a filter, which needs a kernel");
+        }
         simulation.check_timeline()?;
         for traffic in &scenario.traffic {
             match traffic {
@@ -137,6 +140,7 @@ impl<'a> Simulation<'a> {
                 Action::Cut | Action::CutUp | Action::CutDown | Action::CarrierDown | Action::Heal => true,
                 Action::Flap | Action::FlapCarrier | Action::Netem | Action::Mark => true,
                 Action::Kill | Action::Start => step.host.as_deref().is_some_and(|host| self.end(host).is_some()),
+                Action::Mtu | Action::Filter => false,
                 Action::Restart | Action::Stop | Action::Reload | Action::Exec => false,
             };
             let uplinks_only = step.links().all(|link| self.slot(link).is_some());
@@ -373,7 +377,7 @@ mod tests {
         std::fs::write(&file, text).expect("the temporary folder is writable");
         let loaded = load(&file.to_string_lossy(), &[]);
         std::fs::remove_file(&file).expect("it was written above");
-        loaded.expect("a sound scenario")
+        loaded.expect("a sound scenario").remove(0)
     }
 
     const CUT: &str = "[[timeline]]\nat = { from = \"2s\", to = \"3s\" }\ndo = \"cut\"\nlink = \"isp-a\"\n\
