@@ -260,7 +260,7 @@ impl Health {
                 impairment.on_judged(len, arrived, now);
             }
         });
-        if let (Some(sent_at), Some(rtt)) = (learnt.largest_sent_at, self.rtt.get_mut(usize::from(via))) {
+        if let (Some(sent_at), Some(rtt)) = (learnt.sample_from, self.rtt.get_mut(usize::from(via))) {
             let delay = Duration::from_micros(receipt.delay_us.into());
             Rtt::sample(rtt, now.since(sent_at).saturating_sub(delay), now);
         }
@@ -328,6 +328,17 @@ impl Health {
         self.rtt = [None; MAX_SLOTS];
         self.impairment = Impairment::default();
         self.last_asked = None;
+    }
+
+    /// This end stood still until now: what was under way is forgotten, nothing is judged by it, and all is asked anew.
+    pub(crate) fn on_stall(&mut self, now: Instant) {
+        self.sent.forget();
+        self.last_asked = None;
+        self.sign_of_life = now;
+        self.acknowledged_at = now;
+        if self.state == PathState::Suspect {
+            self.since = now;
+        }
     }
 
     /// The peer started anew, or there is a session where there was none: what is open will never be acknowledged.
