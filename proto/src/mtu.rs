@@ -10,7 +10,7 @@
 //!     v                    |                                                  ^    |        than MAX: again
 //!   [Search: MAX] ---------+                                                  |    |
 //!     ^      |  3 lost                                                        |    |
-//!     |      +--> [Search: BASE] --> [Search: FULL, then the middle] ----------+    |
+//!     |      +--> [Search: BASE] --> [Search: FULL, then the middle] ---------+    |
 //!     |               |  3 lost: LEAST is assumed, search below BASE               |
 //!     |                                                                            |
 //!     +------------- three datagrams above BASE lost, none has arrived ------------+
