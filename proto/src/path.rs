@@ -2,7 +2,7 @@
 
 use crate::config::{PathConfig, PeerKind};
 use crate::health::{Health, Surroundings, Transition, Wants};
-use crate::mtu::{self, Discovery};
+use crate::mtu::Discovery;
 use crate::node::PathState;
 use crate::output::Route;
 use crate::peer::Context;
@@ -79,7 +79,7 @@ impl Path {
             // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
             health: Health::new(now, role == Role::Responder),
             received: ReceivedLog::default(),
-            mtu: Discovery::new(mtu::largest(tun_mtu)),
+            mtu: Discovery::new(tun_mtu),
             endpoints: Vec::new(),
             route: None,
             tick_at: None,

@@ -155,6 +155,12 @@ pub struct PeerSample {
     pub current_slot: Option<u8>,
     /// Changes of that slot since the daemon's start.
     pub path_changes: u64,
+    /// Packets sent in fragments.
+    #[serde(default)]
+    pub fragmented: u64,
+    /// Packets put together from fragments.
+    #[serde(default)]
+    pub reassembled: u64,
     /// What was dropped of this peer's, by reason; those of zero left out.
     pub drops: BTreeMap<String, u64>,
     /// Its paths.
@@ -172,6 +178,9 @@ pub struct PathSample {
     pub rtt_ms: Option<f64>,
     /// Share lost, 0 to 1.
     pub loss: Option<f64>,
+    /// The largest inner packet that goes in one datagram.
+    #[serde(default)]
+    pub mtu: Option<u16>,
 }
 
 impl StatusSample {
@@ -185,11 +194,13 @@ impl StatusSample {
             reachable: peer.reachable,
             current_slot: peer.current_slot,
             path_changes: peer.path_changes,
+            fragmented: peer.fragmented,
+            reassembled: peer.reassembled,
             drops: nonzero(&peer.drops),
             paths: peer
                 .paths
                 .iter()
-                .map(|p| PathSample { slot: p.id.slot, state: p.state, rtt_ms: p.rtt_ms, loss: p.loss })
+                .map(|p| PathSample { slot: p.id.slot, state: p.state, rtt_ms: p.rtt_ms, loss: p.loss, mtu: p.mtu })
                 .collect(),
         });
         StatusSample { at_ms, node: node.to_owned(), drops: nonzero(&snapshot.drops), peers: peers.collect() }
