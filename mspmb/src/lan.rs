@@ -8,14 +8,27 @@
 //! | table 7700: `unreachable default`, last | it goes nowhere when there is no TUN: an ISP never sees it |
 //! | main: `unreachable PREFIX`, last | what comes for an address that nobody has is refused, not sent back |
 //!
+//! And where an ISP's network overlaps the prefix ([`crate::overlap`]), before all of them:
+//!
+//! | rule or route | so that |
+//! | --- | --- |
+//! | `to PREFIX lookup 7701` | the site's packets are delivered by the table below, whatever the ISP's router claims |
+//! | table 7701: the site's own routes of the main table | they reach the LAN |
+//! | table 7701: `unreachable PREFIX`, last | and nothing else |
+//!
 //! Packets from the TUN have the site's addresses as destination and are delivered by the main table. The box's own
 //! traffic and everybody else's has other sources, and meets none of this.
 
+use crate::overlap::Overlaps;
 use dataplane::host::{Change, Sysctl, effective_rp_filter, read_sysctl};
 use dataplane::netlink::{MAIN, Route, Rule, Target};
 use ipnet::IpNet;
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// The table of the site's own networks, where an ISP's overlaps them; its rule stands before all others of ours.
+const OWN: u32 = TABLE + 1;
+const BEFORE: u32 = TABLE - 1;
 /// The table of the site's packets; also where its rules stand among all. Any number that nobody else uses does; these
 /// are before the main table's rule (32766).
 const TABLE: u32 = 7700;
@@ -55,6 +68,34 @@ pub(crate) fn routing(prefixes: &[IpNet], tun: &str) -> Vec<Change> {
     changes
 }
 
+/// What keeps the site's packets from going by an ISP's routes, in the order in which it must come.
+pub(crate) fn protection(overlaps: &Overlaps) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (interface, way) in &overlaps.own {
+        let target = match way.gateway {
+            Some(gateway) => Target::Gateway(gateway, interface.clone()),
+            None => Target::Interface(interface.clone()),
+        };
+        // IPv6 takes 0 for "no metric given" and makes it this one.
+        let metric = if way.metric == 0 { ORDINARY } else { way.metric };
+        changes.push(Change::Route(Route { prefix: way.prefix, table: OWN, metric, target }));
+    }
+    // A table has one route for a prefix and a metric: of two, the main table takes the first.
+    let mut seen = HashSet::new();
+    changes.retain(|change| !matches!(change, Change::Route(route) if !seen.insert((route.prefix, route.metric))));
+    for &prefix in &overlaps.prefixes {
+        changes.push(Change::Route(Route { prefix, table: OWN, metric: LAST, target: Target::Unreachable }));
+    }
+    for &prefix in &overlaps.prefixes {
+        let from = IpNet::new_assert(
+            if prefix.addr().is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() },
+            0,
+        );
+        changes.push(Change::Rule(Rule { from, to: Some(prefix), table: OWN, priority: BEFORE }));
+    }
+    changes
+}
+
 fn same_family(a: &IpNet, b: &IpNet) -> bool {
     a.addr().is_ipv4() == b.addr().is_ipv4()
 }
@@ -63,28 +104,36 @@ fn same_family(a: &IpNet, b: &IpNet) -> bool {
 /// asks on a path that is down, so that traffic is back within 300 ms of the link.
 const NEIGHBOUR_RETRANSMISSION_MS: &str = "200";
 
-/// The kernel parameters for these prefixes and for those of the uplinks that exist, in the order in which they must
-/// come. It depends on what they are now, and asks for the same again once they are in force.
-pub(crate) fn parameters<'a>(prefixes: &[IpNet], uplinks: impl IntoIterator<Item = &'a str>) -> Vec<Change> {
+/// The kernel parameters for these prefixes and for the uplinks that exist, by their numbers, in the order in which they
+/// must come. It depends on what they are now, and asks for the same again once they are in force.
+pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32]) -> Vec<Change> {
     let has = |ipv4: bool| prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == ipv4);
     let mut changes = Vec::new();
     let mut set = |key: String, value: &str| changes.push(Change::Sysctl(Sysctl { key, value: value.into() }));
     for uplink in uplinks {
         // Answers come in by the uplink they belong to, whatever the main table thinks is the way back to the core:
         // the strict filter (1) would drop them.
-        if effective_rp_filter(uplink) != 0 {
-            set(format!("net/ipv4/conf/{uplink}/rp_filter"), "2");
+        if effective_rp_filter(&format!("#{uplink}")) != 0 {
+            set(format!("net/ipv4/conf/#{uplink}/rp_filter"), "2");
+        }
+        // Two uplinks may be on one network (two cables to one router): each asks and answers for its own address only,
+        // or the router sends the packets of both to one.
+        for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
+            let key = format!("net/ipv4/conf/#{uplink}/{key}");
+            if read_sysctl(&key).is_ok_and(|now| now == "0" || now == value) {
+                set(key, value);
+            }
         }
         // On a link that returns after a minute the next hop has been forgotten, and is asked for once a second by
         // default; the tunnels ask five times a second, and need not wait for it.
         for family in ["ipv4", "ipv6"] {
-            let retransmission = format!("net/{family}/neigh/{uplink}/retrans_time_ms");
+            let retransmission = format!("net/{family}/neigh/#{uplink}/retrans_time_ms");
             if read_sysctl(&retransmission).is_ok() {
                 set(retransmission, NEIGHBOUR_RETRANSMISSION_MS);
             }
         }
         // A host that forwards IPv6 forgets what routers advertised, unless told to listen all the same (2).
-        let accept_ra = format!("net/ipv6/conf/{uplink}/accept_ra");
+        let accept_ra = format!("net/ipv6/conf/#{uplink}/accept_ra");
         if has(false) && read_sysctl(&accept_ra).is_ok_and(|value| value != "0") {
             set(accept_ra, "2");
         }

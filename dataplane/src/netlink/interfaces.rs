@@ -60,9 +60,8 @@ pub struct Way {
 impl Interface {
     /// Its addresses that packets can be sent from now; those that stay before those that change.
     pub fn usable(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        let of = |secondary| {
-            self.addresses.iter().filter(move |address| address.usable && address.secondary == secondary)
-        };
+        let of =
+            |secondary| self.addresses.iter().filter(move |address| address.usable && address.secondary == secondary);
         of(false).chain(of(true)).map(|address| address.net.addr())
     }
 
@@ -263,11 +262,8 @@ mod tests {
 
     #[test]
     fn addresses_that_stay_come_before_those_that_change() {
-        let address = |text: &str, usable, secondary| Address {
-            net: text.parse().expect("an address"),
-            usable,
-            secondary,
-        };
+        let address =
+            |text: &str, usable, secondary| Address { net: text.parse().expect("an address"), usable, secondary };
         let interface = Interface {
             index: 1,
             name: "wan0".into(),
