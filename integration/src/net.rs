@@ -1,9 +1,11 @@
 //! The network of a run: namespaces, links between them, addresses, routes, NAT and ingress filters.
 
 pub mod build;
+mod filter;
 mod netlink;
 mod netns;
 
+pub use filter::Filter;
 pub use netlink::Netlink;
 pub use netns::Namespace;
 

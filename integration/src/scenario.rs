@@ -8,7 +8,7 @@ mod load;
 pub use load::{Loaded, list, load};
 
 use crate::meter::{Span, Traffic};
-use crate::net::{Netem, Rate};
+use crate::net::{Filter, Netem, Rate};
 use crate::report::Expect;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -91,6 +91,10 @@ pub struct Host {
     pub forward: bool,
     /// The interface whose first addresses are the host's own for traffic; without it, the first by name that has some.
     pub main: Option<String>,
+    /// It drops ICMP errors of both families, its own and those that it should forward, as some ISPs do: nobody hears
+    /// packet-too-big.
+    #[serde(default)]
+    pub filter_icmp: bool,
     /// Settings below /proc/sys, by path.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
@@ -262,6 +266,8 @@ pub struct Link {
     pub far: End,
     /// The MTU of both ends.
     pub mtu: Option<u32>,
+    /// What it drops in silence.
+    pub filter: Option<Filter>,
     /// One-way delay.
     pub delay: Option<Span>,
     /// Its variation, to either side.
@@ -314,7 +320,8 @@ pub struct Change {
 }
 
 /// A direction of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From near to far.
     Up,
@@ -388,6 +395,10 @@ pub struct Step {
     /// netem: what becomes different from far to near.
     #[serde(default)]
     pub down: Change,
+    /// mtu: the MTU that both ends of the link have from then on.
+    pub mtu: Option<u32>,
+    /// filter: what the link drops from then on.
+    pub filter: Option<Filter>,
     /// exec: what is run in the host's namespace; it must end with status 0.
     pub command: Option<Vec<String>>,
 }
@@ -435,6 +446,10 @@ pub enum Action {
     FlapCarrier,
     /// A link's settings change.
     Netem,
+    /// A link's MTU changes; `heal` does not give it back.
+    Mtu,
+    /// A link drops what matches `filter`, in silence, until it heals.
+    Filter,
     /// A daemon is asked to end, and started again when it has.
     Restart,
     /// A daemon is killed (SIGKILL).
@@ -468,6 +483,8 @@ impl Step {
             Action::Flap => "flap",
             Action::FlapCarrier => "flap carrier",
             Action::Netem => "netem",
+            Action::Mtu => "mtu",
+            Action::Filter => "filter",
             Action::Restart => "restart",
             Action::Kill => "kill -9",
             Action::Stop => "stop",
@@ -498,6 +515,9 @@ impl Scenario {
         for (name, link) in &self.links {
             host(&link.near.host, format!("links.{name}.near.host"))?;
             host(&link.far.host, format!("links.{name}.far.host"))?;
+            if let Some(problem) = link.filter.as_ref().and_then(Filter::problem) {
+                return Err((format!("links.{name}.filter"), problem.into()));
+            }
         }
         for (number, step) in self.timeline.iter().enumerate() {
             let at = |key: &str| format!("timeline.{number}.{key}");
@@ -512,10 +532,15 @@ impl Scenario {
             }
             use Action::*;
             let lacks = match step.action {
-                Cut | CutUp | CutDown | CarrierDown | Heal | Netem if step.links().next().is_none() => Some("link"),
+                Cut | CutUp | CutDown | CarrierDown | Heal | Netem | Mtu | Filter if step.links().next().is_none() => {
+                    Some("link")
+                }
                 Flap | FlapCarrier if step.links().next().is_none() => Some("link"),
                 Flap | FlapCarrier if step.period.is_none_or(|p| p.0.is_zero()) => Some("period"),
                 Flap | FlapCarrier if step.duration.is_none() => Some("for"),
+                // 68 octets is the least that IPv4 knows (RFC 791).
+                Mtu if step.mtu.is_none_or(|mtu| !(68..=65_535).contains(&mtu)) => Some("mtu"),
+                Filter if step.filter.is_none() => Some("filter"),
                 Restart | Kill | Stop | Start | Reload | Exec if step.host.is_none() => Some("host"),
                 Exec if step.command.as_ref().is_none_or(Vec::is_empty) => Some("command"),
                 Mark if step.name.is_none() => Some("name"),
@@ -523,6 +548,9 @@ impl Scenario {
             };
             if let Some(key) = lacks {
                 return Err((at("do"), format!("{} needs `{key}`", step.label())));
+            }
+            if let Some(problem) = step.filter.as_ref().and_then(|filter| filter.problem()) {
+                return Err((at("filter"), problem.into()));
             }
             if let At::Between(between) = step.at
                 && between.from > between.to
@@ -582,6 +610,12 @@ impl Scenario {
         let v4 = addresses.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
         let v6 = addresses.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
         (v4, v6)
+    }
+
+    /// Whether a link has a filter at any time.
+    pub fn filters(&self, link: &str) -> bool {
+        let steps = self.timeline.iter().filter(|step| step.action == Action::Filter);
+        self.links.get(link).is_some_and(|l| l.filter.is_some()) || steps.flat_map(Step::links).any(|l| l == link)
     }
 
     /// Whether our own daemons take part.

@@ -61,6 +61,9 @@ impl<'a> Simulation<'a> {
             let beyond = simulation.delay_to_core(&link.far.host, name)?;
             simulation.uplinks.push((name, link, beyond));
         }
+        if let Some((name, _)) = scenario.links.iter().find(|(_, link)| link.mtu.is_some() || link.filter.is_some()) {
+            bail!("link {name} has an MTU or a filter, which needs a kernel");
+        }
         simulation.check_timeline()?;
         for traffic in &scenario.traffic {
             match traffic {
@@ -71,7 +74,7 @@ impl<'a> Simulation<'a> {
                         _ => bail!("the traffic \"{}\" does not cross the tunnels", udp.name),
                     }
                 }
-                Traffic::Tcp(_) | Traffic::Ping(_) | Traffic::Iperf3(_) | Traffic::Watch(_) => {
+                Traffic::Sizes(_) | Traffic::Tcp(_) | Traffic::Ping(_) | Traffic::Iperf3(_) | Traffic::Watch(_) => {
                     simulation.left_out.push(format!("the traffic \"{}\"", traffic.name()));
                 }
                 // Without the attack the scenario would show nothing.
@@ -124,6 +127,7 @@ impl<'a> Simulation<'a> {
                 Action::Cut | Action::CutUp | Action::CutDown | Action::CarrierDown | Action::Heal => true,
                 Action::Flap | Action::FlapCarrier | Action::Netem | Action::Mark => true,
                 Action::Kill | Action::Start => step.host.as_deref().is_some_and(|host| self.end(host).is_some()),
+                Action::Mtu | Action::Filter => false,
                 Action::Restart | Action::Stop | Action::Reload | Action::Exec => false,
             };
             let uplinks_only = step.links().all(|link| self.slot(link).is_some());
@@ -300,13 +304,16 @@ impl<'a> Simulation<'a> {
 
 /// What is left of an expectation where there is no kernel; nothing, if all of it needs one.
 fn without_kernel(expect: &Expect) -> Option<Expect> {
-    if expect.tcp.is_some() || expect.ping.is_some() || expect.attack.is_some() {
+    if [&expect.sizes, &expect.tcp, &expect.ping, &expect.attack].into_iter().any(Option::is_some) {
         return None;
     }
     let rest = Expect {
         bgp: None,
         clean_exit: None,
         delivered_only_to: None,
+        black_holes: None,
+        arrived_up_to: None,
+        told_mtu: None,
         tcp_broken: None,
         tcp_completed: None,
         tcp_bytes: None,
@@ -355,7 +362,7 @@ mod tests {
         std::fs::write(&file, text).expect("the temporary folder is writable");
         let loaded = load(&file.to_string_lossy(), &[]);
         std::fs::remove_file(&file).expect("it was written above");
-        loaded.expect("a sound scenario")
+        loaded.expect("a sound scenario").remove(0)
     }
 
     const CUT: &str = "[[timeline]]\nat = { from = \"2s\", to = \"3s\" }\ndo = \"cut\"\nlink = \"isp-a\"\n\

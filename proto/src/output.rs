@@ -86,6 +86,13 @@ impl Output {
         Some(result)
     }
 
+    /// Sends the datagram sent last to one more address.
+    pub(crate) fn repeat(&mut self, to: SocketAddr) {
+        if let Some(last) = self.transmits.last().cloned() {
+            self.transmits.push(Transmit { to, ..last });
+        }
+    }
+
     /// Lends a buffer of `max` bytes for a packet to the TUN; [`Output::deliver`] keeps it, otherwise the next call
     /// lends it again.
     pub(crate) fn lend(&mut self, max: usize) -> &mut [u8] {

@@ -10,7 +10,7 @@ use crate::schedule::Standing;
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
 use crate::wire::{Hello, Item, MAX_MESSAGE, Receipt, Writer};
-use crate::{Instant, LinkId, PathId, PeerId, Uplink};
+use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -47,8 +47,14 @@ pub(crate) struct Path {
     /// When HELLO is to be said again; `None`: it was answered, or has been said often enough.
     pub(crate) hello_at: Option<Instant>,
     pub(crate) hellos: u32,
+    /// The epoch of the peer that has heard our HELLO by this path: it need not be said again with each session.
+    pub(crate) told: Option<u64>,
+    /// How the path is asked while idle, if that is known: a box's by its uplink, a core's by HELLO.
+    pub(crate) keepalive: Option<Keepalive>,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
+    /// Initiations since the path last worked: tells whose turn it is.
+    pub(crate) attempts: usize,
     /// A handshake is wanted whatever the age of the session.
     pub(crate) initiation_wanted: bool,
     pub(crate) tx: Traffic,
@@ -69,7 +75,10 @@ impl Path {
             tick_at: None,
             hello_at: None,
             hellos: 0,
+            told: None,
+            keepalive: None,
             initiated_at: None,
+            attempts: 0,
             initiation_wanted: false,
             tx: Traffic::default(),
             rx: Traffic::default(),
@@ -127,10 +136,41 @@ impl Path {
         }
     }
 
+    /// Begins a handshake. While the path works, where it works; otherwise the same initiation goes to all addresses of
+    /// the peer, which answers the first copy that comes, and the way of the first answer is kept. Every second one
+    /// goes to one address alone, each in its turn: a way there that is fast and whose way back is broken would win
+    /// every race.
     pub(crate) fn initiate(&mut self, ctx: &mut Context<'_>) {
         self.initiated_at = Some(ctx.now);
-        let route = self.route;
-        self.send_own(ctx, route, |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
+        let Some(mut route) = self.route else { return };
+        let race = !(self.alive() && self.tunnel.has_session());
+        let attempt = if race { self.attempts } else { 0 };
+        if race {
+            self.attempts = self.attempts.wrapping_add(1);
+        }
+        if let Some(&alone) = self.endpoints.get(attempt / 2 % self.endpoints.len().max(1))
+            && attempt % 2 == 1
+        {
+            route.to = alone;
+        }
+        let before = self.tx.packets;
+        self.send_own(ctx, Some(route), |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
+        if race && attempt % 2 == 0 && self.tx.packets > before {
+            for &to in self.endpoints.iter().filter(|&&to| to != route.to) {
+                ctx.out.repeat(to);
+                self.tx.add(HANDSHAKE_MAX);
+            }
+        }
+    }
+
+    /// A handshake that this end began was answered from `from`: that way works, both ways.
+    pub(crate) fn on_answer(&mut self, from: SocketAddr) {
+        if let Some(route) = self.route.as_mut().filter(|route| route.to != from)
+            && self.endpoints.contains(&from)
+        {
+            route.to = from;
+            self.health.on_other_way();
+        }
     }
 
     pub(crate) fn say_hello(&mut self, ctx: &mut Context<'_>, answer: bool) {
@@ -140,6 +180,8 @@ impl Path {
             middlebox: ctx.identity.middlebox,
             pop: ctx.identity.pop,
             epoch: ctx.epoch,
+            // Only a box has uplinks to say that of.
+            keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             ..Hello::default()
         });
         self.send_item(ctx, &hello);
@@ -153,24 +195,55 @@ impl Path {
         self.send(ctx, message.finish(), true)
     }
 
-    /// A new session is in use.
-    pub(crate) fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind) {
+    /// A new session is in use. `remote_epoch`: the peer's, if it is known.
+    pub(crate) fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind, role: Role, remote_epoch: Option<u64>) {
         self.tick_at.get_or_insert(ctx.now);
-        self.health.ask_now();
-        self.health.on_heard();
+        // One end's question is enough while the path works.
+        if role == Role::Initiator || !self.alive() {
+            self.health.ask_now();
+        }
+        self.health.on_heard(ctx.now);
+        if kind != PeerKind::Client && (self.told.is_none() || self.told != remote_epoch) {
+            self.begin_hello(ctx.now);
+        }
+    }
+
+    /// Says HELLO until it is known to have been heard.
+    fn begin_hello(&mut self, now: Instant) {
         self.hellos = 0;
-        self.hello_at = (kind != PeerKind::Client).then_some(ctx.now);
+        self.told = None;
+        self.hello_at = Some(now);
+    }
+
+    /// The peer of this epoch has said HELLO. If it does not know ours it says its own until it has our answer.
+    pub(crate) fn on_hello(&mut self, ctx: &mut Context<'_>, hello: &Hello) {
+        if self.config.link.is_none() {
+            self.keepalive = hello.keepalive;
+        }
+        self.hello_at = None;
+        self.told = Some(hello.epoch);
+        if !hello.answer {
+            self.say_hello(ctx, true);
+        }
     }
 
     /// Takes a receipt for packets of this path, which came by the path of slot `via`.
     pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
-        self.health.on_receipt(receipt, via, now, |_, _| {})
+        let transition = self.health.on_receipt(receipt, via, now, |_, _| {});
+        if self.health.state() == PathState::Up {
+            self.attempts = 0;
+        }
+        transition
     }
 
     /// How the uplink can be used now, if at all.
     pub(crate) fn set_uplink(&mut self, now: Instant, link: LinkId, uplink: Option<&Uplink>) -> Option<Transition> {
         self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints.clone());
         self.config.preference = uplink.map_or(self.config.preference, |uplink| uplink.preference);
+        let keepalive = uplink.map(|uplink| uplink.keepalive).or(self.keepalive);
+        if keepalive != std::mem::replace(&mut self.keepalive, keepalive) && self.told.is_some() {
+            self.begin_hello(now);
+        }
         if self.route.is_some_and(|route| self.endpoints.contains(&route.to)) {
             return None;
         }
@@ -179,10 +252,12 @@ impl Path {
             return None;
         }
         self.route = route;
+        self.attempts = 0;
         if route.is_some() {
             self.tick_at.get_or_insert(now);
+            // The session is good at any of the peer's addresses.
+            self.health.on_other_way();
         }
-        self.health.ask_now();
         self.health.on_presence(now, route.is_some())
     }
 
@@ -190,6 +265,10 @@ impl Path {
         let health = &self.health;
         let session = self.tunnel.has_session() && self.route.is_some();
         Standing::of(health.state(), health.on_probation(now), now.since(health.since()), session)
+    }
+
+    pub(crate) fn metered(&self) -> bool {
+        self.keepalive.is_some_and(|keepalive| keepalive.metered)
     }
 
     pub(crate) fn alive(&self) -> bool {
@@ -214,15 +293,18 @@ impl Path {
     ) -> Option<Transition> {
         if self.tick_at? <= ctx.now {
             self.tick_at = Some(ctx.now + if role == Role::Initiator { TICK_INITIATOR } else { TICK_RESPONDER });
-            let route = self.route;
+            // A peer that sends receipts has no use for WireGuard's own keepalives.
+            let route = self.route.filter(|_| !receipts);
             self.send_own(ctx, route, |tunnel, now, indices, dst| {
                 let handshake = tunnel.tick(now, indices, dst);
                 (handshake.send, handshake.id)
             });
-            if std::mem::take(&mut self.initiation_wanted) {
-                self.initiate(ctx);
+            if role == Role::Initiator {
+                if std::mem::take(&mut self.initiation_wanted) {
+                    self.initiate(ctx);
+                }
+                self.rekey_if_due(ctx);
             }
-            self.rekey_if_due(ctx);
         }
         if self.hello_at.is_some_and(|at| at <= ctx.now) {
             self.hellos += 1;

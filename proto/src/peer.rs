@@ -173,13 +173,18 @@ impl Peer {
         slot: u8,
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
-        let (kind, role) = (self.config.kind, self.role);
+        let (kind, role, epoch) = (self.config.kind, self.role, self.remote_epoch);
         let path = self.path_mut(slot).ok_or(DropReason::HandshakeInvalid)?;
         path.tick_at.get_or_insert(ctx.now);
         // A responder answers to where the initiation came from and remembers nothing of it: an old initiation, played
-        // again from elsewhere, moves no endpoint. An initiator confirms to the endpoint it has chosen.
+        // again from elsewhere, moves no endpoint. An initiator confirms to where the answer came from, if it knows that
+        // address for the peer's.
         let back = Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 };
-        let route = if role == Role::Responder { Some(back) } else { path.route };
+        let route = match role {
+            Role::Responder => Some(back),
+            Role::Initiator if path.endpoints.contains(&datagram.from) => Some(Route { from: None, ..back }),
+            Role::Initiator => path.route,
+        };
         let mut outcome = Err(DropReason::HandshakeInvalid);
         path.send_own(ctx, route, |tunnel, now, indices, dst| {
             outcome = tunnel.handshake(datagram.data, now, indices, dst);
@@ -187,7 +192,8 @@ impl Peer {
         });
         if outcome?.established {
             path.rx.add(datagram.data.len());
-            path.on_session(ctx, kind);
+            path.on_answer(datagram.from);
+            path.on_session(ctx, kind, role, epoch);
         }
         Ok(())
     }
@@ -200,19 +206,19 @@ impl Peer {
         id: PacketId,
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
-        let (kind, role, receipts) = (self.config.kind, self.role, self.receipts());
+        let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
         let path = self.path_mut(slot).ok_or(DropReason::UnknownSession)?;
         let buffer = ctx.out.lend(datagram.data.len());
         let opened = path.tunnel.open(datagram.data, ctx.now, ctx.indices.of(path.at), buffer)?;
         path.rx.add(datagram.data.len());
         if opened.established {
-            path.on_session(ctx, kind);
+            path.on_session(ctx, kind, role, epoch);
         }
         // A packet that was overtaken by others tells where the peer was, not where it is.
         if role == Role::Responder && opened.current && path.received.is_newest(id) {
             path.route = Some(Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 });
         }
-        path.health.on_heard();
+        path.health.on_heard(ctx.now);
         let transition = if receipts { None } else { path.health.on_session(ctx.now, true) };
         let packet = &ctx.out.lend(datagram.data.len())[..opened.ip];
         if packet.is_empty() {
@@ -311,11 +317,8 @@ impl Peer {
                 path.health.forget_open();
             }
         }
-        let Some(path) = self.path_mut(slot) else { return };
-        if hello.answer {
-            path.hello_at = None;
-        } else {
-            path.say_hello(ctx, true);
+        if let Some(path) = self.path_mut(slot) {
+            path.on_hello(ctx, hello);
         }
     }
 
@@ -330,7 +333,7 @@ impl Peer {
     }
 
     /// Sends the receipts that are wanted, on every path with news and, for the case that this one's way back is
-    /// broken, on one more.
+    /// broken, on one more. That one costs: on a metered path, or when nobody waits, only where there is a doubt.
     fn send_receipts(&mut self, ctx: &mut Context<'_>) {
         if self.receipt_due.take_if(|due| *due <= ctx.now).is_none() {
             return;
@@ -350,9 +353,14 @@ impl Peer {
             return;
         }
         let message = message.finish();
-        let mut sent = 0;
+        let (mut sent, mut doubt) = (0, false);
         for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.config.slot)]) {
+            doubt |= path.health.state() != PathState::Up;
             sent += u32::from(path.send(ctx, message, false));
+        }
+        let active = self.is_active(ctx.now);
+        for path in &self.paths {
+            with_news[usize::from(path.config.slot)] |= !doubt && (path.metered() || !active);
         }
         if sent < 2
             && let Some(path) = self.best_alive(ctx.now, with_news)
@@ -372,11 +380,18 @@ impl Peer {
 
     // ---- time ----------------------------------------------------------------------------------------------------
 
-    fn surroundings(&self, slot: u8, now: Instant) -> Surroundings {
+    fn is_active(&self, now: Instant) -> bool {
+        self.last_traffic.is_some_and(|at| now.since(at) < ACTIVE)
+    }
+
+    fn surroundings(&self, path: &Path, now: Instant) -> Surroundings {
+        let slot = path.config.slot;
         Surroundings {
             initiator: self.role == Role::Initiator,
             other_up: self.paths.iter().any(|p| p.config.slot != slot && p.health.state() == PathState::Up),
-            active: self.last_traffic.is_some_and(|at| now.since(at) < ACTIVE),
+            several_ways: path.endpoints.len() > 1,
+            active: self.is_active(now) && !(path.metered() && self.current != Some(slot)),
+            keepalive: path.keepalive,
         }
     }
 
@@ -385,7 +400,7 @@ impl Peer {
         let receipts = self.receipt_due.map(|at| (at, "receipt"));
         let lost = self.lost.contains(&true).then_some((now, "an uplink is gone"));
         let paths = self.paths.iter().flat_map(|path| {
-            let around = self.surroundings(path.config.slot, now);
+            let around = self.surroundings(path, now);
             let health = if self.receipts() { path.health.deadline(around, now) } else { None };
             [
                 health.filter(|_| path.tick_at.is_some()),
@@ -400,7 +415,7 @@ impl Peer {
     pub(crate) fn on_timeout(&mut self, ctx: &mut Context<'_>) {
         for at in 0..self.paths.len() {
             let slot = self.paths[at].config.slot;
-            let around = self.surroundings(slot, ctx.now);
+            let around = self.surroundings(&self.paths[at], ctx.now);
             let (receipts, role) = (self.receipts(), self.role);
             let path = &mut self.paths[at];
             let transition = path.on_timeout(ctx, around, receipts, role);

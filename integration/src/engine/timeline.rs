@@ -84,6 +84,9 @@ pub(crate) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<O
             Action::CarrierDown => network.host(&link.far.host)?.netlink.set_up(&link.far.interface, false)?,
             Action::Heal => {
                 network.set_link(link)?;
+                if scenario.filters(name) {
+                    network.set_filter(link, link.filter.as_ref())?;
+                }
                 network.host(&link.far.host)?.netlink.set_up(&link.far.interface, true)?;
             }
             Action::Netem => {
@@ -93,6 +96,8 @@ pub(crate) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<O
                     network.host(&end.host)?.netlink.set_netem(&end.interface, &netem)?;
                 }
             }
+            Action::Mtu => network.set_mtu(link, step.mtu.context("mtu is checked when a scenario is read")?)?,
+            Action::Filter => network.set_filter(link, step.filter.as_ref())?,
             _ => {}
         }
     }

@@ -22,6 +22,7 @@ mod ping;
 mod plan;
 mod result;
 mod run;
+mod sizes;
 mod spec;
 mod speed;
 mod tcp;
@@ -31,10 +32,11 @@ mod udp;
 
 pub use plan::{collect, plan};
 pub use result::{
-    AttackResult, EndResult, Flow, Gap, HostResult, LiveLine, LiveStream, PingResult, Seen, Series, SpeedResult,
-    StreamResult, TcpEndResult, TcpResult, TrafficResults, WatchResult,
+    AttackResult, EndResult, Flow, Gap, Hole, HostResult, LiveLine, LiveStream, PingResult, Seen, Series, SizeResult,
+    SizesResult, SpeedResult, StreamResult, TcpEndResult, TcpResult, Told, TrafficResults, WatchResult,
 };
 pub use run::{MeterError, run};
 pub use spec::{
-    End, Family, Garbage, Iperf3, MeterSpec, Ping, Replay, Shape, Span, SpecError, Spoof, Tcp, Traffic, Udp, Watch,
+    End, Family, Garbage, Iperf3, MeterSpec, Ping, Replay, Shape, Sizes, Span, SpecError, Spoof, Tcp, Traffic, Udp,
+    Watch,
 };

@@ -47,18 +47,28 @@ impl Header {
 
     /// Reads a payload; `None` if it is not the meter's, or not as it was sent.
     pub(crate) fn read(payload: &[u8]) -> Option<Header> {
+        let header = Header::peek(payload)?;
+        let (length, sum) = (word(payload, 8) as u32, word(payload, 32));
+        (length as usize == payload.len() && sum == check(payload)).then_some(header)
+    }
+
+    /// Reads the header of what may be cut behind it, as an ICMP error quotes it: unchecked.
+    pub(crate) fn peek(payload: &[u8]) -> Option<Header> {
         if payload.len() < HEADER || payload[..8] != MAGIC {
             return None;
         }
-        let word = |at: usize| u64::from_be_bytes(payload[at..at + 8].try_into().expect("eight octets"));
-        let (ids, number, sent, sum) = (word(8), word(16), word(24), word(32));
-        let header = Header { stream: (ids >> 32) as u32, number, sent: sent as i64 };
-        (ids as u32 as usize == payload.len() && sum == check(payload)).then_some(header)
+        let stream = (word(payload, 8) >> 32) as u32;
+        Some(Header { stream, number: word(payload, 16), sent: word(payload, 24) as i64 })
     }
 
     fn filler_seed(self) -> u64 {
         u64::from(self.stream) << 40 ^ self.number
     }
+}
+
+/// `at` and the seven octets behind it are there.
+fn word(payload: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(payload[at..at + 8].try_into().expect("eight octets"))
 }
 
 /// The streams whose marks stand in a packet, in any place: also in fragments, quotes of ICMP errors, merged packets.

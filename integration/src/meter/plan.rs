@@ -20,6 +20,9 @@ const MOST_RATE: f64 = 20_000.0;
 /// Bounds an attack: 50 s at the highest rate.
 const MOST_PACKETS: u64 = 1_000_000;
 
+/// An Ethernet frame's.
+const MOST_SIZE: usize = 1_500;
+
 /// Payload that fits in an Ethernet frame over IPv4.
 const MOST_PAYLOAD: usize = 1_472;
 
@@ -59,6 +62,11 @@ pub fn plan(
                 let (local, remote) = (socket(&udp.from, udp.family)?, socket(&udp.to, udp.family)?);
                 add(&udp.from.clone(), End::UdpSend { id, local, remote, udp: udp.clone() });
                 add(&udp.to.clone(), End::UdpReceive { id, local: remote, udp });
+            }
+            Traffic::Sizes(sizes) => {
+                let (local, remote) = (socket(&sizes.from, sizes.family)?, socket(&sizes.to, sizes.family)?);
+                add(&sizes.from.clone(), End::Sweep { id, local, remote, sizes: sizes.clone() });
+                add(&sizes.to.clone(), End::SweepReceive { id, local: remote, sizes });
             }
             Traffic::Tcp(tcp) => {
                 let server = socket(&tcp.from, tcp.family)?;
@@ -131,6 +139,21 @@ fn check(entry: &Traffic) -> Result<(), SpecError> {
                 return Err(range(entry, "dscp", udp.dscp, "from 0 to 63"));
             }
         }
+        Traffic::Sizes(sizes) => {
+            rate(sizes.rate)?;
+            if sizes.smallest < sizes.least() {
+                return Err(range(entry, "smallest", sizes.smallest, "68 octets or more, for IPv6 88"));
+            }
+            if sizes.largest < sizes.smallest || sizes.largest > MOST_SIZE {
+                return Err(range(entry, "largest", sizes.largest, "from \"smallest\" to 1500 octets"));
+            }
+            if sizes.step == 0 {
+                return Err(range(entry, "step", sizes.step, "1 octet or more"));
+            }
+            if sizes.fragmentable && sizes.family == Family::V6 {
+                return Err(range(entry, "fragmentable", true, "false over IPv6, whose routers do not fragment"));
+            }
+        }
         Traffic::Tcp(tcp) => {
             if !(tcp.rate > 0.0 && tcp.rate <= 1e10) {
                 return Err(range(entry, "rate", tcp.rate, "above 0 and at most 1e10 octets per second"));
@@ -184,11 +207,17 @@ pub fn collect(traffic: &[Traffic], length: Span, hosts: Vec<HostResult>) -> Tra
     let mut results = TrafficResults::default();
     let mut sent = HashMap::new();
     let mut received = HashMap::new();
+    let mut swept = HashMap::new();
+    let mut sweep_received = HashMap::new();
     let mut retransmits: HashMap<String, u64> = HashMap::new();
     for (host, end) in hosts.into_iter().flat_map(|h| h.ends.into_iter().map(move |end| (h.host.clone(), end))) {
         match end {
             EndResult::Sent { id, sent: n, refused } => drop(sent.insert(id, (n, refused))),
             EndResult::Received { id, flow, next } => drop(received.insert(id, (flow, next))),
+            EndResult::Swept { id, sent, told } => drop(swept.insert(id, (sent, told))),
+            EndResult::SweepReceived { id, arrived, misdelivered } => {
+                sweep_received.insert(id, (arrived, misdelivered));
+            }
             EndResult::Tcp(TcpEndResult::Server { name, retransmits: n }) => {
                 *retransmits.entry(name).or_default() += n;
             }
@@ -205,8 +234,20 @@ pub fn collect(traffic: &[Traffic], length: Span, hosts: Vec<HostResult>) -> Tra
         tcp.retransmits = retransmits.get(&tcp.name).copied().unwrap_or(0);
     }
     for (index, entry) in traffic.iter().enumerate() {
-        let Traffic::Udp(udp) = entry else { continue };
         let id = stream_id(index);
+        if let Traffic::Sizes(sizes) = entry
+            && let (Some(sent), Some(received)) = (swept.remove(&id), sweep_received.remove(&id))
+        {
+            let schedule = schedule(sizes.start, sizes.stop, length, sizes.rate);
+            let result = super::sizes::join(id, sizes, &schedule, sent, received);
+            let (tried, all) = (result.sizes.len() as u64, sizes.count());
+            results.sizes.push(result);
+            if tried < all {
+                let why = format!("{}: only {tried} of {all} sizes had their turn: raise its rate", sizes.name);
+                results.failed.push(why);
+            }
+        }
+        let Traffic::Udp(udp) = entry else { continue };
         match (sent.remove(&id), received.remove(&id)) {
             (Some((sent, refused)), Some((mut flow, next))) => {
                 let schedule = schedule(udp.start, udp.stop, length, udp.rate);
@@ -245,6 +286,7 @@ fn missing(traffic: &[Traffic], results: &mut TrafficResults) {
         let name = entry.name();
         let heard = match entry {
             Traffic::Udp(_) => true,
+            Traffic::Sizes(_) => results.sizes.iter().any(|t| t.name == name),
             Traffic::Tcp(_) => results.tcp.iter().any(|t| t.name == name),
             Traffic::Ping(_) => results.pings.iter().any(|t| t.name == name),
             Traffic::Iperf3(_) => results.speeds.iter().any(|t| t.name == name),

@@ -91,6 +91,67 @@ pub struct Flow {
     pub series: Series,
 }
 
+/// How packets of many sizes fared.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SizesResult {
+    /// The traffic entry's name.
+    pub name: String,
+    /// The stream's number in the run.
+    pub id: u32,
+    /// The sending host.
+    pub from: String,
+    /// The receiving host.
+    pub to: String,
+    /// Packets sent, those included that the sender's own kernel refused.
+    pub sent: u64,
+    /// Packets that arrived here and were not this stream's, or were changed on the way.
+    pub misdelivered: u64,
+    /// By size, the smallest first.
+    pub sizes: Vec<SizeResult>,
+    /// Packets that neither arrived nor came to anything that their sender could know of, in order of time.
+    pub holes: Vec<Hole>,
+}
+
+impl SizesResult {
+    /// The largest size up to which all packets arrived; `None` if not even all of the smallest did.
+    pub fn arrived_up_to(&self) -> Option<usize> {
+        self.sizes.iter().take_while(|row| row.arrived == row.sent).last().map(|row| row.size)
+    }
+}
+
+/// How packets of one size fared.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SizeResult {
+    /// Octets of the IP packet.
+    pub size: usize,
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets that arrived.
+    pub arrived: u64,
+    /// Packets of which the sender heard that they are too big: from a router, or from its own kernel.
+    pub told: u64,
+    /// The least MTU that it was told.
+    pub told_mtu: Option<u32>,
+}
+
+/// A packet that vanished.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hole {
+    /// When it was due to be sent.
+    pub at_ms: f64,
+    /// Octets of the IP packet.
+    pub size: usize,
+}
+
+/// A packet of which its sender heard that it is too big.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// The packet.
+    pub number: u64,
+    /// What would fit.
+    pub mtu: u32,
+}
+
 /// How downloads fared.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TcpResult {
@@ -242,6 +303,24 @@ pub enum EndResult {
         /// The number after the highest received.
         next: u64,
     },
+    /// Of [`super::End::Sweep`].
+    Swept {
+        /// The stream's number.
+        id: u32,
+        /// Packets sent.
+        sent: u64,
+        /// Those that were too big.
+        told: Vec<Told>,
+    },
+    /// Of [`super::End::SweepReceive`].
+    SweepReceived {
+        /// The stream's number.
+        id: u32,
+        /// The packets that arrived.
+        arrived: Vec<u64>,
+        /// Packets that were not this stream's, or changed on the way.
+        misdelivered: u64,
+    },
     /// Of [`super::End::TcpServe`] and [`super::End::TcpFetch`].
     Tcp(TcpEndResult),
     /// Of [`super::End::Ping`].
@@ -283,6 +362,9 @@ pub enum TcpEndResult {
 pub struct TrafficResults {
     /// Numbered packets.
     pub streams: Vec<StreamResult>,
+    /// Packets of many sizes.
+    #[serde(default)]
+    pub sizes: Vec<SizesResult>,
     /// Downloads.
     pub tcp: Vec<TcpResult>,
     /// Pings.

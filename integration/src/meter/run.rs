@@ -6,6 +6,7 @@ use super::clock::{Clock, Nanos};
 use super::live::{self, Cell};
 use super::ping::Pinger;
 use super::plan::schedule;
+use super::sizes::{self, Sweeper};
 use super::speed::{serve, speed};
 use super::tcp::{Client, Server};
 use super::udp::{Receiver, Sender};
@@ -98,6 +99,7 @@ fn moment(span: super::Span) -> Nanos {
 fn name(end: &End) -> String {
     match end {
         End::UdpSend { udp, .. } | End::UdpReceive { udp, .. } => udp.name.clone(),
+        End::Sweep { sizes, .. } | End::SweepReceive { sizes, .. } => sizes.name.clone(),
         End::TcpServe { tcp, .. } | End::TcpFetch { tcp, .. } => tcp.name.clone(),
         End::Ping { ping, .. } => ping.name.clone(),
         End::Iperf3Serve { iperf3, .. } | End::Iperf3Send { iperf3, .. } => iperf3.name.clone(),
@@ -124,8 +126,19 @@ fn open(part: &End, spec: &MeterSpec, clock: Clock, end: Nanos, cells: &mut Vec<
         End::UdpReceive { id, local, udp } => {
             let schedule = schedule(udp.start, udp.stop, spec.length, udp.rate);
             let cell = cell(&udp.name, &schedule, false);
-            let receiver = Receiver::new(id, local, &udp, schedule, cell)?;
+            let receiver = Receiver::new(id, local, udp.dscp, schedule, cell)?;
             Box::new(move || receiver.run(clock, end))
+        }
+        End::Sweep { id, local, remote, sizes } => {
+            let schedule = schedule(sizes.start, sizes.stop, spec.length, sizes.rate);
+            let sweeper = Sweeper::new(id, local, remote, sizes, schedule)?;
+            Box::new(move || sweeper.run(clock, end))
+        }
+        End::SweepReceive { id, local, sizes } => {
+            let schedule = schedule(sizes.start, sizes.stop, spec.length, sizes.rate);
+            let cell = cell(&sizes.name, &schedule, false);
+            let receiver = Receiver::new(id, local, 0, schedule, cell)?;
+            Box::new(move || sizes::receive(id, &receiver, clock, end))
         }
         End::TcpServe { local, tcp } => {
             let server = Server::new(local, &tcp)?;

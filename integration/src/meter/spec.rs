@@ -155,6 +155,8 @@ impl fmt::Display for Family {
 pub enum Traffic {
     /// A stream of numbered UDP packets, one direction.
     Udp(Udp),
+    /// UDP packets of many sizes, one direction: each arrives, or its sender is told that it is too big, or it vanishes.
+    Sizes(Sizes),
     /// TCP downloads, checked octet by octet.
     Tcp(Tcp),
     /// ICMP or ICMPv6 echo.
@@ -176,6 +178,7 @@ impl Traffic {
     pub fn name(&self) -> &str {
         match self {
             Traffic::Udp(t) => &t.name,
+            Traffic::Sizes(t) => &t.name,
             Traffic::Tcp(t) => &t.name,
             Traffic::Ping(t) => &t.name,
             Traffic::Iperf3(t) => &t.name,
@@ -218,6 +221,55 @@ pub struct Udp {
 /// 200 octets: a voice packet, small enough to load no link of any scenario.
 fn default_size() -> usize {
     200
+}
+
+/// UDP packets of many sizes from one host to another: one of each size in turn, and again until the stop.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sizes {
+    /// Its name.
+    pub name: String,
+    /// The sending host.
+    pub from: String,
+    /// The receiving host.
+    pub to: String,
+    /// Over IPv4 or IPv6.
+    #[serde(default)]
+    pub family: Family,
+    /// Octets of the smallest IP packet, 68 (IPv6: 88) or more.
+    #[serde(default = "default_smallest")]
+    pub smallest: usize,
+    /// Octets of the largest IP packet, at most 1,500.
+    #[serde(default = "default_largest")]
+    pub largest: usize,
+    /// Octets from one size to the next.
+    #[serde(default = "default_step")]
+    pub step: usize,
+    /// IPv4 only: routers may fragment the packets, which are sent without DF (RFC 791).
+    #[serde(default)]
+    pub fragmentable: bool,
+    /// Packets per second, above 0 and at most 20,000; until the stop each size must have its turn.
+    pub rate: f64,
+    /// When the first packet goes.
+    #[serde(default)]
+    pub start: Span,
+    /// When no more packet goes.
+    pub stop: Option<Span>,
+}
+
+/// What every host must be able to receive over IPv4 (RFC 791), and what DNS and others long kept to for that reason.
+fn default_smallest() -> usize {
+    576
+}
+
+/// Ethernet's.
+fn default_largest() -> usize {
+    1500
+}
+
+/// Fine enough to meet 1,280, 1,380 and each of the tunnel's own limits within its four octets.
+fn default_step() -> usize {
+    4
 }
 
 /// TCP downloads by one host from another.
@@ -481,6 +533,26 @@ pub enum End {
         local: SocketAddr,
         /// The rest.
         udp: Udp,
+    },
+    /// Sends packets of many sizes.
+    Sweep {
+        /// The stream's number.
+        id: u32,
+        /// The local address to send from.
+        local: SocketAddr,
+        /// Where to.
+        remote: SocketAddr,
+        /// The rest.
+        sizes: Sizes,
+    },
+    /// Receives them.
+    SweepReceive {
+        /// The stream's number.
+        id: u32,
+        /// The address to receive at.
+        local: SocketAddr,
+        /// The rest.
+        sizes: Sizes,
     },
     /// Serves downloads.
     TcpServe {

@@ -82,6 +82,16 @@ pub(crate) struct Receiver {
     cell: std::sync::Arc<Cell>,
 }
 
+/// What a receiver got.
+#[derive(Default)]
+pub(crate) struct Arrivals {
+    pub(crate) packets: Vec<Arrival>,
+    /// Of another stream, or changed on the way.
+    pub(crate) misdelivered: u64,
+    /// With another DSCP.
+    pub(crate) remarked: u64,
+}
+
 /// One datagram off a socket.
 struct Datagram {
     length: usize,
@@ -93,7 +103,7 @@ impl Receiver {
     pub(crate) fn new(
         id: u32,
         local: SocketAddr,
-        udp: &Udp,
+        dscp: u8,
         schedule: Schedule,
         cell: std::sync::Arc<Cell>,
     ) -> io::Result<Self> {
@@ -105,35 +115,40 @@ impl Receiver {
         } else {
             socket.set_recv_tclass_v6(true)?
         }
-        Ok(Receiver { id, socket, dscp: udp.dscp, schedule, cell })
+        Ok(Receiver { id, socket, dscp, schedule, cell })
+    }
+
+    /// Receives until `end`, and tells how the stream fared.
+    pub(crate) fn run(self, clock: Clock, end: Nanos) -> io::Result<EndResult> {
+        let Arrivals { packets, misdelivered, remarked } = self.collect(clock, end)?;
+        let (mut flow, next) = account(&packets, &self.schedule);
+        (flow.misdelivered, flow.remarked) = (misdelivered, remarked);
+        Ok(EndResult::Received { id: self.id, flow, next })
     }
 
     /// Receives until `end`.
-    pub(crate) fn run(self, clock: Clock, end: Nanos) -> io::Result<EndResult> {
+    pub(crate) fn collect(&self, clock: Clock, end: Nanos) -> io::Result<Arrivals> {
         let mut buffer = vec![0; 65_536];
         let mut control = nix::cmsg_space!(libc::timespec, [u8; 64]);
-        let mut arrivals = Vec::new();
-        let (mut misdelivered, mut remarked) = (0, 0);
+        let mut arrivals = Arrivals::default();
         let total = self.schedule.total();
         while clock.wait(&self.socket, PollFlags::IN, end)? {
             while let Some(datagram) = self.receive(clock, &mut buffer, &mut control)? {
                 match Header::read(&buffer[..datagram.length]) {
                     Some(header) if header.stream == self.id && header.number < total => {
                         let delay = datagram.at - header.sent;
-                        arrivals.push(Arrival { at: datagram.at, number: header.number, delay });
-                        remarked += u64::from(datagram.dscp.is_some_and(|dscp| dscp != self.dscp));
+                        arrivals.packets.push(Arrival { at: datagram.at, number: header.number, delay });
+                        arrivals.remarked += u64::from(datagram.dscp.is_some_and(|dscp| dscp != self.dscp));
                         self.cell.arrived(datagram.at, header.number, 1);
                     }
-                    _ => misdelivered += 1,
+                    _ => arrivals.misdelivered += 1,
                 }
             }
             if clock.now() >= end {
                 break;
             }
         }
-        let (mut flow, next) = account(&arrivals, &self.schedule);
-        (flow.misdelivered, flow.remarked) = (misdelivered, remarked);
-        Ok(EndResult::Received { id: self.id, flow, next })
+        Ok(arrivals)
     }
 
     /// The next datagram, if there is one.

@@ -1,6 +1,6 @@
 //! From a scenario's hosts and links to namespaces with everything in them.
 
-use super::{Namespace, Netlink};
+use super::{Filter, Namespace, Netlink, filter};
 use crate::scenario::{Direction, Host, Isp, Link, Scenario};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+
+/// Reads a script of nftables.
+const NFT: &[&str] = &["nft", "-f", "-"];
 
 /// The network of a run.
 #[derive(Debug)]
@@ -51,11 +54,19 @@ impl Network {
             if let Some(isp) = &host.isp {
                 network.filter(name, isp).with_context(|| format!("cannot set up the filters of ISP router {name}"))?;
             }
+            if host.filter_icmp {
+                let script = filter::icmp_errors();
+                let node = network.host(name)?;
+                node.feed(NFT, &script).with_context(|| format!("cannot filter ICMP at host {name}"))?;
+            }
         }
         for (name, link) in &scenario.links {
             network
                 .set_link(link)
                 .with_context(|| format!("cannot put netem on link {name}; does this kernel have it?"))?;
+            if scenario.filters(name) {
+                network.prepare_filters(link).with_context(|| format!("cannot filter link {name}"))?;
+            }
         }
         Ok(network)
     }
@@ -73,6 +84,31 @@ impl Network {
         Ok(())
     }
 
+    /// A filter tells packets by their lengths, so none may pass in a bundle that the kernel would split later (GSO).
+    fn prepare_filters(&self, link: &Link) -> Result<()> {
+        for end in [&link.near, &link.far] {
+            self.ip(&end.host, &format!("link set {} gso_max_segs 1\n", end.interface))?;
+        }
+        self.set_filter(link, link.filter.as_ref())
+    }
+
+    /// Makes a link drop what a filter says, and nothing else.
+    pub fn set_filter(&self, link: &Link, filter: Option<&Filter>) -> Result<()> {
+        for (end, direction) in [(&link.far, Direction::Up), (&link.near, Direction::Down)] {
+            let script = filter::arriving(&end.interface, direction, filter);
+            self.host(&end.host)?.feed(NFT, &script)?;
+        }
+        Ok(())
+    }
+
+    /// Gives both ends of a link an MTU.
+    pub fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
+        for end in [&link.near, &link.far] {
+            self.host(&end.host)?.netlink.set_mtu(&end.interface, mtu)?;
+        }
+        Ok(())
+    }
+
     /// Runs a script of `ip` commands on a host; not to be used while the run is measured.
     fn ip(&self, host: &str, script: &str) -> Result<()> {
         self.host(host)?.feed(&["ip", "-batch", "-"], script)
@@ -80,7 +116,7 @@ impl Network {
 
     fn filter(&self, name: &str, isp: &Isp) -> Result<()> {
         let node = self.host(name)?;
-        match node.feed(&["nft", "-f", "-"], &nftables(isp)) {
+        match node.feed(NFT, &nftables(isp)) {
             Ok(()) => Ok(()),
             // Debian's User-Mode-Linux kernel has no nftables.
             Err(nft) => {

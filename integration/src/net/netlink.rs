@@ -1,5 +1,5 @@
-//! The two things that a run changes while it is measured, as rtnetlink messages from the running process: a netem
-//! queue, and an interface's administrative state. Spawning `tc` or `ip` there would stall a User-Mode-Linux guest for
+//! What a run changes while it is measured, as rtnetlink messages from the running process: a netem queue, an interface's
+//! administrative state, its MTU. Spawning `tc` or `ip` there would stall a User-Mode-Linux guest for
 //! 20 ms and show up in the result.
 
 use super::Netem;
@@ -19,6 +19,7 @@ const NLM_F_CREATE: u16 = 0x400;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWQDISC: u16 = 36;
 const IFF_UP: u32 = 1;
+const IFLA_MTU: u16 = 4;
 // linux/pkt_sched.h
 const TC_H_ROOT: u32 = 0xffff_ffff;
 const TCA_KIND: u16 = 1;
@@ -81,6 +82,16 @@ impl Netlink {
         message.extend(self.index(interface)?.to_ne_bytes());
         message.extend(if up { IFF_UP } else { 0 }.to_ne_bytes());
         message.extend(IFF_UP.to_ne_bytes());
+        self.request(RTM_NEWLINK, 0, &message)
+    }
+
+    /// Sets an interface's MTU.
+    pub fn set_mtu(&self, interface: &str, mtu: u32) -> io::Result<()> {
+        let mut message = Vec::with_capacity(24);
+        message.extend([0; 4]); // ifinfomsg: family, padding, type
+        message.extend(self.index(interface)?.to_ne_bytes());
+        message.extend([0; 8]); // no flags, none changed
+        attribute(&mut message, IFLA_MTU, &mtu.to_ne_bytes());
         self.request(RTM_NEWLINK, 0, &message)
     }
 

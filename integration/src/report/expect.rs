@@ -4,7 +4,7 @@ use crate::meter::Span;
 use crate::report::BgpChange;
 use serde::{Deserialize, Serialize};
 
-/// One `[[expect]]` entry: at most one subject (`stream`, `tcp`, `ping`, `attack` or `node`) and one or more bars on
+/// One `[[expect]]` entry: at most one subject (`stream`, `sizes`, `tcp`, `ping`, `attack` or `node`) and one or more bars on
 /// it. Each bar makes an [`Outcome`] of its own.
 ///
 /// ```toml
@@ -33,6 +33,8 @@ pub struct Expect {
 
     /// Subject: a `udp` traffic entry.
     pub stream: Option<String>,
+    /// Subject: a `sizes` traffic entry.
+    pub sizes: Option<String>,
     /// Subject: a `tcp` traffic entry.
     pub tcp: Option<String>,
     /// Subject: a `ping` traffic entry.
@@ -42,9 +44,9 @@ pub struct Expect {
     /// Subject: the host of a daemon.
     pub node: Option<String>,
 
-    /// Only what happens from then on counts (for `lost`, `longest_gap_ms`).
+    /// Only what happens from then on counts (for `lost`, `longest_gap_ms`, `black_holes`).
     pub from: Option<Moment>,
-    /// Only what happens before then counts (for `lost`, `longest_gap_ms`).
+    /// Only what happens before then counts (for `lost`, `longest_gap_ms`, `black_holes`).
     pub until: Option<Moment>,
 
     /// Stream or ping: longest gap, in milliseconds.
@@ -75,6 +77,13 @@ pub struct Expect {
     pub back_within_ms: Option<EventBar>,
     /// Stream or attack: hosts that may see its packets, of all that receive or watch; an empty list: nobody may.
     pub delivered_only_to: Option<Vec<String>>,
+
+    /// One sizes entry, or without a subject all of them: packets that vanished, of which the sender heard nothing.
+    pub black_holes: Option<Bar>,
+    /// The same: the largest size, in octets, up to which all packets arrived; of several entries, the least.
+    pub arrived_up_to: Option<Bar>,
+    /// The same: the MTU that senders were told, in octets; each one must be within.
+    pub told_mtu: Option<Bar>,
 
     /// One tcp entry, or without a subject all of them: connections broken.
     pub tcp_broken: Option<Bar>,

@@ -2,7 +2,7 @@
 
 use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, OneOrMore, Outcome, Verdict};
 use super::{Report, StatusSample};
-use crate::meter::{Flow, TcpResult};
+use crate::meter::{Flow, Hole, SizesResult, TcpResult};
 
 /// What was measured (`None`: it never happened), with a remark; or why it could not be, which is the scenario's fault.
 type Measured = Result<(Option<f64>, String), String>;
@@ -17,6 +17,7 @@ struct Scale {
 
 const PACKETS: Scale = Scale { unit: "packets", timed: false };
 const COUNT: Scale = Scale { unit: "", timed: false };
+const OCTETS: Scale = Scale { unit: "octets", timed: false };
 const MILLIS: Scale = Scale { unit: "ms", timed: true };
 
 /// Judges a run. An expectation that names what the run has not is an [`Verdict::Error`], as is traffic that did not
@@ -50,12 +51,13 @@ struct Packets<'a> {
 impl Judge<'_> {
     fn all(mut self) -> Vec<Outcome> {
         let e = self.expect;
-        let subjects = [&e.stream, &e.tcp, &e.ping, &e.attack, &e.node];
+        let subjects = [&e.stream, &e.sizes, &e.tcp, &e.ping, &e.attack, &e.node];
         if subjects.iter().filter(|s| s.is_some()).count() > 1 {
             self.wrong("an expectation has one subject: make several entries of it".to_owned());
             return self.outcomes;
         }
         self.packets();
+        self.sizes();
         self.tcp();
         self.attack();
         self.node();
@@ -73,6 +75,7 @@ impl Judge<'_> {
         let e = self.expect;
         let of = |kind: &str, name: &Option<String>| name.as_ref().map(|n| format!("{kind} {n}"));
         let subject = of("stream", &e.stream)
+            .or_else(|| of("sizes", &e.sizes))
             .or_else(|| of("tcp", &e.tcp))
             .or_else(|| of("ping", &e.ping))
             .or_else(|| of("attack", &e.attack))
@@ -318,13 +321,65 @@ impl Judge<'_> {
         Ok((Some(strays.iter().map(|(_, n)| *n as f64).sum()), places.join(", ")))
     }
 
+    /// The sweeps that are the subject.
+    fn sweeps(&self) -> Result<Vec<&SizesResult>, String> {
+        let e = self.expect;
+        if [&e.stream, &e.tcp, &e.ping, &e.attack, &e.node].into_iter().any(Option::is_some) {
+            return Err("this bar needs a sizes entry as its subject, or none for all of them".to_owned());
+        }
+        let of_name = |s: &&SizesResult| e.sizes.as_ref().is_none_or(|name| *name == s.name);
+        let sweeps: Vec<_> = self.report.traffic.sizes.iter().filter(of_name).collect();
+        match &e.sizes {
+            Some(name) if sweeps.is_empty() => Err(format!("there is no sizes traffic \"{name}\"")),
+            None if sweeps.is_empty() => Err("there is no sizes traffic".to_owned()),
+            _ => Ok(sweeps),
+        }
+    }
+
+    fn sizes(&mut self) {
+        let e = self.expect;
+        self.maybe("vanished", PACKETS, e.black_holes, |j| {
+            let (sweeps, (from, until)) = (j.sweeps()?, j.window()?);
+            let counts = |hole: &&Hole| hole.at_ms >= from && hole.at_ms < until;
+            let holes = |s: &SizesResult| s.holes.iter().filter(counts).map(|hole| hole.size).collect::<Vec<_>>();
+            let note = |s: &&SizesResult| {
+                let holes = holes(s);
+                let (least, most) = (holes.iter().min()?, holes.iter().max()?);
+                Some(format!("{}: of {least} to {most} octets", s.name))
+            };
+            let notes: Vec<String> = sweeps.iter().filter_map(note).collect();
+            Ok((Some(sweeps.iter().map(|s| holes(s).len() as f64).sum()), notes.join("; ")))
+        });
+        self.maybe("arrived up to", OCTETS, e.arrived_up_to, |j| {
+            let least = j.sweeps()?.into_iter().min_by_key(|s| s.arrived_up_to());
+            let least = least.ok_or("there is no sizes traffic")?;
+            let figure = least.arrived_up_to().map(|size| size as f64);
+            Ok((figure, figure.map_or_else(|| format!("{}: not even the smallest", least.name), |_| String::new())))
+        });
+        if let Some(bar) = e.told_mtu {
+            let told =
+                |s: &SizesResult| s.sizes.iter().filter_map(|row| row.told_mtu).map(f64::from).collect::<Vec<_>>();
+            let measured = self.sweeps().map(|sweeps| {
+                let told: Vec<f64> = sweeps.into_iter().flat_map(told).collect();
+                let outside = told.iter().copied().find(|&mtu| !within(bar, mtu));
+                let note = if told.is_empty() { "no sender was told any" } else { "" };
+                (outside.or(told.first().copied()), note.to_owned())
+            });
+            self.judge("MTU told", OCTETS, bar, measured);
+        }
+    }
+
     fn tcp(&mut self) {
         let e = self.expect;
         let entries = |j: &Self| -> Result<Vec<TcpResult>, String> {
             let of_name = |t: &&TcpResult| j.expect.tcp.as_ref().is_none_or(|name| *name == t.name);
             let entries: Vec<_> = j.report.traffic.tcp.iter().filter(of_name).cloned().collect();
             match &j.expect.tcp {
-                _ if j.expect.stream.is_some() || j.expect.ping.is_some() || j.expect.node.is_some() => {
+                _ if j.expect.stream.is_some()
+                    || j.expect.sizes.is_some()
+                    || j.expect.ping.is_some()
+                    || j.expect.node.is_some() =>
+                {
                     Err("this bar needs a tcp entry as its subject, or none for all of them".to_owned())
                 }
                 Some(name) if entries.is_empty() => Err(format!("there is no tcp traffic \"{name}\"")),
@@ -345,7 +400,7 @@ impl Judge<'_> {
             Ok((Some(entries.iter().map(|t| t.broken as f64).sum()), reasons))
         });
         self.maybe("downloads completed", COUNT, e.tcp_completed, sum(|t| t.completed));
-        self.maybe("octets downloaded", Scale { unit: "octets", timed: false }, e.tcp_bytes, sum(|t| t.bytes));
+        self.maybe("octets downloaded", OCTETS, e.tcp_bytes, sum(|t| t.bytes));
         self.maybe("longest stall", MILLIS, e.tcp_stall_ms, |j| {
             let stalls = entries(j)?.into_iter().map(|t| t.longest_stall.length_ms);
             Ok((Some(stalls.fold(0.0, f64::max)), String::new()))

@@ -1,6 +1,7 @@
 //! A run in words, and many runs in a table.
 
 use super::{BgpChange, Report, Verdict};
+use crate::meter::{SizeResult, SizesResult};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -35,6 +36,9 @@ fn write_summary(out: &mut String, report: &Report) -> std::fmt::Result {
         let head = ["stream", "sent", "lost", "twice", "disorder", "longest gap", "delay ms, 50 % / 99 % / max"];
         out.push_str(&table(&head, &rows));
         out.push('\n');
+    }
+    for sweep in &traffic.sizes {
+        write_sweep(out, sweep)?;
     }
     for tcp in &traffic.tcp {
         let mbit = figure(tcp.goodput_bps / 1e6);
@@ -71,6 +75,26 @@ fn write_summary(out: &mut String, report: &Report) -> std::fmt::Result {
                 Verdict::Error => "ERROR",
             };
             writeln!(out, "  {word}: {} ({}): {} {}", outcome.what, outcome.bar, measured.trim_end(), outcome.note)?;
+        }
+    }
+    Ok(())
+}
+
+/// A sweep, each run of sizes that fared alike in a line.
+fn write_sweep(out: &mut String, sweep: &SizesResult) -> std::fmt::Result {
+    writeln!(out, "sizes {}: {} packets, {} vanished", sweep.name, sweep.sent, sweep.holes.len())?;
+    let fate = |row: &SizeResult| {
+        let vanished = row.sent - row.arrived - row.told;
+        match (row.arrived, row.told_mtu) {
+            (arrived, _) if arrived == row.sent => "arrived".to_owned(),
+            (0, Some(mtu)) if row.told == row.sent => format!("told to keep to {mtu}"),
+            (0, None) => "vanished".to_owned(),
+            _ => format!("of {}: {} arrived, {} told, {vanished} vanished", row.sent, row.arrived, row.told),
+        }
+    };
+    for run in sweep.sizes.chunk_by(|a, b| fate(a) == fate(b)) {
+        if let (Some(first), Some(last)) = (run.first(), run.last()) {
+            writeln!(out, "  {:>4} to {:>4} octets  {}", first.size, last.size, fate(first))?;
         }
     }
     Ok(())
@@ -120,6 +144,9 @@ pub fn spreads(reports: &[Report]) -> Vec<Spread> {
             add(format!("{}: longest gap", stream.name), "ms", stream.flow.longest_gap.length_ms);
             add(format!("{}: lost", stream.name), "packets", stream.flow.lost as f64);
             add(format!("{}: out of order", stream.name), "packets", stream.flow.reordered as f64);
+        }
+        for sweep in &report.traffic.sizes {
+            add(format!("{}: vanished", sweep.name), "packets", sweep.holes.len() as f64);
         }
         for tcp in &report.traffic.tcp {
             add(format!("{}: connections broken", tcp.name), "", tcp.broken as f64);

@@ -18,7 +18,7 @@ use link::Direction;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use traffic::Traffic;
@@ -52,6 +52,10 @@ pub struct WorldConfig {
     pub suite: fn() -> Box<dyn Suite>,
     /// The prefixes that the box believes to be its own. An honest one has [`site_prefixes`].
     pub box_prefixes: Vec<IpNet>,
+    /// The core's addresses, best first; every link leads to all of them.
+    pub core_addresses: Vec<SocketAddr>,
+    /// How the box is to ask on each link while idle.
+    pub keepalive: Keepalive,
 }
 
 impl WorldConfig {
@@ -62,7 +66,56 @@ impl WorldConfig {
             seed,
             suite: || Box::new(crate::tunnel::null::Null),
             box_prefixes: site_prefixes(),
+            core_addresses: vec![SocketAddr::from(([192, 0, 2, 1], 51820))],
+            keepalive: Keepalive::default(),
         }
+    }
+
+    /// How the box uses its uplink of a slot.
+    fn uplink(&self, slot: u8) -> Uplink {
+        Uplink { endpoints: self.core_addresses.clone(), preference: slot, keepalive: self.keepalive }
+    }
+}
+
+/// The box's addresses on a link as the core sees them: IPv6 as it is, IPv4 by a NAT.
+struct Outside {
+    v4: SocketAddr,
+    v6: SocketAddr,
+    /// The NAT forgets a binding after this long without a datagram from inside.
+    timeout: Option<Duration>,
+    last_from_inside: Instant,
+}
+
+impl Outside {
+    fn new(link: usize) -> Self {
+        let number = link as u8 + 1;
+        Outside {
+            v4: SocketAddr::from(([203, 0, 113, number], 40000)),
+            v6: SocketAddr::from(([0x2001, 0xdb8, 0xff, 0, 0, 0, 0, number.into()], 40000)),
+            timeout: None,
+            last_from_inside: Instant::ZERO,
+        }
+    }
+
+    fn forgotten(&self, now: Instant) -> bool {
+        self.timeout.is_some_and(|timeout| now.since(self.last_from_inside) >= timeout)
+    }
+
+    /// The address that a datagram from inside has outside; a binding that was forgotten is made anew.
+    fn translate(&mut self, now: Instant, ipv6: bool) -> SocketAddr {
+        if ipv6 {
+            return self.v6;
+        }
+        if self.forgotten(now) {
+            self.v4.set_port(self.v4.port() + 1);
+        }
+        self.last_from_inside = now;
+        self.v4
+    }
+
+    /// Whether a datagram to this address comes in here.
+    fn lets_in(&self, now: Instant, to: SocketAddr) -> bool {
+        to == self.v6 || (to == self.v4 && !self.forgotten(now))
     }
 }
 
@@ -85,6 +138,8 @@ struct InFlight {
     to: Side,
     link: usize,
     from: SocketAddr,
+    /// The address it was sent to.
+    to_address: SocketAddr,
     data: Vec<u8>,
 }
 
@@ -101,9 +156,9 @@ pub struct World {
     rng: StdRng,
     ends: [End; 2],
     links: Vec<[Direction; 2]>,
-    /// The box's address on each link as the core sees it: its NAT's.
-    outside: Vec<SocketAddr>,
-    core_address: SocketAddr,
+    outside: Vec<Outside>,
+    /// What a side sends on a link to (the box) or from (the core) an address of the core is lost.
+    black_holes: HashSet<(usize, Side, SocketAddr)>,
     queue: BinaryHeap<Reverse<(Instant, u64, Next)>>,
     order: u64,
     in_flight: Vec<Option<InFlight>>,
@@ -123,19 +178,13 @@ pub fn site_prefixes() -> Vec<IpNet> {
     ["198.51.100.0/24", "2001:db8:100::/48"].iter().filter_map(|prefix| prefix.parse().ok()).collect()
 }
 
-/// How the box uses its uplink of a slot.
-fn uplink(slot: u8, core: SocketAddr) -> Uplink {
-    Uplink { endpoints: vec![core], preference: slot, keepalive: Keepalive::default() }
-}
-
 impl World {
     /// Both ends started, nothing sent yet.
     pub fn new(config: WorldConfig) -> World {
-        let core_address = SocketAddr::from(([192, 0, 2, 1], 51820));
         let slots = config.links.len();
         let mut rng = StdRng::seed_from_u64(config.seed);
         let ends = [Side::Box, Side::Core].map(|side| {
-            let node = Self::node(side, &config, core_address, rng.random(), Instant::ZERO);
+            let node = Self::node(side, &config, rng.random(), Instant::ZERO);
             End { node, out: Output::new(0), events: Vec::new(), running: true }
         });
         World {
@@ -143,8 +192,8 @@ impl World {
             rng,
             ends,
             links: config.links.iter().map(|&(up, down)| [Direction::new(up), Direction::new(down)]).collect(),
-            outside: (0..slots).map(|slot| SocketAddr::from(([203, 0, 113, slot as u8 + 1], 40000))).collect(),
-            core_address,
+            outside: (0..slots).map(Outside::new).collect(),
+            black_holes: HashSet::new(),
             queue: BinaryHeap::new(),
             order: 0,
             in_flight: Vec::new(),
@@ -156,7 +205,7 @@ impl World {
         }
     }
 
-    fn node(side: Side, world: &WorldConfig, core_address: SocketAddr, seed: [u8; 32], now: Instant) -> Node {
+    fn node(side: Side, world: &WorldConfig, seed: [u8; 32], now: Instant) -> Node {
         // The same keys in every world: what differs from run to run is the seed's.
         let (box_secret, core_secret) = (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
         let path = |slot: u8| match side {
@@ -197,7 +246,7 @@ impl World {
         let mut node = node.expect("the world's own configuration is sound");
         if side == Side::Box {
             for slot in 0..world.links.len() as u8 {
-                node.set_uplink(now, LinkId(slot.into()), Some(uplink(slot, core_address)));
+                node.set_uplink(now, LinkId(slot.into()), Some(world.uplink(slot)));
             }
         }
         node
@@ -261,12 +310,37 @@ impl World {
 
     /// The NAT of `link` gives the box another address or port.
     pub fn rebind(&mut self, link: usize, outside: SocketAddr) {
-        self.outside[link] = outside;
+        if outside.is_ipv6() {
+            self.outside[link].v6 = outside;
+        } else {
+            self.outside[link].v4 = outside;
+        }
+    }
+
+    /// The NAT of `link` forgets a binding after this long without a datagram from the box.
+    pub fn set_nat_timeout(&mut self, link: usize, timeout: Duration) {
+        self.outside[link].timeout = Some(timeout);
+    }
+
+    /// The box's own address on `link` is another one, and the box knows.
+    pub fn renumber(&mut self, link: usize, outside: SocketAddr) {
+        self.rebind(link, outside);
+        let now = self.now;
+        self.ends[Side::Box as usize].node.renumbered(now, LinkId(link as u16));
+    }
+
+    /// What `from` sends over `link` to or from this address of the core is lost, silently; or not any more.
+    pub fn set_black_hole(&mut self, link: usize, from: Side, core: SocketAddr, lost: bool) {
+        if lost {
+            self.black_holes.insert((link, from, core));
+        } else {
+            self.black_holes.remove(&(link, from, core));
+        }
     }
 
     /// The box's uplink appears or vanishes, and the box knows.
     pub fn set_uplink(&mut self, link: usize, present: bool) {
-        let uplink = present.then(|| uplink(link as u8, self.core_address));
+        let uplink = present.then(|| self.config.uplink(link as u8));
         let now = self.now;
         self.ends[Side::Box as usize].node.set_uplink(now, LinkId(link as u16), uplink);
         self.settle(Side::Box);
@@ -286,7 +360,7 @@ impl World {
     /// An end's process is started anew.
     pub fn start(&mut self, side: Side) {
         let seed = self.rng.random();
-        let node = Self::node(side, &self.config, self.core_address, seed, self.now);
+        let node = Self::node(side, &self.config, seed, self.now);
         let end = &mut self.ends[side as usize];
         (end.node, end.running) = (node, true);
         self.settle(side);
@@ -302,7 +376,8 @@ impl World {
     /// Puts a datagram before an end, as if it had come from `from` by `link`.
     pub fn inject(&mut self, to: Side, link: usize, from: SocketAddr, data: &[u8]) {
         let now = self.now;
-        self.put_in_flight(now, InFlight { to, link, from, data: data.to_vec() });
+        let to_address = self.config.core_addresses[0];
+        self.put_in_flight(now, InFlight { to, link, from, to_address, data: data.to_vec() });
     }
 
     /// Gives an end a packet from its TUN.
@@ -354,7 +429,7 @@ impl World {
                 }
                 let (link, to) = match datagram.to {
                     Side::Box => (LinkId(datagram.link as u16), None),
-                    Side::Core => (LinkId(0), Some(self.core_address.ip())),
+                    Side::Core => (LinkId(0), Some(datagram.to_address.ip())),
                 };
                 let datagram_view = Datagram { link, from: datagram.from, to, ecn: 0, data: &datagram.data };
                 end.node.handle_datagrams(self.now, [datagram_view], &mut end.out);
@@ -387,21 +462,33 @@ impl World {
         for transmit in out.transmits() {
             self.datagrams += 1;
             let data = &out.bytes()[transmit.range.clone()];
-            let (link, from) = match side {
-                Side::Box => (usize::from(transmit.link.0), None),
+            let core = &self.config.core_addresses;
+            let (link, from, core) = match side {
+                Side::Box => {
+                    let link = usize::from(transmit.link.0);
+                    (link, self.outside[link].translate(now, transmit.to.is_ipv6()), transmit.to)
+                }
                 // By the address that the core answers to; an address that no NAT has any more leads nowhere.
-                Side::Core => match self.outside.iter().position(|&outside| outside == transmit.to) {
-                    Some(link) => (link, Some(self.core_address)),
-                    None => continue,
-                },
+                Side::Core => {
+                    let from = core.iter().copied().find(|core| Some(core.ip()) == transmit.from).unwrap_or(core[0]);
+                    match self.outside.iter().position(|outside| outside.lets_in(now, transmit.to)) {
+                        Some(link) => (link, from, from),
+                        None => continue,
+                    }
+                }
             };
-            let from = from.unwrap_or(self.outside[link]);
+            if self.black_holes.contains(&(link, side, core)) {
+                continue;
+            }
             if self.tap.as_mut().is_some_and(|tap| !tap(link, side, data)) {
                 continue;
             }
             // Outer headers: IPv4 and UDP.
             for at in self.links[link][side as usize].pass(now, data.len() + 28, &mut self.rng).into_iter().flatten() {
-                self.put_in_flight(at, InFlight { to: side.other(), link, from, data: data.to_vec() });
+                self.put_in_flight(
+                    at,
+                    InFlight { to: side.other(), link, from, to_address: transmit.to, data: data.to_vec() },
+                );
             }
         }
         out.clear();

@@ -191,7 +191,13 @@ mod tests {
         let all = vec![
             Item::Ping,
             Item::Lost(5),
-            Item::Hello(Hello { epoch: 7, slot: 3, middlebox: 9, ..Hello::default() }),
+            Item::Hello(Hello {
+                epoch: 7,
+                slot: 3,
+                middlebox: 9,
+                keepalive: Some(crate::Keepalive { idle: std::time::Duration::from_secs(25), metered: true }),
+                ..Hello::default()
+            }),
             Item::Receipt(Receipt {
                 slot: 1,
                 session: 0xdead_beef,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::meter::{AttackResult, Gap, Seen, Series, StreamResult, TrafficResults, WatchResult};
+use crate::meter::{AttackResult, Gap, Seen, Series, SizeResult, Span, StreamResult, TrafficResults, WatchResult};
 use crate::report::Kernel;
 use crate::report::{BgpChange, BgpEvent, Exit, PeerSample, Run, SCHEMA, TimelineEvent};
 use std::collections::BTreeMap;
@@ -214,4 +214,38 @@ fn a_report_survives_its_file() {
     let text = serde_json::to_string(&before).expect("json");
     let after: Report = serde_json::from_str(&text).expect("its form is right");
     assert_eq!(serde_json::to_string(&after).expect("json"), text);
+}
+
+#[test]
+fn sizes_are_judged_by_packets_that_vanished_and_by_what_senders_heard() {
+    let row = |size, arrived, told, told_mtu| SizeResult { size, sent: 2, arrived, told, told_mtu };
+    let sweep = |name: &str, rows: Vec<SizeResult>, holes: &[(f64, usize)]| SizesResult {
+        name: name.into(),
+        sizes: rows,
+        holes: holes.iter().map(|&(at_ms, size)| Hole { at_ms, size }).collect(),
+        ..SizesResult::default()
+    };
+    let mut run = report(Kernel::Virtual);
+    let good = vec![row(576, 2, 0, None), row(1380, 2, 0, None), row(1384, 0, 2, Some(1380))];
+    let bad = vec![row(576, 2, 0, None), row(1380, 1, 0, None), row(1384, 0, 2, Some(1300))];
+    run.traffic.sizes = vec![sweep("good", good, &[]), sweep("bad", bad, &[(4_000.0, 1380)])];
+    let judged = |expect: Expect| evaluate(&run, &[expect]).remove(0);
+    let bar = |min, max| Some(Bar { min, max });
+    let of = |name: &str| Expect { sizes: Some(name.into()), ..Expect::default() };
+
+    let none = bar(None, Some(0.0));
+    assert_eq!(judged(Expect { black_holes: none, ..of("good") }).verdict, Verdict::Pass);
+    let vanished = judged(Expect { black_holes: none, ..Expect::default() });
+    assert_eq!((vanished.verdict, vanished.measured), (Verdict::Fail, Some(1.0)));
+    assert_eq!(vanished.note, "bad: of 1380 to 1380 octets");
+    let later = Expect { black_holes: none, from: Some(Moment::At(Span::seconds(5))), ..Expect::default() };
+    assert_eq!(judged(later).verdict, Verdict::Pass);
+
+    let all = bar(Some(1380.0), None);
+    assert_eq!(judged(Expect { arrived_up_to: all, ..of("good") }).measured, Some(1380.0));
+    assert_eq!(judged(Expect { arrived_up_to: all, ..Expect::default() }).measured, Some(576.0), "the least of both");
+    let exact = bar(Some(1380.0), Some(1380.0));
+    assert_eq!(judged(Expect { told_mtu: exact, ..of("good") }).verdict, Verdict::Pass);
+    assert_eq!(judged(Expect { told_mtu: exact, ..Expect::default() }).measured, Some(1300.0));
+    assert_eq!(judged(Expect { black_holes: none, ..of("ugly") }).verdict, Verdict::Error);
 }
