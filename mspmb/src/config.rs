@@ -420,9 +420,9 @@ fn keepalive(table: &UplinkTable, document: &Document, key: &str) -> Result<Keep
     if table.keepalive_budget.is_none() && table.metered != Some(true) {
         return Ok(Keepalive::default());
     }
-    let Octets(_budget) = table.keepalive_budget.map_or(BUDGET, |text| text.0);
-    Ok(Keepalive { idle: std::time::Duration::from_secs(25), metered: true })
+    let Octets(budget) = table.keepalive_budget.map_or(BUDGET, |text| text.0);
+    Ok(Keepalive::metered(budget))
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

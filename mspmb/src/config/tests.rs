@@ -16,7 +16,7 @@ slot = 4
 "#;
 
 /// Loads `text` (with a secret beside it); an error without the folder's name.
-fn load(text: &str) -> Result<Config, String> {
+pub(crate) fn load(text: &str) -> Result<Config, String> {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("mspmb-config-{}-{number}", std::process::id()));
