@@ -8,6 +8,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+/// The largest MTU of a TUN that is supported, in octets: that of jumbo frames.
+pub(crate) const MOST_MTU: u16 = 9_000;
+
 /// One end's configuration.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -185,14 +188,14 @@ pub enum ConfigError {
         second: String,
     },
     /// An MTU that IPv6 does not allow (RFC 8200, section 5) or that no datagram can carry.
-    #[error("an MTU of {0} does not work: IPv6 needs 1280 (RFC 8200), and 9000 is the most that is supported")]
+    #[error("an MTU of {0} does not work: IPv6 needs 1280 (RFC 8200), and {MOST_MTU} is the most that is supported")]
     Mtu(u16),
 }
 
 impl NodeConfig {
     /// Checks what [`crate::Node`] relies on.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if !(1280..=9000).contains(&self.mtu) {
+        if !(1280..=MOST_MTU).contains(&self.mtu) {
             return Err(ConfigError::Mtu(self.mtu));
         }
         check_peers(&self.peers)

@@ -343,7 +343,7 @@ impl Health {
     }
 
     /// The longest that a receipt may take: of the receipt paths heard lately, the slowest counts.
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         /// A pair not sampled for this much longer than the freshest says nothing any more: three idle probes.
         const STALE: Duration = Duration::from_secs(3);
         /// Nothing known: RFC 9002's initial round trip of 333 ms, and as much again.

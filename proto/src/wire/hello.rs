@@ -38,7 +38,7 @@ pub struct Hello {
     pub answer: bool,
     /// The slot of the path that this goes over.
     pub slot: u8,
-    /// What it can do beyond its version, a bit each; none is defined yet.
+    /// What it can do beyond its version, a bit each: see [`Hello::FRAGMENTS`].
     pub capabilities: u32,
     /// The box's number.
     pub middlebox: u32,
@@ -75,6 +75,9 @@ impl Default for Hello {
 }
 
 impl Hello {
+    /// The capability to put fragments together.
+    pub const FRAGMENTS: u32 = 1 << 0;
+
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let room = room.get_mut(..LEN)?;
         let flags = if self.answer { ANSWER } else { 0 };
