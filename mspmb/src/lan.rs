@@ -2,22 +2,19 @@
 //!
 //! | rule or route | so that |
 //! | --- | --- |
+//! | `iif UPLINK lookup 7701` | what comes in by an uplink and is not for this host never leaves by another uplink |
+//! | `to PREFIX lookup 7701`, where an ISP's network overlaps it | the site's packets reach the LAN, whatever an ISP's router claims |
 //! | `from PREFIX to PREFIX lookup main` | the site's own networks reach each other as before |
 //! | `from PREFIX lookup 7700` | what the site sends to anywhere else goes to the table below |
 //! | table 7700: `default dev msp0` | it goes to the TUN |
 //! | table 7700: `unreachable default`, last | it goes nowhere when there is no TUN: an ISP never sees it |
+//! | table 7701: the main table's routes, but those out by uplinks | the LAN is reached as before |
+//! | table 7701: `unreachable PREFIX` and `blackhole default`, last | and nothing else |
 //! | main: `unreachable PREFIX`, last | what comes for an address that nobody has is refused, not sent back |
 //!
-//! And where an ISP's network overlaps the prefix ([`crate::overlap`]), before all of them:
-//!
-//! | rule or route | so that |
-//! | --- | --- |
-//! | `to PREFIX lookup 7701` | the site's packets are delivered by the table below, whatever the ISP's router claims |
-//! | table 7701: the site's own routes of the main table | they reach the LAN |
-//! | table 7701: `unreachable PREFIX`, last | and nothing else |
-//!
 //! Packets from the TUN have the site's addresses as destination and are delivered by the main table. The box's own
-//! traffic and everybody else's has other sources, and meets none of this.
+//! traffic and everybody else's has other sources, and meets none of this. Without the first rule the box would pass on
+//! what comes for an address that its ISP has just taken back: by the default route, to the other ISP.
 
 use crate::overlap::Overlaps;
 use dataplane::host::{Change, Sysctl, effective_rp_filter, read_sysctl};
@@ -26,9 +23,10 @@ use ipnet::IpNet;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The table of the site's own networks, where an ISP's overlaps them; its rule stands before all others of ours.
-const OWN: u32 = TABLE + 1;
-const BEFORE: u32 = TABLE - 1;
+/// The table of where packets from an uplink may go; its rules stand before all others of ours.
+const INWARD: u32 = TABLE + 1;
+const FROM_UPLINKS: u32 = TABLE - 2;
+const TO_SITE: u32 = TABLE - 1;
 /// The table of the site's packets; also where its rules stand among all. Any number that nobody else uses does; these
 /// are before the main table's rule (32766).
 const TABLE: u32 = 7700;
@@ -44,56 +42,56 @@ const LAST: u32 = u32::MAX;
 /// Rules and routes for these prefixes of the site and this TUN, in the order in which they must come.
 pub(crate) fn routing(prefixes: &[IpNet], tun: &str) -> Vec<Change> {
     let mut changes = Vec::new();
-    for everywhere in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        let everywhere = IpNet::new_assert(everywhere, 0);
-        let family: Vec<IpNet> = prefixes.iter().copied().filter(|prefix| same_family(prefix, &everywhere)).collect();
-        if family.is_empty() {
-            continue;
-        }
+    for (everywhere, family) in families(prefixes) {
         let to = |target, metric| Change::Route(Route { prefix: everywhere, table: TABLE, metric, target });
         changes.push(to(Target::Unreachable, LAST));
         changes.push(to(Target::Interface(tun.into()), ORDINARY));
         for &prefix in &family {
             changes.push(Change::Route(Route { prefix, table: MAIN, metric: LAST, target: Target::Unreachable }));
         }
+        let rule = |from, to, table, priority| Change::Rule(Rule { by: None, from, to, table, priority });
         for &from in &family {
-            for &to in &family {
-                changes.push(Change::Rule(Rule { from, to: Some(to), table: MAIN, priority: WITHIN }));
-            }
+            changes.extend(family.iter().map(|&to| rule(from, Some(to), MAIN, WITHIN)));
         }
-        for &from in &family {
-            changes.push(Change::Rule(Rule { from, to: None, table: TABLE, priority: OUTWARD }));
-        }
+        changes.extend(family.iter().map(|&from| rule(from, None, TABLE, OUTWARD)));
     }
     changes
 }
 
-/// What keeps the site's packets from going by an ISP's routes, in the order in which it must come.
-pub(crate) fn protection(overlaps: &Overlaps) -> Vec<Change> {
+/// What keeps packets from the uplinks, and for the site, from going out by an uplink, in the order in which it must
+/// come.
+pub(crate) fn inward(prefixes: &[IpNet], overlaps: &Overlaps) -> Vec<Change> {
     let mut changes = Vec::new();
-    for (interface, way) in &overlaps.own {
-        let target = match way.gateway {
-            Some(gateway) => Target::Gateway(gateway, interface.clone()),
-            None => Target::Interface(interface.clone()),
-        };
-        // IPv6 takes 0 for "no metric given" and makes it this one.
-        let metric = if way.metric == 0 { ORDINARY } else { way.metric };
-        changes.push(Change::Route(Route { prefix: way.prefix, table: OWN, metric, target }));
+    for (everywhere, family) in families(prefixes) {
+        let to = |prefix, metric, target| Change::Route(Route { prefix, table: INWARD, metric, target });
+        changes.push(to(everywhere, LAST, Target::Blackhole));
+        changes.extend(family.iter().map(|&prefix| to(prefix, LAST, Target::Unreachable)));
+        for (interface, way) in overlaps.inward.iter().filter(|(_, way)| same_family(&way.prefix, &everywhere)) {
+            let target = match way.gateway {
+                Some(gateway) => Target::Gateway(gateway, interface.clone()),
+                None => Target::Interface(interface.clone()),
+            };
+            // IPv6 takes 0 for "no metric given" and makes it this one.
+            changes.push(to(way.prefix, if way.metric == 0 { ORDINARY } else { way.metric }, target));
+        }
+        let rule = |by, to, priority| Change::Rule(Rule { by, from: everywhere, to, table: INWARD, priority });
+        changes.extend(overlaps.uplinks.iter().map(|uplink| rule(Some(uplink.clone()), None, FROM_UPLINKS)));
+        let overlapping = overlaps.prefixes.iter().filter(|prefix| same_family(prefix, &everywhere));
+        changes.extend(overlapping.map(|&prefix| rule(None, Some(prefix), TO_SITE)));
     }
     // A table has one route for a prefix and a metric: of two, the main table takes the first.
     let mut seen = HashSet::new();
     changes.retain(|change| !matches!(change, Change::Route(route) if !seen.insert((route.prefix, route.metric))));
-    for &prefix in &overlaps.prefixes {
-        changes.push(Change::Route(Route { prefix, table: OWN, metric: LAST, target: Target::Unreachable }));
-    }
-    for &prefix in &overlaps.prefixes {
-        let from = IpNet::new_assert(
-            if prefix.addr().is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() },
-            0,
-        );
-        changes.push(Change::Rule(Rule { from, to: Some(prefix), table: OWN, priority: BEFORE }));
-    }
     changes
+}
+
+/// Those of each family that there are, behind the prefix of everything.
+fn families(prefixes: &[IpNet]) -> impl Iterator<Item = (IpNet, Vec<IpNet>)> {
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].into_iter().filter_map(|unspecified| {
+        let everywhere = IpNet::new_assert(unspecified, 0);
+        let family: Vec<IpNet> = prefixes.iter().copied().filter(|prefix| same_family(prefix, &everywhere)).collect();
+        (!family.is_empty()).then_some((everywhere, family))
+    })
 }
 
 fn same_family(a: &IpNet, b: &IpNet) -> bool {
@@ -150,6 +148,7 @@ pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32]) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dataplane::netlink::Way;
 
     fn shown(prefixes: &[&str]) -> Vec<String> {
         let prefixes: Vec<IpNet> = prefixes.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
@@ -168,6 +167,38 @@ mod tests {
                 "rule 7701: from 198.51.100.0/24 lookup 7700",
             ]
         );
+    }
+
+    #[test]
+    fn what_comes_by_an_uplink_goes_to_the_lan_or_nowhere() {
+        let prefixes: [IpNet; 1] = ["198.51.100.0/24".parse().expect("a prefix")];
+        let way = |prefix: &str, gateway: Option<&str>, metric| {
+            let gateway = gateway.map(|text| text.parse().expect("an address"));
+            ("lan0".to_owned(), Way { prefix: prefix.parse().expect("a prefix"), gateway, metric })
+        };
+        let mut overlaps = Overlaps {
+            uplinks: vec!["wan0".into()],
+            inward: vec![
+                way("198.51.100.0/25", None, 0),
+                way("2001:db8::/64", None, 256),
+                way("198.51.100.128/25", Some("198.51.100.2"), 20),
+                way("198.51.100.128/25", Some("198.51.100.3"), 20),
+            ],
+            ..Overlaps::default()
+        };
+        let shown =
+            |overlaps: &Overlaps| inward(&prefixes, overlaps).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut expected = vec![
+            "route blackhole 0.0.0.0/0 table 7701 metric 4294967295",
+            "route unreachable 198.51.100.0/24 table 7701 metric 4294967295",
+            "route 198.51.100.0/25 dev lan0 table 7701 metric 1024",
+            "route 198.51.100.128/25 via 198.51.100.2 dev lan0 table 7701 metric 20",
+            "rule 7698: from 0.0.0.0/0 iif wan0 lookup 7701",
+        ];
+        assert_eq!(shown(&overlaps), expected);
+        overlaps.prefixes = prefixes.into();
+        expected.push("rule 7699: from 0.0.0.0/0 to 198.51.100.0/24 lookup 7701");
+        assert_eq!(shown(&overlaps), expected);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! | an uplink has | then |
 //! | --- | --- |
 //! | an address within the site's prefixes | it is not used: replies to it would be the site's; others of the uplink are |
-//! | a route to the site's prefix or a part of it | the site's own routes are put before it, in a table of their own |
+//! | a route to the site's prefix or a part of it | the other interfaces' routes are put before it, in a table of their own |
 //! | a network around the site's prefix | nothing: the site's routes are more specific, or refuse |
 //! | the network of another uplink | nothing: each socket is bound to its device |
 //! | a network that the LAN has besides its prefix | the tunnel works; the box itself reaches only one of the two: a warning |
@@ -19,9 +19,11 @@ use std::collections::BTreeMap;
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Overlaps {
-    /// The site's own routes, with the interfaces they go out by, to be put before the ISPs'; none where no ISP's is in
-    /// the way.
-    pub(crate) own: Vec<(String, Way)>,
+    /// The uplinks' names, but of one that the LAN is on as well.
+    pub(crate) uplinks: Vec<String>,
+    /// The routes out of all other interfaces, with their names: by them packets from an uplink may go on, and by no
+    /// others.
+    pub(crate) inward: Vec<(String, Way)>,
     /// The site's prefixes of which an ISP's route takes a part.
     pub(crate) prefixes: Vec<IpNet>,
     /// What the operator should know, by the uplink's number.
@@ -76,19 +78,12 @@ pub(crate) fn examine(
             found.warnings.insert(uplink.index, warnings);
         }
     }
-    if !found.prefixes.is_empty() {
-        let others = of(|role| role != Role::Uplink).filter(|interface| !interface.loopback && interface.name != tun);
-        let ways =
-            others.flat_map(|interface| interface.routes.iter().map(|way| (interface.name.clone(), way.clone())));
-        let of_the_site = |way: &Way| {
-            let touches = |prefix: &IpNet| prefix.contains(&way.prefix) || way.prefix.contains(prefix);
-            way.prefix.prefix_len() != 0 && found.prefixes.iter().any(touches)
-        };
-        let mut own: Vec<_> = ways.filter(|(_, way)| of_the_site(way)).collect();
-        // A next hop must be known before a route leads to it.
-        own.sort_by_key(|(_, way)| way.gateway.is_some());
-        found.own = own;
-    }
+    found.uplinks = of(|role| role == Role::Uplink).map(|uplink| uplink.name.clone()).collect();
+    let others = of(|role| role != Role::Uplink).filter(|interface| !interface.loopback && interface.name != tun);
+    let ways = others.flat_map(|interface| interface.routes.iter().map(|way| (interface.name.clone(), way.clone())));
+    found.inward = ways.filter(|(_, way)| way.prefix.prefix_len() != 0).collect();
+    // A next hop must be known before a route leads to it.
+    found.inward.sort_by_key(|(_, way)| way.gateway.is_some());
     found
 }
 
@@ -158,7 +153,8 @@ mod tests {
             interface(3, "wan0", &["10.0.0.2/24"], &["0.0.0.0/1 via 10.0.0.1", "128.0.0.0/1 via 10.0.0.1"]),
             interface(3, "wan0", &["2001:db8:1::2/64"], &["::/0 via fe80::1"]),
         ] {
-            assert_eq!(look(uplink), (Overlaps::default(), vec![]));
+            let (found, warnings) = look(uplink);
+            assert_eq!((found.prefixes, warnings), (vec![], vec![]));
         }
     }
 
@@ -177,12 +173,11 @@ mod tests {
             let mentions = |text: &str| warnings.iter().any(|warning| warning.contains(text));
             assert!(mentions("kept on their way by a rule") && mentions("on lan0"), "{warnings:?}");
             assert_eq!(mentions("is not used"), refused, "{warnings:?}");
-            let own: Vec<String> = found.own.iter().map(|(name, way)| format!("{} {name}", way.prefix)).collect();
-            let expected: &[&str] = match prefix {
-                "198.51.100.0/24" => &["198.51.100.0/25 lan0", "198.51.100.128/25 lan0"],
-                _ => &["2001:db8:100::/64 lan0"],
-            };
+            let own: Vec<String> = found.inward.iter().map(|(name, way)| format!("{} {name}", way.prefix)).collect();
+            let expected =
+                ["198.51.100.0/25 lan0", "192.168.5.0/24 lan0", "2001:db8:100::/64 lan0", "198.51.100.128/25 lan0"];
             assert_eq!(own, expected, "the next hop's network comes first");
+            assert_eq!(found.uplinks, ["wan0"]);
         }
     }
 
@@ -190,7 +185,7 @@ mod tests {
     fn a_network_that_the_lan_has_besides_is_a_warning() {
         for address in ["192.168.5.9/24", "192.168.5.129/25", "192.168.5.9/16"] {
             let (found, warnings) = look(interface(3, "wan0", &[address], &["0.0.0.0/0 via 192.168.5.254"]));
-            assert_eq!((found.own, found.prefixes), (vec![], vec![]));
+            assert_eq!(found.prefixes, []);
             assert_eq!(warnings.len(), 1, "{warnings:?}");
             assert!(warnings[0].contains("192.168.5.0/24 on lan0") && warnings[0].contains("the tunnel works"));
         }
@@ -201,6 +196,6 @@ mod tests {
         let both = interface(3, "eth0", &["198.51.100.1/24", "192.168.1.2/24"], &["0.0.0.0/0 via 192.168.1.1"]);
         let prefixes = ["198.51.100.0/24".parse().expect("a prefix")];
         let found = examine(&prefixes, &[(3, both)].into(), &[(3, Role::Both)].into(), "msp0");
-        assert_eq!(found, Overlaps::default());
+        assert_eq!((found.uplinks.len(), found.prefixes.len(), found.warnings.len()), (0, 0, 0));
     }
 }

@@ -1,5 +1,4 @@
 use super::*;
-use crate::names::Answer;
 use dataplane::netlink::Address;
 
 fn endpoints(list: &[&str]) -> Vec<Endpoint> {
@@ -12,7 +11,7 @@ fn answers(list: &[(&str, &str)]) -> Answers {
     for (name, address) in list {
         let address: IpAddr = address.parse().expect("an address");
         let question = Question { name: (*name).into(), ipv6: address.is_ipv6() };
-        answers.entry(question).or_insert_with(Answer::default).addresses.push(address);
+        answers.entry(question).or_default().addresses.push(address);
     }
     answers
 }
