@@ -9,8 +9,9 @@ use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::logging;
-use dataplane::netlink::Watch;
+use dataplane::netlink::{Interface, Watch};
 use proto::{Event, PathId};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,6 +108,8 @@ impl<'a> Site<'a> {
     /// Whether all went well.
     async fn look(&mut self) -> anyhow::Result<bool> {
         let interfaces = self.host.netlink().interfaces().await.context("cannot ask the kernel for the interfaces")?;
+        let interfaces: BTreeMap<String, Interface> =
+            interfaces.into_values().map(|interface| (interface.name.clone(), interface)).collect();
         let present = self.config.uplinks.iter().map(|uplink| uplink.interface.as_str());
         let present = present.filter(|name| interfaces.contains_key(*name));
         let mut wanted = lan::parameters(&self.config.prefixes, present);

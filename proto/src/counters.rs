@@ -64,6 +64,14 @@ drop_reasons! {
     LinkMessageMalformed => "link_message_malformed",
     /// from a peer: a version of the link messages that we don't speak
     LinkMessageVersion => "link_message_version",
+    /// from a peer: a fragment that cannot be part of a packet, or contradicts another of the same
+    FragmentMalformed => "fragment_malformed",
+    /// from a peer: a fragment that had come already
+    FragmentDuplicate => "fragment_duplicate",
+    /// from a peer: a packet of which a fragment did not come within half a second
+    FragmentTimeout => "fragment_timeout",
+    /// from a peer: a packet in pieces that had to make room for later ones
+    FragmentOverflow => "fragment_overflow",
 }
 
 /// One counter a reason.

@@ -21,7 +21,7 @@ use crate::node::PathState;
 use crate::sent::SentLog;
 use crate::tunnel::PacketId;
 use crate::wire::Receipt;
-use crate::{Instant, MAX_SLOTS};
+use crate::{Instant, Keepalive, MAX_SLOTS};
 use std::time::Duration;
 
 /// The receiver's longest wait before it sends a receipt while traffic flows. A receipt each 10 ms costs about 2 % of
@@ -47,10 +47,17 @@ const LEAST_CONFIRM: Duration = Duration::from_millis(60);
 /// get the time that failover-with-doubling gives them.
 const ALONE_CONFIRM: Duration = Duration::from_millis(250);
 
-/// How often an idle path is asked: while its bundle carries traffic, so often that a dead standby is known before it
-/// is needed; otherwise once a second.
+/// How often a quiet path is asked while its bundle carries traffic: so often that a dead standby is known before it is
+/// needed. Otherwise the box asks as its [`Keepalive`] says, and the core listens.
 const PROBE_ACTIVE: Duration = Duration::from_millis(200);
+/// How often either end asks an idle path whose box has not said how it asks.
 const PROBE_IDLE: Duration = Duration::from_secs(1);
+/// For so many of the box's intervals nothing is heard on an idle path before the core doubts it: two questions may be
+/// lost, as with BFD's usual multiplier (RFC 5880).
+const SILENT_INTERVALS: u32 = 3;
+/// A metered path that is down is asked as seldom as an idle one after this long, while another works: the first tries
+/// find a short break, and questions that nobody answers cost as much as others.
+const METERED_DOWN: Duration = Duration::from_secs(10);
 
 /// How often a path that is down is asked, by the initiator. Traffic is to be back within 300 ms of the moment in
 /// which the path works again, of which two round trips are needed for a handshake.
@@ -126,8 +133,10 @@ pub(crate) struct Surroundings {
     pub(crate) other_up: bool,
     /// The peer may be reached at more than one address.
     pub(crate) several_ways: bool,
-    /// The bundle carries traffic.
+    /// The bundle carries traffic, so the path is asked often; a metered one only if it is the one in use.
     pub(crate) active: bool,
+    /// How the box asks on the path while that is not so; `None`: it has not said.
+    pub(crate) keepalive: Option<Keepalive>,
 }
 
 /// Health of one path.
@@ -147,6 +156,8 @@ pub(crate) struct Health {
     asked: u32,
     /// Something came from the peer by this path since it was last asked.
     heard: bool,
+    /// When something came from the peer by this path, or a receipt for it by another.
+    sign_of_life: Instant,
     failures: u32,
     /// The probation that the last failure asks for, before it is doubled for the earlier ones.
     probation: Duration,
@@ -165,6 +176,7 @@ impl Health {
             last_asked: None,
             asked: 0,
             heard: false,
+            sign_of_life: now,
             failures: 0,
             probation: PROBATION,
             probation_until: Instant::ZERO,
@@ -242,6 +254,7 @@ impl Health {
         if learnt.acknowledged == 0 {
             return None;
         }
+        self.sign_of_life = now;
         match self.state {
             PathState::Suspect => self.change(now, PathState::Up, "receipts arrive again"),
             PathState::Down => {
@@ -312,8 +325,9 @@ impl Health {
 
     /// Something came from the peer by this path: no evidence for the direction in which we send, but an occasion to
     /// ask.
-    pub(crate) fn on_heard(&mut self) {
+    pub(crate) fn on_heard(&mut self, now: Instant) {
         self.heard = true;
+        self.sign_of_life = now;
     }
 
     fn fail(&mut self, now: Instant, to: PathState, probation: Duration, reason: &'static str) -> Option<Transition> {
@@ -329,7 +343,7 @@ impl Health {
     }
 
     /// The longest that a receipt may take: of the receipt paths heard lately, the slowest counts.
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         /// A pair not sampled for this much longer than the freshest says nothing any more: three idle probes.
         const STALE: Duration = Duration::from_secs(3);
         /// Nothing known: RFC 9002's initial round trip of 333 ms, and as much again.
@@ -343,6 +357,12 @@ impl Health {
         self.sent.oldest_open().map(|at| at + self.patience())
     }
 
+    /// When the core doubts an idle path on which it only listens.
+    fn silent_at(&self, around: Surroundings) -> Option<Instant> {
+        let keepalive = around.keepalive.filter(|_| !around.initiator && !around.active)?;
+        Some(self.sign_of_life + keepalive.idle * SILENT_INTERVALS + self.patience())
+    }
+
     fn confirm_at(&self, other_up: bool) -> Instant {
         let least = if other_up { LEAST_CONFIRM } else { ALONE_CONFIRM };
         let patience = if other_up { self.patience() } else { self.patience() * 3 };
@@ -353,11 +373,21 @@ impl Health {
         match self.state {
             PathState::Absent => None,
             PathState::Up if around.active => Some(PROBE_ACTIVE),
-            PathState::Up => Some(PROBE_IDLE),
+            PathState::Up => match around.keepalive {
+                Some(keepalive) => around.initiator.then_some(keepalive.idle),
+                None => Some(PROBE_IDLE),
+            },
             PathState::Suspect => Some(ASK_INTERVAL),
             // A box that asks on a path that is down here is answered by asking back: that proves this direction.
             PathState::Down if !around.initiator => self.heard.then_some(ASK_INTERVAL),
             PathState::Down => Some(match self.rtt() {
+                _ if let Some(keepalive) = around.keepalive
+                    && keepalive.metered
+                    && around.other_up
+                    && now.since(self.since) >= METERED_DOWN =>
+                {
+                    keepalive.idle
+                }
                 // Two questions must not be all that is under way: an answer to the one before the last is in vain.
                 Some((smoothed, _)) => {
                     let interval = if now.since(self.since) < LONG_DOWN { PROBE_DOWN } else { PROBE_LONG_DOWN };
@@ -377,7 +407,11 @@ impl Health {
     pub(crate) fn deadline(&self, around: Surroundings, now: Instant) -> Option<(Instant, &'static str)> {
         let ask = self.ask_at(around, now).map(|at| (at, "ask"));
         let judge = match self.state {
-            PathState::Up => self.overdue_at().map(|at| (at, "overdue")),
+            PathState::Up => {
+                let overdue = self.overdue_at().map(|at| (at, "overdue"));
+                let silent = self.silent_at(around).map(|at| (at, "silent"));
+                [overdue, silent].into_iter().flatten().min()
+            }
             PathState::Suspect => Some((self.confirm_at(around.other_up), "confirm")),
             _ => None,
         };
@@ -391,6 +425,10 @@ impl Health {
             PathState::Up if self.overdue_at().is_some_and(|at| at <= now) => {
                 self.last_asked = None;
                 transition = self.change(now, PathState::Suspect, "a receipt is overdue");
+            }
+            PathState::Up if self.silent_at(around).is_some_and(|at| at <= now) => {
+                self.last_asked = None;
+                transition = self.change(now, PathState::Suspect, "the box has not asked for three intervals");
             }
             PathState::Suspect if self.confirm_at(around.other_up) <= now => {
                 self.last_asked = None;
@@ -422,8 +460,10 @@ mod tests {
         Instant::from_nanos(ms * 1_000_000)
     }
 
-    const ALONE: Surroundings = Surroundings { initiator: true, other_up: false, several_ways: false, active: true };
-    const PAIRED: Surroundings = Surroundings { initiator: true, other_up: true, several_ways: false, active: true };
+    const ALONE: Surroundings =
+        Surroundings { initiator: true, other_up: false, several_ways: false, active: true, keepalive: None };
+    const PAIRED: Surroundings =
+        Surroundings { initiator: true, other_up: true, several_ways: false, active: true, keepalive: None };
 
     /// A path that has sent a packet each millisecond for 200 ms and had a receipt each 10 ms, 20 ms after.
     fn settled() -> (Health, u64) {
@@ -513,7 +553,8 @@ mod tests {
     #[test]
     fn only_the_initiator_asks_on_a_path_that_is_down() {
         let mut health = Health::new(at(0), true);
-        let core = Surroundings { initiator: false, other_up: false, several_ways: false, active: false };
+        let core =
+            Surroundings { initiator: false, other_up: false, several_ways: false, active: false, keepalive: None };
         assert_eq!(health.deadline(core, at(0)), None);
         assert_eq!(health.on_timeout(core, at(10_000)).1, Wants::default());
         let (_, wants) = health.on_timeout(ALONE, at(10_000));

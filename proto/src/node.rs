@@ -123,6 +123,8 @@ pub struct Node {
     epoch: u64,
     /// Keys the flow hash.
     flow_key: u64,
+    /// Where link messages are read and written, used again for each.
+    scratch: Vec<u8>,
 }
 
 impl Node {
@@ -160,6 +162,7 @@ impl Node {
             timers: Timers::default(),
             events: VecDeque::new(),
             drops: Drops::default(),
+            scratch: Vec::new(),
         };
         node.set_peers(now, config.peers)?;
         Ok(node)
@@ -349,7 +352,7 @@ impl Node {
         let mut free: Vec<usize> = (0..self.peers.len()).filter(|&at| self.peers[at].is_none()).collect();
         for config in peers {
             if let Some(peer) = places.get(&config.id).and_then(|&at| self.peers[at].as_mut()) {
-                peer.reconfigure(config, self.suite.as_ref(), now, &mut self.indices);
+                peer.reconfigure(config, self.suite.as_ref(), self.mtu, now, &mut self.indices);
                 continue;
             }
             let at = free.pop().unwrap_or_else(|| {
@@ -357,7 +360,7 @@ impl Node {
                 self.peers.len() - 1
             });
             places.insert(config.id, at);
-            self.peers[at] = Some(Peer::new(config, at, self.suite.as_ref(), now));
+            self.peers[at] = Some(Peer::new(config, at, self.suite.as_ref(), self.mtu, now));
         }
         self.keys.clear();
         for (at, peer) in self.peers.iter().enumerate().filter_map(|(at, peer)| Some((at, peer.as_ref()?))) {
@@ -373,7 +376,7 @@ impl Node {
 
     /// What there is to show.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
-        let mut peers: Vec<_> = self.peers.iter().flatten().map(|peer| peer.snapshot(now)).collect();
+        let mut peers: Vec<_> = self.peers.iter().flatten().map(|peer| peer.snapshot(self.mtu, now)).collect();
         peers.sort_by_key(|peer| peer.id);
         Snapshot { drops: self.drops.clone(), peers }
     }
@@ -396,6 +399,8 @@ impl Node {
             epoch: self.epoch,
             routes: &self.routes,
             local: self.local.as_ref(),
+            mtu: self.mtu,
+            scratch: &mut self.scratch,
         };
         Some(call(self.peers.get_mut(at)?.as_mut()?, &mut ctx))
     }

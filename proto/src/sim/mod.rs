@@ -102,7 +102,7 @@ impl Outside {
     }
 
     /// The address that a datagram from inside has outside; a binding that was forgotten is made anew.
-    fn from_inside(&mut self, now: Instant, ipv6: bool) -> SocketAddr {
+    fn translate(&mut self, now: Instant, ipv6: bool) -> SocketAddr {
         if ipv6 {
             return self.v6;
         }
@@ -165,6 +165,8 @@ pub struct World {
     free: Vec<usize>,
     traffic: Traffic,
     datagrams: u64,
+    /// The packet that came to each end's TUN last.
+    delivered: [Vec<u8>; 2],
     /// Called with every datagram that is sent.
     tap: Option<Tap>,
     config: WorldConfig,
@@ -200,6 +202,7 @@ impl World {
             free: Vec::new(),
             traffic: Traffic::default(),
             datagrams: 0,
+            delivered: [Vec::new(), Vec::new()],
             tap: None,
             config,
         }
@@ -285,6 +288,11 @@ impl World {
     /// The packets of a flow that came, second copies too, in the order in which they did.
     pub fn arrivals(&self, flow: usize) -> &[Arrival] {
         self.traffic.arrivals(flow)
+    }
+
+    /// The packet that came to an end's TUN last.
+    pub fn last_delivered(&self, side: Side) -> &[u8] {
+        &self.delivered[side as usize]
     }
 
     /// Sees, and may stop, every datagram from now on.
@@ -458,6 +466,7 @@ impl World {
         let mut out = std::mem::replace(&mut end.out, Output::new(0));
         for packet in out.deliveries() {
             self.traffic.arrive(side, packet, now);
+            self.delivered[side as usize].clone_from(packet);
         }
         for transmit in out.transmits() {
             self.datagrams += 1;
@@ -466,7 +475,7 @@ impl World {
             let (link, from, core) = match side {
                 Side::Box => {
                     let link = usize::from(transmit.link.0);
-                    (link, self.outside[link].from_inside(now, transmit.to.is_ipv6()), transmit.to)
+                    (link, self.outside[link].translate(now, transmit.to.is_ipv6()), transmit.to)
                 }
                 // By the address that the core answers to; an address that no NAT has any more leads nowhere.
                 Side::Core => {
@@ -483,8 +492,9 @@ impl World {
             if self.tap.as_mut().is_some_and(|tap| !tap(link, side, data)) {
                 continue;
             }
-            // Outer headers: IPv4 and UDP.
-            for at in self.links[link][side as usize].pass(now, data.len() + 28, &mut self.rng).into_iter().flatten() {
+            // Outer headers: IPv4 or IPv6, and UDP.
+            let len = data.len() + if transmit.to.is_ipv6() { 48 } else { 28 };
+            for at in self.links[link][side as usize].pass(now, len, &mut self.rng).into_iter().flatten() {
                 self.put_in_flight(
                     at,
                     InFlight { to: side.other(), link, from, to_address: transmit.to, data: data.to_vec() },
