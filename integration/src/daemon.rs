@@ -2,6 +2,7 @@
 
 mod bird;
 mod files;
+mod services;
 mod traces;
 
 pub use bird::events as bgp_events;
@@ -40,6 +41,10 @@ pub enum Kind {
     Bird,
     /// wireguard-go.
     WireGuard,
+    /// dnsmasq.
+    Dns,
+    /// tayga.
+    Nat64,
 }
 
 impl Kind {
@@ -53,6 +58,10 @@ impl Kind {
             Some(Kind::Middlebox)
         } else if host.wireguard.is_some() {
             Some(Kind::WireGuard)
+        } else if host.dns.is_some() {
+            Some(Kind::Dns)
+        } else if host.nat64.is_some() {
+            Some(Kind::Nat64)
         } else {
             None
         }
@@ -105,6 +114,11 @@ impl Daemon {
             Kind::Bird => {
                 let socket = control.to_string_lossy().into_owned();
                 (PathBuf::from("bird"), vec!["-f".into(), "-c".into(), config, "-s".into(), socket])
+            }
+            // Scripts, that end as the program.
+            Kind::Dns | Kind::Nat64 => {
+                let script = files.script(host).to_string_lossy().into_owned();
+                (PathBuf::from("sh"), vec!["-e".into(), script])
             }
             Kind::WireGuard => (PathBuf::from("wireguard-go"), vec!["-f".into(), files::CLIENT_TUN.into()]),
         };

@@ -4,9 +4,11 @@
 //! value can be set from outside by its dotted path. [`load`] does both, and refuses keys that nobody reads.
 
 mod load;
+mod services;
 mod step;
 
 pub use load::{Loaded, list, load};
+pub use services::{Dns, Nat64};
 pub use step::{Action, At, Between, Step, WallClock};
 
 use crate::meter::{Span, Traffic};
@@ -121,6 +123,10 @@ pub struct Host {
     pub bird: Option<Bird>,
     /// A plain WireGuard client: wireguard-go.
     pub wireguard: Option<WireGuard>,
+    /// A resolver: dnsmasq.
+    pub dns: Option<Dns>,
+    /// A NAT64: tayga.
+    pub nat64: Option<Nat64>,
 }
 
 /// A route.
@@ -177,6 +183,14 @@ pub struct Middlebox {
     pub uplinks: Vec<String>,
     /// The site's own prefixes.
     pub prefixes: Vec<IpNet>,
+    /// The core's addresses or names, with ports; without them, the core's own `endpoints`.
+    pub endpoints: Option<Vec<String>>,
+    /// The resolvers that it is told to use, by uplink.
+    #[serde(default)]
+    pub dns: BTreeMap<String, Vec<IpAddr>>,
+    /// The prefix of the NAT64 that it is told of, by uplink.
+    #[serde(default)]
+    pub nat64: BTreeMap<String, IpNet>,
     /// The TUN's MTU.
     #[serde(default = "default_mtu")]
     pub mtu: u16,

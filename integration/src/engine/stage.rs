@@ -60,7 +60,7 @@ impl<'a> Stage<'a> {
     /// Starts all daemons, and waits until all is well.
     pub(super) fn start_all(&mut self) -> Result<()> {
         // The far ones first, so that nobody speaks to somebody who is not there yet.
-        for kind in [Kind::Bird, Kind::Core, Kind::Middlebox, Kind::WireGuard] {
+        for kind in [Kind::Dns, Kind::Nat64, Kind::Bird, Kind::Core, Kind::Middlebox, Kind::WireGuard] {
             for daemon in self.daemons.values_mut().filter(|daemon| daemon.kind == kind) {
                 if self.scenario.start.as_ref().is_some_and(|start| !start.contains(&daemon.host)) {
                     continue;
@@ -250,7 +250,7 @@ impl<'a> Stage<'a> {
 
     /// Ends all daemons, and looks what they leave.
     pub(super) fn stop_all(&mut self, clock: Clock) {
-        for kind in [Kind::Middlebox, Kind::WireGuard, Kind::Core, Kind::Bird] {
+        for kind in [Kind::Middlebox, Kind::WireGuard, Kind::Core, Kind::Bird, Kind::Nat64, Kind::Dns] {
             for daemon in self.daemons.values_mut().filter(|daemon| daemon.kind == kind) {
                 let crashed = daemon.failed();
                 let (ended, stopped) = match crashed {

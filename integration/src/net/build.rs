@@ -180,7 +180,8 @@ impl Node {
             || host.bird.is_some()
             || host.strict_rp
             || host.middlebox.is_some()
-            || host.core.is_some();
+            || host.core.is_some()
+            || host.nat64.is_some();
         let mut settings = vec![
             // Addresses must be usable at once; nobody else is on these links.
             ("net/ipv6/conf/default/accept_dad", "0"),

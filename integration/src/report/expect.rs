@@ -4,7 +4,7 @@ use crate::meter::Span;
 use crate::report::BgpChange;
 use serde::{Deserialize, Serialize};
 
-/// One `[[expect]]` entry: at most one subject (`stream`, `sizes`, `tcp`, `ping`, `attack`, `node` or `link`) and one or
+/// One `[[expect]]` entry: at most one subject (`stream`, `sizes`, `tcp`, `ping`, `attack`, `watch`, `node` or `link`) and one or
 /// more bars on it. Each bar makes an [`Outcome`] of its own.
 ///
 /// ```toml
@@ -41,6 +41,8 @@ pub struct Expect {
     pub ping: Option<String>,
     /// Subject: a `spoof`, `garbage` or `replay` traffic entry.
     pub attack: Option<String>,
+    /// Subject: a `watch` traffic entry that has a port.
+    pub watch: Option<String>,
     /// Subject: the host of a daemon, or a router.
     pub node: Option<String>,
     /// Subject: a link.
@@ -103,6 +105,11 @@ pub struct Expect {
     pub recorded: Option<Bar>,
     /// Attack: datagrams that came back.
     pub replies: Option<Bar>,
+
+    /// Watch: datagrams that came to its port.
+    pub datagrams: Option<Bar>,
+    /// Watch: octets of payload of the longest of them.
+    pub longest_datagram: Option<Bar>,
 
     /// Node: changes of path.
     pub path_changes: Option<PathChanges>,

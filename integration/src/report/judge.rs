@@ -4,7 +4,7 @@ mod network;
 
 use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, Outcome, Verdict};
 use super::{Report, StatusSample};
-use crate::meter::{Flow, Hole, SizesResult, TcpResult};
+use crate::meter::{Flow, Hole, SizesResult, TcpResult, WatchResult};
 
 /// What was measured (`None`: it never happened), with a remark; or why it could not be, which is the scenario's fault.
 type Measured = Result<(Option<f64>, String), String>;
@@ -55,7 +55,7 @@ struct Packets<'a> {
 impl Judge<'_> {
     fn all(mut self) -> Vec<Outcome> {
         let e = self.expect;
-        let subjects = [&e.stream, &e.sizes, &e.tcp, &e.ping, &e.attack, &e.node, &e.link];
+        let subjects = [&e.stream, &e.sizes, &e.tcp, &e.ping, &e.attack, &e.watch, &e.node, &e.link];
         if subjects.iter().filter(|s| s.is_some()).count() > 1 {
             self.wrong("an expectation has one subject: make several entries of it".to_owned());
             return self.outcomes;
@@ -84,6 +84,7 @@ impl Judge<'_> {
             .or_else(|| of("tcp", &e.tcp))
             .or_else(|| of("ping", &e.ping))
             .or_else(|| of("attack", &e.attack))
+            .or_else(|| of("watch", &e.watch))
             .or_else(|| of("node", &e.node))
             .or_else(|| of("link", &e.link))
             .unwrap_or_default();
@@ -330,7 +331,7 @@ impl Judge<'_> {
     /// The sweeps that are the subject.
     fn sweeps(&self) -> Result<Vec<&SizesResult>, String> {
         let e = self.expect;
-        if [&e.stream, &e.tcp, &e.ping, &e.attack, &e.node].into_iter().any(Option::is_some) {
+        if [&e.stream, &e.tcp, &e.ping, &e.attack, &e.watch, &e.node].into_iter().any(Option::is_some) {
             return Err("this bar needs a sizes entry as its subject, or none for all of them".to_owned());
         }
         let of_name = |s: &&SizesResult| e.sizes.as_ref().is_none_or(|name| *name == s.name);
@@ -426,6 +427,17 @@ impl Judge<'_> {
         self.maybe("sent", PACKETS, e.sent, count(|a| a.sent));
         self.maybe("recorded", PACKETS, e.recorded, count(|a| a.recorded));
         self.maybe("answers", PACKETS, e.replies, count(|a| a.replies));
+        let watched = |of: fn(&WatchResult) -> Option<u64>| {
+            move |j: &Self| {
+                let name = j.expect.watch.as_ref().ok_or("this bar needs a watch as its subject")?;
+                let watch = j.report.traffic.watches.iter().find(|w| w.name == *name);
+                let watch = watch.ok_or_else(|| format!("there is no watch \"{name}\""))?;
+                let figure = of(watch).ok_or_else(|| format!("the watch \"{name}\" has no port"))?;
+                Ok((Some(figure as f64), String::new()))
+            }
+        };
+        self.maybe("datagrams to its port", PACKETS, e.datagrams, watched(|w| w.datagrams));
+        self.maybe("longest datagram", OCTETS, e.longest_datagram, watched(|w| w.datagrams.and(Some(w.longest))));
     }
 
     fn node(&mut self) {

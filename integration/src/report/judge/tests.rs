@@ -36,6 +36,8 @@ fn report(kernel: Kernel) -> Report {
         name: format!("watch-{at}"),
         at: at.into(),
         seen: seen.iter().map(|&(name, packets)| Seen { id: 0, name: name.into(), packets }).collect(),
+        datagrams: (at == "laptop").then_some(3),
+        longest: 148,
     };
     let sample = |at_ms, path_changes, drops| StatusSample {
         at_ms,
@@ -250,4 +252,12 @@ fn sizes_are_judged_by_packets_that_vanished_and_by_what_senders_heard() {
     assert_eq!(judged(Expect { told_mtu: exact, ..of("good") }).verdict, Verdict::Pass);
     assert_eq!(judged(Expect { told_mtu: exact, ..Expect::default() }).measured, Some(1300.0));
     assert_eq!(judged(Expect { black_holes: none, ..of("ugly") }).verdict, Verdict::Error);
+}
+
+#[test]
+fn what_comes_to_a_watched_port_is_bounded_in_number_and_length() {
+    assert_eq!(expect!("watch": "watch-laptop", "datagrams": { "min": 1 }), (Pass, Some(3.0)));
+    assert_eq!(expect!("watch": "watch-laptop", "longest_datagram": { "max": 148 }), (Pass, Some(148.0)));
+    assert_eq!(expect!("watch": "watch-laptop", "longest_datagram": { "max": 100 }), (Fail, Some(148.0)));
+    assert_eq!(expect!("watch": "watch-neighbour", "longest_datagram": { "max": 148 }), (Error, None), "no port");
 }
