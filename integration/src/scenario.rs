@@ -4,12 +4,14 @@
 //! value can be set from outside by its dotted path. [`load`] does both, and refuses keys that nobody reads.
 
 mod load;
+mod step;
 
 pub use load::{Loaded, list, load};
+pub use step::{Action, At, Between, Step, WallClock};
 
 use crate::meter::{Span, Traffic};
 use crate::net::{Netem, Rate};
-use crate::report::Expect;
+use crate::report::{Expect, OneOrMore};
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -46,6 +48,8 @@ pub struct Scenario {
     pub daemons: bool,
     /// The hosts whose daemons are started at the beginning; without it, all of them.
     pub start: Option<Vec<String>>,
+    /// What the wall clock shows before the daemons start; without it, the right time. Only in a guest.
+    pub clock: Option<WallClock>,
     /// Wait until the daemons have a path before traffic starts.
     #[serde(default = "yes")]
     pub wait_for_paths: bool,
@@ -97,6 +101,12 @@ pub struct Host {
     /// Further routes.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// Bridges by name, each with the interfaces that are its ports: a switch between hosts of one subnet.
+    #[serde(default)]
+    pub bridges: BTreeMap<String, Vec<String>>,
+    /// Forwards nothing from an interface by which it would not answer (RFC 3704, strict reverse path).
+    #[serde(default)]
+    pub strict_rp: bool,
     /// An ISP's router.
     pub isp: Option<Isp>,
     /// A middlebox, `mspmb`.
@@ -127,16 +137,28 @@ pub struct Route {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Isp {
-    /// The interface towards the customer.
-    pub customer: String,
+    /// The interface towards the customer, or several.
+    pub customer: OneOrMore,
     /// The interface towards the rest of the world.
     pub network: String,
-    /// IPv4 goes out with the router's own address.
-    #[serde(default)]
-    pub nat: bool,
+    /// How IPv4 goes out; without it, as it came.
+    pub nat: Option<Nat>,
+    /// After how long a silent UDP mapping of the NAT is forgotten; without it, the kernel's 120 s (RFC 4787 demands
+    /// them, carriers' NATs have less).
+    pub nat_timeout: Option<Span>,
     /// The sources that are let in from the customer (BCP 38); none given: all.
     #[serde(default)]
     pub ingress: Vec<IpNet>,
+}
+
+/// How an ISP's router translates addresses (RFC 4787).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Nat {
+    /// With the router's address and, if it is free, the port that it came with.
+    Masquerade,
+    /// With the router's address and a port drawn for each destination.
+    Symmetric,
 }
 
 /// What a box is told.
@@ -262,6 +284,9 @@ pub struct Link {
     pub far: End,
     /// The MTU of both ends.
     pub mtu: Option<u32>,
+    /// The near end's interface is there from the start; if not, `plug` brings it.
+    #[serde(default = "yes")]
+    pub plugged: bool,
     /// One-way delay.
     pub delay: Option<Span>,
     /// Its variation, to either side.
@@ -357,134 +382,6 @@ impl Change {
     }
 }
 
-/// One entry of the timeline.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Step {
-    /// When, since the start of the traffic: a time, or `{ from, to }` between which the seed draws one.
-    pub at: At,
-    /// What.
-    #[serde(rename = "do")]
-    pub action: Action,
-    /// The name by which expectations refer to it; without it, what was done and to what ("cut isp-a").
-    pub name: Option<String>,
-    /// The link it is done to.
-    pub link: Option<String>,
-    /// Or several links at the same moment.
-    pub links: Option<Vec<String>>,
-    /// The host it is done to.
-    pub host: Option<String>,
-    /// flap: the time between changes.
-    pub period: Option<Span>,
-    /// flap: for how long; at its end the link works.
-    #[serde(rename = "for")]
-    pub duration: Option<Span>,
-    /// netem: what becomes different, in both directions.
-    #[serde(default)]
-    pub both: Change,
-    /// netem: what becomes different from near to far.
-    #[serde(default)]
-    pub up: Change,
-    /// netem: what becomes different from far to near.
-    #[serde(default)]
-    pub down: Change,
-    /// exec: what is run in the host's namespace; it must end with status 0.
-    pub command: Option<Vec<String>>,
-}
-
-/// A moment of the timeline.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a time such as \"5s\", or { from = \"5s\", to = \"6s\" } between which the seed draws one"
-)]
-pub enum At {
-    /// At that time.
-    Time(Span),
-    /// Somewhere in between.
-    Between(Between),
-}
-
-/// Bounds of a moment.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Between {
-    /// Not before.
-    pub from: Span,
-    /// Not after.
-    pub to: Span,
-}
-
-/// What a timeline entry does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// A link carries nothing any more, in silence.
-    Cut,
-    /// From near to far it carries nothing any more.
-    CutUp,
-    /// From far to near it carries nothing any more.
-    CutDown,
-    /// The near end loses carrier.
-    CarrierDown,
-    /// A link is as the file has it again, carrier included.
-    Heal,
-    /// A link comes and goes: cut, healed, cut, … each `period`.
-    Flap,
-    /// The same with carrier.
-    FlapCarrier,
-    /// A link's settings change.
-    Netem,
-    /// A daemon is asked to end, and started again when it has.
-    Restart,
-    /// A daemon is killed (SIGKILL).
-    Kill,
-    /// A daemon is asked to end.
-    Stop,
-    /// A daemon is started.
-    Start,
-    /// A daemon is told to read its files again (SIGHUP).
-    Reload,
-    /// A command is run on a host.
-    Exec,
-    /// Nothing: gives a moment a name.
-    Mark,
-}
-
-impl Step {
-    /// The links that it is done to.
-    pub fn links(&self) -> impl Iterator<Item = &str> {
-        self.link.iter().map(String::as_str).chain(self.links.iter().flatten().map(String::as_str))
-    }
-
-    /// What is done and to what.
-    pub fn label(&self) -> String {
-        let action = match self.action {
-            Action::Cut => "cut",
-            Action::CutUp => "cut up",
-            Action::CutDown => "cut down",
-            Action::CarrierDown => "carrier down",
-            Action::Heal => "heal",
-            Action::Flap => "flap",
-            Action::FlapCarrier => "flap carrier",
-            Action::Netem => "netem",
-            Action::Restart => "restart",
-            Action::Kill => "kill -9",
-            Action::Stop => "stop",
-            Action::Start => "start",
-            Action::Reload => "reload",
-            Action::Exec => "exec",
-            Action::Mark => "mark",
-        };
-        let mut label = action.to_owned();
-        for of in self.links().chain(self.host.as_deref()) {
-            label.push(' ');
-            label.push_str(of);
-        }
-        label
-    }
-}
-
 impl Scenario {
     /// What the types alone do not rule out. Returns what is wrong, and the dotted path of the place.
     pub fn check(&self) -> Result<(), (String, String)> {
@@ -510,17 +407,7 @@ impl Scenario {
             if let Some(name) = &step.host {
                 host(name, at("host"))?;
             }
-            use Action::*;
-            let lacks = match step.action {
-                Cut | CutUp | CutDown | CarrierDown | Heal | Netem if step.links().next().is_none() => Some("link"),
-                Flap | FlapCarrier if step.links().next().is_none() => Some("link"),
-                Flap | FlapCarrier if step.period.is_none_or(|p| p.0.is_zero()) => Some("period"),
-                Flap | FlapCarrier if step.duration.is_none() => Some("for"),
-                Restart | Kill | Stop | Start | Reload | Exec if step.host.is_none() => Some("host"),
-                Exec if step.command.as_ref().is_none_or(Vec::is_empty) => Some("command"),
-                Mark if step.name.is_none() => Some("name"),
-                _ => None,
-            };
+            let lacks = step.lacks();
             if let Some(key) = lacks {
                 return Err((at("do"), format!("{} needs `{key}`", step.label())));
             }
@@ -582,6 +469,11 @@ impl Scenario {
         let v4 = addresses.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
         let v6 = addresses.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
         (v4, v6)
+    }
+
+    /// Whether the wall clock is set, for which only a guest will do.
+    pub fn sets_clock(&self) -> bool {
+        self.clock.is_some() || self.timeline.iter().any(|step| step.action == Action::SetClock)
     }
 
     /// Whether our own daemons take part.

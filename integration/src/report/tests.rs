@@ -72,7 +72,7 @@ fn story() -> Report {
             _ => None,
         };
         for (node, peer) in [("box", "pop-a"), ("core", "home")] {
-            let path = |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None };
+            let path = |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None, handshake_s: None };
             status.push(StatusSample {
                 at_ms,
                 node: node.into(),
@@ -115,6 +115,8 @@ fn story() -> Report {
         },
         bgp: bgp("198.51.100.0/24").into_iter().chain(bgp("2001:db8:100::/48")).collect(),
         status,
+        links: Vec::new(),
+        filters: Vec::new(),
         events: vec![
             event(10_000.0, "cut_a", "ISP A goes silent"),
             event(30_000.0, "heal_a", "ISP A returns"),

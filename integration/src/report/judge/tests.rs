@@ -65,6 +65,8 @@ fn report(kernel: Kernel) -> Report {
         bgp: vec![bgp(-500.0, BgpChange::Announced), bgp(7_500.0, BgpChange::Withdrawn)],
         // The daemon was restarted between the third and the fourth.
         status: vec![sample(0.0, 1, 5), sample(3_000.0, 2, 8), sample(5_000.0, 4, 9), sample(8_000.0, 1, 2)],
+        links: Vec::new(),
+        filters: Vec::new(),
         events: vec![event(2_000.0, "cut"), event(2_200.0, "heal"), event(6_000.0, "both_dead")],
         exits: vec![Exit { at_ms: 6e3, node: "box".into(), clean: true, how: "asked".into(), left_over: Vec::new() }],
         outcomes: Vec::new(),
