@@ -59,7 +59,7 @@ pub struct Step {
 /// What the wall clock is set to. All hosts of a run have one clock between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WallClock {
-    /// "1970-01-01": the beginning of that day, UTC, in seconds since 1970.
+    /// "1970-01-01": that day, UTC, as long after midnight as the guest runs, in seconds since 1970.
     Day(i64),
     /// "+1d", "-1d": by so many seconds from what it shows.
     Step(i64),
