@@ -4,7 +4,7 @@
 //! routes carry a number of their owner ([`Owner`]), so those that a killed daemon left are recognised. A sysctl has no
 //! room for that: its old value is noted in a journal before it is changed.
 
-use crate::netlink::{Netlink, Route, Rule};
+use crate::netlink::{self, Netlink, Route, Rule};
 use crate::tun::{self, Tun};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashSet;
@@ -49,7 +49,8 @@ impl fmt::Display for Change {
 /// A kernel parameter and the value it is to have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sysctl {
-    /// Its path below /proc/sys, such as `net/ipv4/ip_forward`.
+    /// Its path below /proc/sys, such as `net/ipv4/ip_forward`. A part such as `#3` stands for the name of interface
+    /// number 3: the kernel moves the parameters of an interface when it is renamed, and they are found again.
     pub key: String,
     /// Its value.
     pub value: String,
@@ -251,8 +252,8 @@ fn plan(current: &[Change], wanted: &[Change]) -> (Vec<Change>, Vec<Change>) {
     (add, remove)
 }
 
-/// What `interface` (or `all`) says of reverse path filtering: 0 off, 1 strict, 2 loose. The kernel takes the larger of
-/// the two.
+/// What an interface (`all`, a name, or `#3` for interface number 3) says of reverse path filtering: 0 off, 1 strict,
+/// 2 loose. The kernel takes the larger of what it and `all` say.
 pub fn effective_rp_filter(interface: &str) -> u8 {
     let of = |name: &str| -> u8 {
         read_sysctl(&format!("net/ipv4/conf/{name}/rp_filter")).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
@@ -260,13 +261,25 @@ pub fn effective_rp_filter(interface: &str) -> u8 {
     of("all").max(of(interface))
 }
 
-/// Reads a kernel parameter, by its path below /proc/sys.
+/// Reads a kernel parameter, by its key as in [`Sysctl`].
 pub fn read_sysctl(key: &str) -> io::Result<String> {
-    Ok(std::fs::read_to_string(Path::new("/proc/sys").join(key))?.trim().to_owned())
+    Ok(std::fs::read_to_string(sysctl_path(key)?)?.trim().to_owned())
 }
 
 fn write_sysctl(key: &str, value: &str) -> io::Result<()> {
-    std::fs::write(Path::new("/proc/sys").join(key), value)
+    std::fs::write(sysctl_path(key)?, value)
+}
+
+/// Where a parameter is now.
+fn sysctl_path(key: &str) -> io::Result<PathBuf> {
+    let mut path = PathBuf::from("/proc/sys");
+    for part in key.split('/') {
+        match part.strip_prefix('#').and_then(|index| index.parse().ok()) {
+            Some(index) => path.push(netlink::name_of(index)?),
+            None => path.push(part),
+        }
+    }
+    Ok(path)
 }
 
 /// A sysctl, the value it had and the one we gave it.
@@ -282,6 +295,7 @@ struct Entry {
 /// ```text
 /// pid     1234                            a daemon took hold
 /// set     net/ipv4/ip_forward  0  1       about to change this, from, to
+/// set     net/ipv4/conf/#3/rp_filter 1 2  the same of interface number 3, whatever its name is by then
 /// undone  net/ipv4/ip_forward             it has its old value again
 /// ```
 ///

@@ -1,19 +1,21 @@
 //! rtnetlink: rules and routes of our own, and the state of interfaces, with news of their changes.
 
+mod interfaces;
+
+pub use interfaces::{Address, Interface, Way};
+
 use futures_util::{FutureExt, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::IpVersion;
 use rtnetlink::constants::{RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_LINK};
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressScope};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,6 +26,8 @@ pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 /// A rule: packets from (and to) a prefix look into a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rule {
+    /// The interface that the packets came in by; any, and this host itself, if it is not given.
+    pub by: Option<String>,
     /// The packets' source.
     pub from: IpNet,
     /// The packets' destination; anywhere if it is not given.
@@ -54,6 +58,9 @@ impl fmt::Display for Rule {
         if let Some(to) = self.to {
             write!(f, " to {to}")?;
         }
+        if let Some(by) = &self.by {
+            write!(f, " iif {by}")?;
+        }
         write!(f, " lookup {}", self.table)
     }
 }
@@ -63,7 +70,9 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
             Target::Unreachable => write!(f, "unreachable {}", self.prefix)?,
+            Target::Blackhole => write!(f, "blackhole {}", self.prefix)?,
             Target::Interface(name) => write!(f, "{} dev {name}", self.prefix)?,
+            Target::Gateway(gateway, name) => write!(f, "{} via {gateway} dev {name}", self.prefix)?,
         }
         write!(f, " table {} metric {}", self.table, self.metric)
     }
@@ -72,22 +81,14 @@ impl fmt::Display for Route {
 /// What a route does with a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
-    /// Out of this interface.
+    /// Out of this interface, to neighbours on it.
     Interface(String),
+    /// To this next hop, out of this interface.
+    Gateway(IpAddr, String),
     /// Refused, and the sender told so by ICMP.
     Unreachable,
-}
-
-/// An interface at a moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// The kernel's number for it.
-    pub index: u32,
-    /// Up, with carrier.
-    pub running: bool,
-    /// Its addresses that packets can be sent from now: of global scope (private ones are), checked for duplicates,
-    /// not deprecated.
-    pub addresses: Vec<IpAddr>,
+    /// Nowhere, and nobody is told.
+    Blackhole,
 }
 
 /// A connection to the kernel. Cheap to clone.
@@ -105,48 +106,6 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
         tokio::spawn(connection);
         Ok(Netlink { handle, protocol: protocol.into() })
-    }
-
-    /// All interfaces by name.
-    pub async fn interfaces(&self) -> io::Result<BTreeMap<String, Interface>> {
-        let mut names = BTreeMap::new();
-        let mut interfaces = BTreeMap::new();
-        let mut links = self.handle.link().get().execute();
-        while let Some(link) = links.try_next().await.map_err(to_io)? {
-            let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            });
-            let running = link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
-            let index = link.header.index;
-            if let Some(name) = name {
-                names.insert(index, name.clone());
-                interfaces.insert(name, Interface { index, running, addresses: Vec::new() });
-            }
-        }
-        let mut addresses = self.handle.address().get().execute();
-        while let Some(message) = addresses.try_next().await.map_err(to_io)? {
-            let mut address = None;
-            let mut local = None;
-            // The header has the flags' low bits only, but all that matter here; the attribute repeats them.
-            let mut flags = AddressFlags::from_bits_truncate(message.header.flags.bits().into());
-            for attribute in &message.attributes {
-                match attribute {
-                    AddressAttribute::Address(value) => address = Some(*value),
-                    // On a point-to-point link the address is the other end's, and this is ours.
-                    AddressAttribute::Local(value) => local = Some(*value),
-                    AddressAttribute::Flags(value) => flags |= *value,
-                    _ => {}
-                }
-            }
-            let useless = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
-            let usable = message.header.scope == AddressScope::Universe && !flags.intersects(useless);
-            let interface = names.get(&message.header.index).and_then(|name| interfaces.get_mut(name));
-            if let (true, Some(address), Some(interface)) = (usable, local.or(address), interface) {
-                interface.addresses.push(address);
-            }
-        }
-        Ok(interfaces)
     }
 
     /// Whether there is a route to `to` out of an interface, from one of its addresses.
@@ -262,6 +221,9 @@ impl Netlink {
             message.header.dst_len = to.prefix_len();
             message.attributes.push(RuleAttribute::Destination(to.network()));
         }
+        if let Some(by) = &rule.by {
+            message.attributes.push(RuleAttribute::Iifname(by.clone()));
+        }
         message
     }
 
@@ -284,7 +246,13 @@ impl Netlink {
                 }
                 message.attributes.push(RouteAttribute::Oif(index_of(name)?));
             }
+            Target::Gateway(gateway, name) => {
+                message.header.kind = RouteType::Unicast;
+                message.attributes.push(RouteAttribute::Gateway((*gateway).into()));
+                message.attributes.push(RouteAttribute::Oif(index_of(name)?));
+            }
             Target::Unreachable => message.header.kind = RouteType::Unreachable,
+            Target::Blackhole => message.header.kind = RouteType::BlackHole,
         }
         Ok(message)
     }
@@ -328,27 +296,27 @@ impl Watch {
 
 /// What the kernel's message says, if it is a rule as [`Netlink::add_rule`] makes it.
 fn rule_from(message: &RuleMessage) -> Option<Rule> {
-    let (mut from, mut to, mut priority) = (None, None, None);
+    let (mut to, mut by, mut priority) = (None, None, None);
+    // The kernel does not repeat a source that is everywhere.
+    let mut from = IpNet::new(unspecified(message.header.family), 0).ok();
     let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Source(address) => from = IpNet::new(*address, message.header.src_len).ok(),
             RuleAttribute::Destination(address) => to = IpNet::new(*address, message.header.dst_len).ok(),
+            RuleAttribute::Iifname(name) => by = Some(name.clone()),
             RuleAttribute::Priority(value) => priority = Some(*value),
             RuleAttribute::Table(value) => table = *value,
             _ => {}
         }
     }
-    Some(Rule { from: from?, to, table, priority: priority? })
+    Some(Rule { by, from: from?, to, table, priority: priority? })
 }
 
 /// What the kernel's message says, if it is a route as [`Netlink::add_route`] makes it.
 fn route_from(message: &RouteMessage) -> Option<Route> {
-    let unspecified: IpAddr = match message.header.address_family {
-        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
-        _ => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let (mut to, mut metric, mut interface) = (unspecified, None, None);
+    let (mut to, mut metric, mut interface, mut gateway) =
+        (unspecified(message.header.address_family), None, None, None);
     let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
@@ -357,12 +325,18 @@ fn route_from(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Priority(value) => metric = Some(*value),
             RouteAttribute::Table(value) => table = *value,
             RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some((*address).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => gateway = Some((*address).into()),
             _ => {}
         }
     }
     let target = match message.header.kind {
         RouteType::Unreachable => Target::Unreachable,
-        RouteType::Unicast => Target::Interface(name_of(interface?).ok()?),
+        RouteType::BlackHole => Target::Blackhole,
+        RouteType::Unicast => match (name_of(interface?).ok()?, gateway) {
+            (name, Some(gateway)) => Target::Gateway(gateway, name),
+            (name, None) => Target::Interface(name),
+        },
         _ => return None,
     };
     let prefix = IpNet::new(to, message.header.destination_prefix_length).ok()?;
@@ -378,9 +352,17 @@ fn index_of(interface: &str) -> io::Result<u32> {
     })
 }
 
-fn name_of(interface: u32) -> io::Result<String> {
+/// What an interface is called now.
+pub(crate) fn name_of(interface: u32) -> io::Result<String> {
     let socket = std::os::unix::net::UnixDatagram::unbound()?;
     Ok(rustix::net::netdevice::index_to_name(socket, interface)?)
+}
+
+fn unspecified(family: AddressFamily) -> IpAddr {
+    match family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn family(address: IpAddr) -> AddressFamily {

@@ -1,6 +1,7 @@
 //! UDP sockets in batches: many datagrams a system call, in both directions, with ECN and local addresses.
 
 use crate::engine::Counters;
+use crate::netlink;
 use proto::{Datagram, LinkId, Output, Transmit};
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
 use rustix::event::epoll;
@@ -8,6 +9,7 @@ use socket2::{Domain, Protocol, Type};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// What a socket's buffers hold, in octets: 30 ms at 1 Gbit/s, longer than the loop is ever kept from a socket by the
 /// others. The kernel books about twice that for its own structures.
@@ -93,6 +95,20 @@ impl Socket {
         };
         self.state.try_send((&self.io).into(), &message)
     }
+}
+
+/// A socket for a daemon's own questions by an uplink (DNS): bound as the tunnel's are, so that each ISP is asked by its
+/// own link. Without `local` the kernel chooses the address on it: a link-local one for a link-local server.
+pub fn question(interface: u32, local: Option<IpAddr>, server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.bind_device(Some(netlink::name_of(interface)?.as_bytes()))?;
+    if let Some(local) = local {
+        socket.bind(&SocketAddr::new(local, 0).into())?;
+    }
+    // Answers from anywhere else are not let through.
+    socket.connect(&server.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// Whether a queue on the way was full: sending the same again at once would only find it full again.
@@ -206,11 +222,13 @@ impl Received {
         Received { buffers: vec![vec![0; LARGEST]; BATCH_SIZE], meta: [RecvMeta::default(); BATCH_SIZE] }
     }
 
-    /// Reads one batch and hands it to `handle` in portions. Whether the socket may have more.
+    /// Reads one batch, which has waited for so long at most, and hands it to `handle` in portions. Whether the socket may
+    /// have more.
     pub(crate) fn drain(
         &mut self,
         link: LinkId,
         socket: &Socket,
+        waited: Duration,
         counters: &mut Counters,
         mut handle: impl FnMut(&mut dyn Iterator<Item = Datagram<'_>>, &mut Counters),
     ) -> bool {
@@ -244,7 +262,7 @@ impl Received {
                 handed += message.map_or(0, |(meta, _)| datagrams_in(meta));
                 message
             })
-            .flat_map(|(meta, buffer)| split(link, meta, buffer));
+            .flat_map(|(meta, buffer)| split(link, waited, meta, buffer));
             handle(&mut portion, counters);
             // A handler that stops early has dropped the rest: it must not get them again.
             portion.for_each(drop);
@@ -255,12 +273,17 @@ impl Received {
 }
 
 /// The datagrams of one message, as GRO put them side by side.
-fn split<'a>(link: LinkId, meta: &RecvMeta, buffer: &'a [u8]) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
+fn split<'a>(
+    link: LinkId,
+    waited: Duration,
+    meta: &RecvMeta,
+    buffer: &'a [u8],
+) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
     let RecvMeta { addr: from, dst_ip: to, ecn, len, stride } = *meta;
     let ecn = ecn.map_or(0, |ecn| ecn as u8);
     (0..datagrams_in(meta)).map(move |index| {
         let data = &buffer[index * stride..len.min((index + 1) * stride)];
-        Datagram { link, from, to, ecn, data }
+        Datagram { link, from, to, ecn, waited, data }
     })
 }
 
@@ -310,7 +333,7 @@ mod tests {
     /// What a socket receives, as (octets, ECN bits, to).
     fn drain(received: &mut Received, socket: &Socket, counters: &mut Counters) -> Vec<(Vec<u8>, u8, Option<IpAddr>)> {
         let mut all = Vec::new();
-        received.drain(LinkId(3), socket, counters, |datagrams, _| {
+        received.drain(LinkId(3), socket, Duration::ZERO, counters, |datagrams, _| {
             all.extend(datagrams.map(|datagram| {
                 assert_eq!(datagram.link, LinkId(3));
                 (datagram.data.to_vec(), datagram.ecn, datagram.to)

@@ -54,7 +54,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct RunArguments {
-    /// Names (see `cargo lab list`) or files.
+    /// Names (see `cargo lab list`) or files; NAME@VARIANT for one of several variants.
     #[arg(required = true, value_name = "NAME-or-FILE")]
     scenarios: Vec<String>,
     /// Sets a value of the scenario, by its dotted path: links.isp-a.delay=50ms, timeline.0.at=3s.
@@ -106,14 +106,20 @@ pub fn main() -> ExitCode {
 fn list() -> Result<bool> {
     for (name, path) in scenario::list()? {
         let loaded = scenario::load(&path.to_string_lossy(), &[])?;
-        println!("{name:<24} {}", loaded.scenario.about);
+        let about = loaded.first().map(|one| one.scenario.about.as_str()).unwrap_or_default();
+        println!("{name:<24} {about}");
+        let variants: Vec<&str> = loaded.iter().filter_map(|one| Some(one.name.rsplit_once('@')?.1)).collect();
+        if !variants.is_empty() {
+            println!("{:<24}   @ {}", "", variants.join(", "));
+        }
     }
     Ok(true)
 }
 
 fn run(arguments: &RunArguments) -> Result<bool> {
-    let loaded: Vec<_> =
+    let loaded: Vec<Vec<Loaded>> =
         arguments.scenarios.iter().map(|name| scenario::load(name, &arguments.set)).collect::<Result<_>>()?;
+    let loaded = loaded.concat();
     let reports = match arguments.kernel {
         Choice::Simulator => simulate(arguments, &loaded)?,
         _ => run_in_a_kernel(arguments, &loaded)?,

@@ -19,7 +19,7 @@ pub fn demo(choice: Choice) -> Result<bool> {
     println!("building the daemons");
     run::build_daemons()?;
     let place = Place::find(choice)?;
-    let loaded = scenario::load("demo", &[])?;
+    let loaded = scenario::load("demo", &[])?.into_iter().next().context("the demo has no variants")?;
     println!("{}, on the {:?} kernel; {} of traffic\n", loaded.scenario.about, place.kernel, loaded.scenario.length);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     let (report, folder) = runtime.block_on(run::once(&loaded, &place, 1, &Options { pcap: false, live: true }))?;

@@ -10,7 +10,7 @@ pub use load::{Loaded, list, load};
 pub use step::{Action, At, Between, Step, WallClock};
 
 use crate::meter::{Span, Traffic};
-use crate::net::{Netem, Rate};
+use crate::net::{Filter, Netem, Rate};
 use crate::report::{Expect, OneOrMore};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -95,6 +95,10 @@ pub struct Host {
     pub forward: bool,
     /// The interface whose first addresses are the host's own for traffic; without it, the first by name that has some.
     pub main: Option<String>,
+    /// It drops ICMP errors of both families, its own and those that it should forward, as some ISPs do: nobody hears
+    /// packet-too-big.
+    #[serde(default)]
+    pub filter_icmp: bool,
     /// Settings below /proc/sys, by path.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
@@ -287,6 +291,8 @@ pub struct Link {
     /// The near end's interface is there from the start; if not, `plug` brings it.
     #[serde(default = "yes")]
     pub plugged: bool,
+    /// What it drops in silence.
+    pub filter: Option<Filter>,
     /// One-way delay.
     pub delay: Option<Span>,
     /// Its variation, to either side.
@@ -339,7 +345,8 @@ pub struct Change {
 }
 
 /// A direction of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From near to far.
     Up,
@@ -395,6 +402,9 @@ impl Scenario {
         for (name, link) in &self.links {
             host(&link.near.host, format!("links.{name}.near.host"))?;
             host(&link.far.host, format!("links.{name}.far.host"))?;
+            if let Some(problem) = link.filter.as_ref().and_then(Filter::problem) {
+                return Err((format!("links.{name}.filter"), problem.into()));
+            }
         }
         for (number, step) in self.timeline.iter().enumerate() {
             let at = |key: &str| format!("timeline.{number}.{key}");
@@ -410,6 +420,9 @@ impl Scenario {
             let lacks = step.lacks();
             if let Some(key) = lacks {
                 return Err((at("do"), format!("{} needs `{key}`", step.label())));
+            }
+            if let Some(problem) = step.filter.as_ref().and_then(|filter| filter.problem()) {
+                return Err((at("filter"), problem.into()));
             }
             if let At::Between(between) = step.at
                 && between.from > between.to
@@ -474,6 +487,12 @@ impl Scenario {
     /// Whether the wall clock is set, for which only a guest will do.
     pub fn sets_clock(&self) -> bool {
         self.clock.is_some() || self.timeline.iter().any(|step| step.action == Action::SetClock)
+    }
+
+    /// Whether a link has a filter at any time.
+    pub fn filters(&self, link: &str) -> bool {
+        let steps = self.timeline.iter().filter(|step| step.action == Action::Filter);
+        self.links.get(link).is_some_and(|l| l.filter.is_some()) || steps.flat_map(Step::links).any(|l| l == link)
     }
 
     /// Whether our own daemons take part.

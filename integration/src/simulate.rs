@@ -28,13 +28,24 @@ const LEAD: Duration = Duration::from_secs(1);
 /// Octets that one packet of a queue's limit stands for.
 const QUEUED: usize = 1_500;
 
+/// The MTU of a link that has none in the file: a veth's.
+const MTU: u32 = 1_500;
+
+/// What lies between an ISP's router and the core.
+#[derive(Clone, Copy)]
+struct Beyond {
+    delay: Duration,
+    /// The least of its links.
+    mtu: u32,
+}
+
 /// A scenario as the simulator runs it.
 pub struct Simulation<'a> {
     loaded: &'a Loaded,
     site: &'a str,
     core: &'a str,
-    /// The uplinks' links, slot 0 first, and what lies behind each on the way to the core: more delay.
-    uplinks: Vec<(&'a str, &'a Link, Duration)>,
+    /// The uplinks' links, slot 0 first, and what lies behind each on the way to the core.
+    uplinks: Vec<(&'a str, &'a Link, Beyond)>,
     flows: Vec<(&'a Udp, Side)>,
     expect: Vec<Expect>,
     /// What only a kernel has, and so is not in the report.
@@ -58,8 +69,11 @@ impl<'a> Simulation<'a> {
         for interface in &middlebox.uplinks {
             let link = scenario.links.iter().find(|(_, l)| l.near.host == *site && l.near.interface == *interface);
             let (name, link) = link.with_context(|| format!("no link has its near end at {site} {interface}"))?;
-            let beyond = simulation.delay_to_core(&link.far.host, name)?;
+            let beyond = simulation.beyond(&link.far.host, name)?;
             simulation.uplinks.push((name, link, beyond));
+        }
+        if let Some((name, _)) = scenario.links.iter().find(|(_, link)| link.mtu.is_some() || link.filter.is_some()) {
+            bail!("link {name} has an MTU or a filter, which needs a kernel");
         }
         simulation.check_timeline()?;
         for traffic in &scenario.traffic {
@@ -97,13 +111,15 @@ impl<'a> Simulation<'a> {
         if inside { Side::Box } else { Side::Core }
     }
 
-    /// The one-way delay of the links between an ISP's router and the core: a breadth-first search by hosts.
-    fn delay_to_core(&self, from: &'a str, uplink: &str) -> Result<Duration> {
+    /// The links between an ISP's router and the core: a breadth-first search by hosts.
+    fn beyond(&self, from: &'a str, uplink: &str) -> Result<Beyond> {
         let mut reached: Vec<(&str, Vec<(&String, &Link)>)> = vec![(from, Vec::new())];
         let mut at = 0;
         while let Some((host, way)) = reached.get(at).cloned() {
             if host == self.core {
-                return way.into_iter().map(|(name, link)| delay_of(name, link)).sum();
+                let mtu = way.iter().map(|(_, link)| link.mtu.unwrap_or(MTU)).min().unwrap_or(MTU);
+                let delay = way.into_iter().map(|(name, link)| delay_of(name, link)).sum::<Result<Duration>>()?;
+                return Ok(Beyond { delay, mtu });
             }
             at += 1;
             for named in &self.loaded.scenario.links {
@@ -124,7 +140,7 @@ impl<'a> Simulation<'a> {
                 Action::Cut | Action::CutUp | Action::CutDown | Action::CarrierDown | Action::Heal => true,
                 Action::Flap | Action::FlapCarrier | Action::Netem | Action::Mark => true,
                 Action::Kill | Action::Start => step.host.as_deref().is_some_and(|host| self.end(host).is_some()),
-                // Processes, interfaces, NATs and clocks are the kernel's.
+                // Processes, interfaces, NATs, filters and clocks are the kernel's.
                 _ => false,
             };
             let uplinks_only = step.links().all(|link| self.slot(link).is_some());
@@ -143,23 +159,25 @@ impl<'a> Simulation<'a> {
         if host == self.site { Some(Side::Box) } else { (host == self.core).then_some(Side::Core) }
     }
 
-    fn model(netem: &Netem, beyond: Duration) -> LinkModel {
+    fn model(link: &Link, netem: &Netem, beyond: Beyond) -> LinkModel {
         LinkModel {
-            delay: netem.delay.0 + beyond,
+            delay: netem.delay.0 + beyond.delay,
             jitter: netem.jitter.0,
             ordered: netem.ordered,
             loss: Loss::Random(netem.loss),
             rate: netem.rate.map_or(0, |rate| rate.0),
             queue: netem.limit as usize * QUEUED,
             duplicate: 0.0,
+            mtu: link.mtu.unwrap_or(MTU).min(beyond.mtu) as usize,
         }
     }
 
     /// Runs it once.
     pub fn run(&self, seed: u64) -> Report {
         let scenario = &self.loaded.scenario;
-        let model =
-            |direction| move |(_, link, beyond): &(&str, &Link, Duration)| Self::model(&link.netem(direction), *beyond);
+        let model = |direction| {
+            move |(_, link, beyond): &(&str, &Link, Beyond)| Self::model(link, &link.netem(direction), *beyond)
+        };
         let (ups, downs) =
             (self.uplinks.iter().map(model(Direction::Up)), self.uplinks.iter().map(model(Direction::Down)));
         let mut world = World::new(WorldConfig { links: ups.zip(downs).collect(), ..WorldConfig::new(&[], seed) });
@@ -268,7 +286,7 @@ impl<'a> Simulation<'a> {
         let beyond = self.uplinks[slot].2;
         for (side, direction, own) in [(Side::Box, Direction::Up, up), (Side::Core, Direction::Down, down)] {
             let netem = own.apply(&both.apply(&link.netem(direction)));
-            world.set_model(slot, side, Self::model(&netem, beyond));
+            world.set_model(slot, side, Self::model(link, &netem, beyond));
         }
     }
 
@@ -363,7 +381,7 @@ mod tests {
         std::fs::write(&file, text).expect("the temporary folder is writable");
         let loaded = load(&file.to_string_lossy(), &[]);
         std::fs::remove_file(&file).expect("it was written above");
-        loaded.expect("a sound scenario")
+        loaded.expect("a sound scenario").remove(0)
     }
 
     const CUT: &str = "[[timeline]]\nat = { from = \"2s\", to = \"3s\" }\ndo = \"cut\"\nlink = \"isp-a\"\n\

@@ -76,11 +76,11 @@ pub fn test() -> Result<bool> {
         let outcome = logged(&mut command, &logs.join(format!("{}.log", name.replace([' ', ','], "-"))));
         tally.note(name, begun.elapsed(), outcome);
     }
-    let all: Vec<Loaded> = scenario::list()?
+    let all: Vec<Vec<Loaded>> = scenario::list()?
         .into_iter()
         .map(|(_, path)| scenario::load(&path.to_string_lossy(), &[]))
         .collect::<Result<_>>()?;
-    let all: Vec<Loaded> = all.into_iter().filter(|loaded| loaded.scenario.test).collect();
+    let all: Vec<Loaded> = all.into_iter().flatten().filter(|loaded| loaded.scenario.test).collect();
     simulated(&all, &mut tally);
     in_a_kernel(&all, &logs, &mut tally)?;
     println!("\n{:.0} s; logs are in {}", begun.elapsed().as_secs_f64(), logs.display());

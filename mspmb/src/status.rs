@@ -1,7 +1,7 @@
 //! What the daemon shows of itself, and how it is shown.
 
 use crate::config;
-use crate::uplinks::UplinkStatus;
+use crate::uplinks::{Unused, UplinkStatus};
 use anyhow::Context;
 use dataplane::control;
 use dataplane::engine::Counters;
@@ -30,6 +30,9 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) uptime_s: f64,
     pub(crate) uplinks: Vec<UplinkStatus>,
+    /// Interfaces that could be uplinks and are not used.
+    #[serde(default)]
+    pub(crate) unused: Vec<Unused>,
     pub(crate) node: Snapshot,
     /// What the packet loop counted.
     pub(crate) dataplane: Counters,
@@ -63,7 +66,7 @@ pub(crate) fn show(path: &Path, json: bool, watch: bool) -> anyhow::Result<()> {
 /// The whole, for people.
 fn table(status: &Status) -> String {
     let mut rows = vec![
-        ["SLOT", "UPLINK", "STATE", "SINCE", "RTT", "LOSS", "SENT", "RECEIVED", "FROM", "TO", ""]
+        ["SLOT", "UPLINK", "STATE", "SINCE", "RTT", "LOSS", "MTU", "SENT", "RECEIVED", "FROM", "TO", ""]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -86,6 +89,9 @@ fn table(status: &Status) -> String {
             peer.rx.packets,
             octets(peer.rx.bytes)
         );
+        if peer.fragmented + peer.reassembled > 0 {
+            let _ = write!(text, "; in fragments {} sent, {} received", peer.fragmented, peer.reassembled);
+        }
     }
     text.push_str("\n\n");
     text.push_str(&aligned(&rows));
@@ -109,6 +115,7 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
         Some(PathState::Absent) => "absent",
         Some(PathState::Down) => "DOWN",
         Some(PathState::Suspect) => "suspect",
+        Some(PathState::Impaired) => "IMPAIRED",
         Some(PathState::Up) if used => "up, used",
         Some(PathState::Up) => "up",
     };
@@ -124,6 +131,7 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
         path.map_or_else(dash, |path| span(path.since_s)),
         path.and_then(|path| path.rtt_ms).map_or_else(dash, |rtt| format!("{rtt:.1} ms")),
         path.and_then(|path| path.loss).map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0)),
+        path.and_then(|path| path.mtu).map_or_else(dash, |mtu| mtu.to_string()),
         path.map_or_else(dash, |path| octets(path.tx.bytes)),
         path.map_or_else(dash, |path| octets(path.rx.bytes)),
         uplink.local.map_or_else(dash, |local| local.to_string()),

@@ -1,11 +1,15 @@
 //! What a node is told by its daemon: who it is, who its peers are, what may pass.
 
 use crate::keys::{PublicKey, SecretKey};
+use crate::tunnel::{HANDSHAKE_MAX, OVERHEAD};
 use crate::{LinkId, MAX_SLOTS, PeerId};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// The largest MTU of a TUN that is supported, in octets: that of jumbo frames.
+pub(crate) const MOST_MTU: u16 = 9_000;
 
 /// One end's configuration.
 #[derive(Clone, Debug)]
@@ -95,6 +99,37 @@ pub struct Keepalive {
     pub metered: bool,
 }
 
+impl Keepalive {
+    /// The bounds of the interval. Less than a second is no idling; NATs are known that forget after 30 s, and a question
+    /// that was lost is asked again well before that.
+    const SHORTEST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(25);
+
+    /// With the interval brought within its bounds, 1 s to 25 s.
+    pub fn new(idle: Duration, metered: bool) -> Self {
+        Keepalive { idle: idle.clamp(Self::SHORTEST, Self::LONGEST), metered }
+    }
+
+    /// The interval at which an idle path stays within so many octets in 30 days, both directions and outer headers
+    /// counted. A budget below some 42 MB cannot be kept: the interval is 25 s then, since a NAT that forgets the path
+    /// would cost the first packets of whoever calls.
+    pub fn metered(octets_per_month: u64) -> Self {
+        /// IPv6 and UDP: the larger of the two families' headers.
+        const OUTER: u64 = 40 + 8;
+        /// A question and its receipt, sealed.
+        const QUESTION: u64 = 2 * (OUTER + OVERHEAD as u64) + 46 + 66;
+        /// Initiation, response, keepalive; a question follows, and is no extra one: it puts the next off.
+        const REKEY: u64 = 3 * OUTER + HANDSHAKE_MAX as u64 + 92 + OVERHEAD as u64;
+        /// How often a session is replaced: WireGuard's REKEY_AFTER_TIME.
+        const REKEYS: u64 = 30 * 86_400 / 120;
+        // A tenth is for what is asked twice since the first was lost.
+        let for_questions = (octets_per_month - octets_per_month / 10).saturating_sub(REKEYS * REKEY);
+        let questions = for_questions / QUESTION;
+        let idle = Duration::from_secs(30 * 86_400).checked_div(u32::try_from(questions).unwrap_or(u32::MAX));
+        Keepalive::new(idle.unwrap_or(Self::LONGEST), true)
+    }
+}
+
 impl Default for Keepalive {
     /// Ten seconds: a third of the 30 s after which the hastiest NATs forget (RFC 4787, REQ-5, wants two minutes), so
     /// that two questions may be lost.
@@ -153,14 +188,14 @@ pub enum ConfigError {
         second: String,
     },
     /// An MTU that IPv6 does not allow (RFC 8200, section 5) or that no datagram can carry.
-    #[error("an MTU of {0} does not work: IPv6 needs 1280 (RFC 8200), and 9000 is the most that is supported")]
+    #[error("an MTU of {0} does not work: IPv6 needs 1280 (RFC 8200), and {MOST_MTU} is the most that is supported")]
     Mtu(u16),
 }
 
 impl NodeConfig {
     /// Checks what [`crate::Node`] relies on.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if !(1280..=9000).contains(&self.mtu) {
+        if !(1280..=MOST_MTU).contains(&self.mtu) {
             return Err(ConfigError::Mtu(self.mtu));
         }
         check_peers(&self.peers)

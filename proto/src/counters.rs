@@ -60,10 +60,20 @@ drop_reasons! {
     PeerDestination => "peer_destination",
     /// from a peer: an ICMP error that quotes a packet the peer cannot have received
     PeerQuote => "peer_quote",
+    /// from the TUN or a peer: it waited for more than a second, while this process stood still
+    Stale => "stale",
     /// from a peer: a link message that cannot be read
     LinkMessageMalformed => "link_message_malformed",
     /// from a peer: a version of the link messages that we don't speak
     LinkMessageVersion => "link_message_version",
+    /// from a peer: a fragment that cannot be part of a packet, or contradicts another of the same
+    FragmentMalformed => "fragment_malformed",
+    /// from a peer: a fragment that had come already
+    FragmentDuplicate => "fragment_duplicate",
+    /// from a peer: a packet of which a fragment did not come within half a second
+    FragmentTimeout => "fragment_timeout",
+    /// from a peer: a packet in pieces that had to make room for later ones
+    FragmentOverflow => "fragment_overflow",
 }
 
 /// One counter a reason.

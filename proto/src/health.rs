@@ -11,17 +11,20 @@
 //!     ^                                                                                                |
 //!     +------------------------------ a receipt for something new ------------------------------------+
 //!
+//!   [Up], [Suspect] --- large ones are lost, small ones arrive ---> [Impaired] --- large ones arrive ---> [Up]
+//!
 //!   any --- the uplink is gone ---> [Absent] --- the uplink is there ---> [Down]
 //! ```
 //! Suspicion changes nothing yet for the flows: the path is asked (a PING each 20 ms), and one lost packet at the end of
 //! a burst is forgiven a round trip later. A path that came back is on probation: it is used where nothing better is
 //! there, and takes flows back from another only after having held for a while, the longer the more often it failed.
 
+use crate::impairment::Impairment;
 use crate::node::PathState;
 use crate::sent::SentLog;
 use crate::tunnel::PacketId;
 use crate::wire::Receipt;
-use crate::{Instant, MAX_SLOTS};
+use crate::{Instant, Keepalive, MAX_SLOTS};
 use std::time::Duration;
 
 /// The receiver's longest wait before it sends a receipt while traffic flows. A receipt each 10 ms costs about 2 % of
@@ -47,10 +50,17 @@ const LEAST_CONFIRM: Duration = Duration::from_millis(60);
 /// get the time that failover-with-doubling gives them.
 const ALONE_CONFIRM: Duration = Duration::from_millis(250);
 
-/// How often an idle path is asked: while its bundle carries traffic, so often that a dead standby is known before it
-/// is needed; otherwise once a second.
+/// How often a quiet path is asked while its bundle carries traffic: so often that a dead standby is known before it is
+/// needed. Otherwise the box asks as its [`Keepalive`] says, and the core listens.
 const PROBE_ACTIVE: Duration = Duration::from_millis(200);
+/// How often either end asks an idle path whose box has not said how it asks.
 const PROBE_IDLE: Duration = Duration::from_secs(1);
+/// For so many of the box's intervals nothing is heard on an idle path before the core doubts it: two questions may be
+/// lost, as with BFD's usual multiplier (RFC 5880).
+const SILENT_INTERVALS: u32 = 3;
+/// A metered path that is down is asked as seldom as an idle one after this long, while another works: the first tries
+/// find a short break, and questions that nobody answers cost as much as others.
+const METERED_DOWN: Duration = Duration::from_secs(10);
 
 /// How often a path that is down is asked, by the initiator. Traffic is to be back within 300 ms of the moment in
 /// which the path works again, of which two round trips are needed for a handshake.
@@ -113,6 +123,8 @@ pub(crate) struct Transition {
 pub(crate) struct Wants {
     /// A PING, if there is a session.
     pub(crate) ping: bool,
+    /// A second one, in a datagram of this length.
+    pub(crate) large: Option<u16>,
     /// An initiation, if this end initiates.
     pub(crate) initiation: bool,
 }
@@ -126,8 +138,12 @@ pub(crate) struct Surroundings {
     pub(crate) other_up: bool,
     /// The peer may be reached at more than one address.
     pub(crate) several_ways: bool,
-    /// The bundle carries traffic.
+    /// The bundle carries traffic, so the path is asked often; a metered one only if it is the one in use.
     pub(crate) active: bool,
+    /// How the box asks on the path while that is not so; `None`: it has not said.
+    pub(crate) keepalive: Option<Keepalive>,
+    /// The largest datagram that the path carries.
+    pub(crate) largest: u16,
 }
 
 /// Health of one path.
@@ -145,8 +161,13 @@ pub(crate) struct Health {
     last_asked: Option<Instant>,
     /// Questions since the path went down.
     asked: u32,
+    impairment: Impairment,
+    /// When something was last acknowledged.
+    acknowledged_at: Instant,
     /// Something came from the peer by this path since it was last asked.
     heard: bool,
+    /// When something came from the peer by this path, or a receipt for it by another.
+    sign_of_life: Instant,
     failures: u32,
     /// The probation that the last failure asks for, before it is doubled for the earlier ones.
     probation: Duration,
@@ -164,7 +185,10 @@ impl Health {
             loss: 0.0,
             last_asked: None,
             asked: 0,
+            impairment: Impairment::default(),
+            acknowledged_at: now,
             heard: false,
+            sign_of_life: now,
             failures: 0,
             probation: PROBATION,
             probation_until: Instant::ZERO,
@@ -220,16 +244,23 @@ impl Health {
     }
 
     /// Takes a receipt for packets of this path, which came by the path of slot `via`. `judged` hears the length of each
-    /// datagram that asked for one, and whether it arrived.
+    /// datagram that asked for one, and whether it arrived, and says whether its length tells anything of the path: one that
+    /// is larger than the path carries tells nothing.
     pub(crate) fn on_receipt(
         &mut self,
         receipt: &Receipt,
         via: u8,
         now: Instant,
-        judged: impl FnMut(u16, bool),
+        mut judged: impl FnMut(u16, bool) -> bool,
     ) -> Option<Transition> {
-        let learnt = self.sent.on_receipt(receipt, REORDERING, judged);
-        if let (Some(sent_at), Some(rtt)) = (learnt.largest_sent_at, self.rtt.get_mut(usize::from(via))) {
+        let was_impaired = self.impairment.is_seen();
+        let impairment = &mut self.impairment;
+        let learnt = self.sent.on_receipt(receipt, REORDERING, |len, arrived| {
+            if judged(len, arrived) {
+                impairment.on_judged(len, arrived, now);
+            }
+        });
+        if let (Some(sent_at), Some(rtt)) = (learnt.sample_from, self.rtt.get_mut(usize::from(via))) {
             let delay = Duration::from_micros(receipt.delay_us.into());
             Rtt::sample(rtt, now.since(sent_at).saturating_sub(delay), now);
         }
@@ -242,20 +273,37 @@ impl Health {
         if learnt.acknowledged == 0 {
             return None;
         }
+        self.sign_of_life = now;
+        self.acknowledged_at = now;
         match self.state {
-            PathState::Suspect => self.change(now, PathState::Up, "receipts arrive again"),
-            PathState::Down => {
-                if self.failures > 0 {
-                    let doublings = (self.failures - 1).min(7);
-                    self.probation_until = now + (self.probation * 2u32.pow(doublings)).min(PROBATION_MOST);
+            PathState::Up | PathState::Suspect | PathState::Down if self.impairment.is_seen() => {
+                if !was_impaired {
+                    self.failures += 1;
+                    self.probation = PROBATION;
                 }
+                self.change(now, PathState::Impaired, "larger datagrams are lost while small ones arrive")
+            }
+            PathState::Suspect => self.change(now, PathState::Up, "receipts arrive again"),
+            PathState::Impaired if !self.impairment.is_seen() => {
+                self.begin_probation(now);
+                self.change(now, PathState::Up, "large datagrams arrive again")
+            }
+            PathState::Down => {
+                self.begin_probation(now);
                 self.change(now, PathState::Up, "receipts arrive")
             }
             PathState::Up if self.failures > 0 && now.since(self.since) >= FORGIVEN_AFTER => {
                 self.failures = 0;
                 None
             }
-            PathState::Up | PathState::Absent => None,
+            PathState::Up | PathState::Impaired | PathState::Absent => None,
+        }
+    }
+
+    fn begin_probation(&mut self, now: Instant) {
+        if self.failures > 0 {
+            let doublings = (self.failures - 1).min(7);
+            self.probation_until = now + (self.probation * 2u32.pow(doublings)).min(PROBATION_MOST);
         }
     }
 
@@ -263,6 +311,7 @@ impl Health {
     pub(crate) fn on_presence(&mut self, now: Instant, present: bool) -> Option<Transition> {
         match (present, self.state) {
             (true, PathState::Absent) => {
+                self.impairment = Impairment::default();
                 self.asked = 0;
                 self.last_asked = None;
                 self.change(now, PathState::Down, "the uplink is there; no answer yet")
@@ -277,7 +326,19 @@ impl Health {
     pub(crate) fn on_other_way(&mut self) {
         self.sent.abandon();
         self.rtt = [None; MAX_SLOTS];
+        self.impairment = Impairment::default();
         self.last_asked = None;
+    }
+
+    /// This end stood still until now: what was under way is forgotten, nothing is judged by it, and all is asked anew.
+    pub(crate) fn on_stall(&mut self, now: Instant) {
+        self.sent.forget();
+        self.last_asked = None;
+        self.sign_of_life = now;
+        self.acknowledged_at = now;
+        if self.state == PathState::Suspect {
+            self.since = now;
+        }
     }
 
     /// The peer started anew, or there is a session where there was none: what is open will never be acknowledged.
@@ -304,7 +365,7 @@ impl Health {
 
     /// The peer says that its uplink is gone.
     pub(crate) fn on_lost(&mut self, now: Instant) -> Option<Transition> {
-        if !matches!(self.state, PathState::Up | PathState::Suspect) {
+        if !matches!(self.state, PathState::Up | PathState::Suspect | PathState::Impaired) {
             return None;
         }
         self.fail(now, PathState::Down, PROBATION_ANNOUNCED, "the peer says that its uplink is gone")
@@ -312,8 +373,9 @@ impl Health {
 
     /// Something came from the peer by this path: no evidence for the direction in which we send, but an occasion to
     /// ask.
-    pub(crate) fn on_heard(&mut self) {
+    pub(crate) fn on_heard(&mut self, now: Instant) {
         self.heard = true;
+        self.sign_of_life = now;
     }
 
     fn fail(&mut self, now: Instant, to: PathState, probation: Duration, reason: &'static str) -> Option<Transition> {
@@ -329,7 +391,7 @@ impl Health {
     }
 
     /// The longest that a receipt may take: of the receipt paths heard lately, the slowest counts.
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         /// A pair not sampled for this much longer than the freshest says nothing any more: three idle probes.
         const STALE: Duration = Duration::from_secs(3);
         /// Nothing known: RFC 9002's initial round trip of 333 ms, and as much again.
@@ -343,6 +405,19 @@ impl Health {
         self.sent.oldest_open().map(|at| at + self.patience())
     }
 
+    /// When an impaired path, which loses most of what is sent, counts as one that may be dead: not even a small question
+    /// was answered.
+    fn unanswered_at(&self, around: Surroundings, now: Instant) -> Option<Instant> {
+        self.sent.oldest_open()?;
+        Some(self.acknowledged_at + self.ask_interval(around, now)? + self.patience())
+    }
+
+    /// When the core doubts an idle path on which it only listens.
+    fn silent_at(&self, around: Surroundings) -> Option<Instant> {
+        let keepalive = around.keepalive.filter(|_| !around.initiator && !around.active)?;
+        Some(self.sign_of_life + keepalive.idle * SILENT_INTERVALS + self.patience())
+    }
+
     fn confirm_at(&self, other_up: bool) -> Instant {
         let least = if other_up { LEAST_CONFIRM } else { ALONE_CONFIRM };
         let patience = if other_up { self.patience() } else { self.patience() * 3 };
@@ -353,11 +428,23 @@ impl Health {
         match self.state {
             PathState::Absent => None,
             PathState::Up if around.active => Some(PROBE_ACTIVE),
-            PathState::Up => Some(PROBE_IDLE),
+            PathState::Up => match around.keepalive {
+                Some(keepalive) => around.initiator.then_some(keepalive.idle),
+                None => Some(PROBE_IDLE),
+            },
+            PathState::Impaired if around.active => Some(PROBE_ACTIVE),
+            PathState::Impaired => Some(around.keepalive.map_or(PROBE_IDLE, |keepalive| keepalive.idle)),
             PathState::Suspect => Some(ASK_INTERVAL),
             // A box that asks on a path that is down here is answered by asking back: that proves this direction.
             PathState::Down if !around.initiator => self.heard.then_some(ASK_INTERVAL),
             PathState::Down => Some(match self.rtt() {
+                _ if let Some(keepalive) = around.keepalive
+                    && keepalive.metered
+                    && around.other_up
+                    && now.since(self.since) >= METERED_DOWN =>
+                {
+                    keepalive.idle
+                }
                 // Two questions must not be all that is under way: an answer to the one before the last is in vain.
                 Some((smoothed, _)) => {
                     let interval = if now.since(self.since) < LONG_DOWN { PROBE_DOWN } else { PROBE_LONG_DOWN };
@@ -377,7 +464,12 @@ impl Health {
     pub(crate) fn deadline(&self, around: Surroundings, now: Instant) -> Option<(Instant, &'static str)> {
         let ask = self.ask_at(around, now).map(|at| (at, "ask"));
         let judge = match self.state {
-            PathState::Up => self.overdue_at().map(|at| (at, "overdue")),
+            PathState::Up => {
+                let overdue = self.overdue_at().map(|at| (at, "overdue"));
+                let silent = self.silent_at(around).map(|at| (at, "silent"));
+                [overdue, silent].into_iter().flatten().min()
+            }
+            PathState::Impaired => self.unanswered_at(around, now).map(|at| (at, "unanswered")),
             PathState::Suspect => Some((self.confirm_at(around.other_up), "confirm")),
             _ => None,
         };
@@ -392,6 +484,14 @@ impl Health {
                 self.last_asked = None;
                 transition = self.change(now, PathState::Suspect, "a receipt is overdue");
             }
+            PathState::Up if self.silent_at(around).is_some_and(|at| at <= now) => {
+                self.last_asked = None;
+                transition = self.change(now, PathState::Suspect, "the box has not asked for three intervals");
+            }
+            PathState::Impaired if self.unanswered_at(around, now).is_some_and(|at| at <= now) => {
+                self.last_asked = None;
+                transition = self.change(now, PathState::Suspect, "nothing is acknowledged, not even what is small");
+            }
             PathState::Suspect if self.confirm_at(around.other_up) <= now => {
                 self.last_asked = None;
                 transition = self.fail(now, PathState::Down, PROBATION, "nothing is acknowledged any more");
@@ -401,6 +501,7 @@ impl Health {
         let mut wants = Wants::default();
         if self.ask_at(around, now).is_some_and(|at| at <= now) {
             wants.ping = true;
+            wants.large = self.impairment.question(around.largest).filter(|_| self.state == PathState::Impaired);
             self.heard = false;
             self.last_asked = Some(now);
             if self.state == PathState::Down {
@@ -422,8 +523,22 @@ mod tests {
         Instant::from_nanos(ms * 1_000_000)
     }
 
-    const ALONE: Surroundings = Surroundings { initiator: true, other_up: false, several_ways: false, active: true };
-    const PAIRED: Surroundings = Surroundings { initiator: true, other_up: true, several_ways: false, active: true };
+    const ALONE: Surroundings = Surroundings {
+        initiator: true,
+        other_up: false,
+        several_ways: false,
+        active: true,
+        keepalive: None,
+        largest: 1444,
+    };
+    const PAIRED: Surroundings = Surroundings {
+        initiator: true,
+        other_up: true,
+        several_ways: false,
+        active: true,
+        keepalive: None,
+        largest: 1444,
+    };
 
     /// A path that has sent a packet each millisecond for 200 ms and had a receipt each 10 ms, 20 ms after.
     fn settled() -> (Health, u64) {
@@ -435,7 +550,8 @@ mod tests {
             if ms >= 20 && ms % 10 == 0 {
                 let largest = ms - 20;
                 let ranges = vec![(0, largest)];
-                health.on_receipt(&Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges }, 0, at(ms), |_, _| {});
+                health
+                    .on_receipt(&Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges }, 0, at(ms), |_, _| true);
             }
             health.on_timeout(PAIRED, at(ms));
         }
@@ -468,7 +584,7 @@ mod tests {
         assert!(wants.ping);
         health.on_sent(PacketId { session: 1, number: next }, 100, at(240), true);
         let receipt = Receipt { slot: 0, session: 1, largest: next, delay_us: 0, ranges: vec![(next, next), (0, 190)] };
-        let transition = health.on_receipt(&receipt, 0, at(260), |_, _| {});
+        let transition = health.on_receipt(&receipt, 0, at(260), |_, _| true);
         assert_eq!(transition.map(|t| t.to), Some(PathState::Up));
         assert!(!health.on_probation(at(260)), "it did not fail");
         assert!(health.loss() > 0.0, "what came before the question is lost, and said to be");
@@ -496,7 +612,7 @@ mod tests {
                 &Receipt { slot: 0, session: 1, largest: number, delay_us: 0, ranges: vec![(number, number)] },
                 0,
                 at(now + 20),
-                |_, _| {},
+                |_, _| true,
             );
             assert_eq!(health.state(), PathState::Up);
             probations.push(health.probation_until.since(at(now + 20)).as_secs());
@@ -513,7 +629,14 @@ mod tests {
     #[test]
     fn only_the_initiator_asks_on_a_path_that_is_down() {
         let mut health = Health::new(at(0), true);
-        let core = Surroundings { initiator: false, other_up: false, several_ways: false, active: false };
+        let core = Surroundings {
+            initiator: false,
+            other_up: false,
+            several_ways: false,
+            active: false,
+            keepalive: None,
+            largest: 1444,
+        };
         assert_eq!(health.deadline(core, at(0)), None);
         assert_eq!(health.on_timeout(core, at(10_000)).1, Wants::default());
         let (_, wants) = health.on_timeout(ALONE, at(10_000));

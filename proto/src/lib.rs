@@ -14,18 +14,22 @@
 //! | [`packet`]: is it one, whole and ours to carry | [`tunnel`]: whose is it, does it open |
 //! | [`route`]: which peer has the destination | [`path`]: note its number for the next receipt |
 //! | [`schedule`]: which path for this flow | [`wire`]: is it a link message |
+//! | [`mtu`]: does it fit in one datagram | [`reassembly`]: is it a part of a packet |
 //! | [`path`]: remember number and time | [`route`]: may this peer use this source |
 //! | [`tunnel`]: seal | the TUN |
 
 pub mod config;
 mod counters;
 mod health;
+mod impairment;
 pub mod keys;
+mod mtu;
 pub mod node;
 pub mod output;
 pub mod packet;
 mod path;
 mod peer;
+mod reassembly;
 mod received;
 mod route;
 mod schedule;

@@ -29,6 +29,8 @@ pub struct Datagram<'a> {
     pub to: Option<IpAddr>,
     /// The ECN bits of its outer header.
     pub ecn: u8,
+    /// How long it waited before this call, at most; zero but after a stall of the process.
+    pub waited: Duration,
     /// Its payload.
     pub data: &'a [u8],
 }
@@ -41,6 +43,8 @@ pub enum PathState {
     Absent,
     /// Nothing comes back.
     Down,
+    /// Small packets arrive and larger ones do not. It is used where nothing better is there.
+    Impaired,
     /// It worked until a moment ago, and something is overdue.
     Suspect,
     /// Packets are known to arrive.
@@ -85,6 +89,10 @@ pub enum Event {
     },
 }
 
+/// An inner packet that waited longer is dropped: who sent it has sent it again or given it up, and a queue of old ones
+/// would only be in the way of the new.
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(1);
+
 /// How often the gate begins to count initiations anew, as its limit is one per second.
 const GATE_TICK: Duration = Duration::from_secs(1);
 
@@ -97,6 +105,8 @@ const GATE_TICK: Duration = Duration::from_secs(1);
 /// | [`Node::handle_timeout`] | the time of [`Node::poll_timeout`] has come and all sockets are drained | the same |
 /// | [`Node::poll_event`] | after any of these | until it returns `None` |
 /// | [`Node::poll_timeout`] | after any call | wait no longer than until then; it may already be past |
+///
+/// After a stall of the process: [`Node::stood_still`], and then all that has waited, with the time it has.
 ///
 /// Calls come from one thread, with `now` never going backwards. A datagram that cannot be sent may be dropped: the
 /// peer's receipts tell. The same calls with the same arguments and seed give the same results (with real WireGuard,
@@ -123,6 +133,8 @@ pub struct Node {
     epoch: u64,
     /// Keys the flow hash.
     flow_key: u64,
+    /// Where link messages are read and written, used again for each.
+    scratch: Vec<u8>,
 }
 
 impl Node {
@@ -160,6 +172,7 @@ impl Node {
             timers: Timers::default(),
             events: VecDeque::new(),
             drops: Drops::default(),
+            scratch: Vec::new(),
         };
         node.set_peers(now, config.peers)?;
         Ok(node)
@@ -167,10 +180,21 @@ impl Node {
 
     // ---- from the TUN to a link ----------------------------------------------------------------------------------
 
-    /// Packets from the TUN. They may be changed in place (MSS clamp).
-    pub fn handle_ip<'a>(&mut self, now: Instant, packets: impl IntoIterator<Item = &'a mut [u8]>, out: &mut Output) {
+    /// Packets from the TUN, which have waited there for so long at most (zero but after a stall of the process). They
+    /// may be changed in place (MSS clamp).
+    pub fn handle_ip<'a>(
+        &mut self,
+        now: Instant,
+        waited: Duration,
+        packets: impl IntoIterator<Item = &'a mut [u8]>,
+        out: &mut Output,
+    ) {
         let mut touched = None;
         for packet in packets {
+            if waited > MAX_AGE {
+                self.drops.add(DropReason::Stale);
+                continue;
+            }
             match self.peer_for(packet) {
                 Ok((at, view)) => {
                     self.settle_before(now, &mut touched, at, out);
@@ -329,6 +353,12 @@ impl Node {
         self.with_each_peer(now, |peer, _| peer.renumbered(link));
     }
 
+    /// This process stood still until now (SIGSTOP, a paused machine, no processor): whatever was or was not heard in
+    /// that time says nothing of any path. To be called before what has waited meanwhile is handled.
+    pub fn stood_still(&mut self, now: Instant) {
+        self.with_each_peer(now, |peer, ctx| peer.stood_still(ctx.now));
+    }
+
     /// The wall clock was set: handshakes from now on carry the new time.
     pub fn clock_stepped(&mut self, now: Instant) {
         self.with_each_peer(now, |peer, _| peer.clock_stepped(now));
@@ -349,7 +379,7 @@ impl Node {
         let mut free: Vec<usize> = (0..self.peers.len()).filter(|&at| self.peers[at].is_none()).collect();
         for config in peers {
             if let Some(peer) = places.get(&config.id).and_then(|&at| self.peers[at].as_mut()) {
-                peer.reconfigure(config, self.suite.as_ref(), now, &mut self.indices);
+                peer.reconfigure(config, self.suite.as_ref(), self.mtu, now, &mut self.indices);
                 continue;
             }
             let at = free.pop().unwrap_or_else(|| {
@@ -357,7 +387,7 @@ impl Node {
                 self.peers.len() - 1
             });
             places.insert(config.id, at);
-            self.peers[at] = Some(Peer::new(config, at, self.suite.as_ref(), now));
+            self.peers[at] = Some(Peer::new(config, at, self.suite.as_ref(), self.mtu, now));
         }
         self.keys.clear();
         for (at, peer) in self.peers.iter().enumerate().filter_map(|(at, peer)| Some((at, peer.as_ref()?))) {
@@ -373,7 +403,7 @@ impl Node {
 
     /// What there is to show.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
-        let mut peers: Vec<_> = self.peers.iter().flatten().map(|peer| peer.snapshot(now)).collect();
+        let mut peers: Vec<_> = self.peers.iter().flatten().map(|peer| peer.snapshot(self.mtu, now)).collect();
         peers.sort_by_key(|peer| peer.id);
         Snapshot { drops: self.drops.clone(), peers }
     }
@@ -396,6 +426,9 @@ impl Node {
             epoch: self.epoch,
             routes: &self.routes,
             local: self.local.as_ref(),
+            waited: Duration::ZERO,
+            mtu: self.mtu,
+            scratch: &mut self.scratch,
         };
         Some(call(self.peers.get_mut(at)?.as_mut()?, &mut ctx))
     }

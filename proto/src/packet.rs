@@ -187,16 +187,19 @@ impl FlowHasher {
 }
 
 /// Lowers the maximum segment size in a TCP SYN to what fits into `mtu` (RFC 9293, section 3.7.1): hosts behind the box
-/// know an MTU of 1,500, and path MTU discovery must not be needed for TCP to run. Returns whether it changed anything.
+/// know an MTU of 1,500, and path MTU discovery must not be needed for TCP to run. Never below the 536 octets that every
+/// host takes unasked, which some take for an attack; what IPv6 takes unasked (1,220) is no such bound, as fragments are
+/// dearer than smaller segments. Returns whether it changed anything.
 pub fn clamp_mss(view: &IpView, packet: &mut [u8], mtu: u16) -> bool {
     const SYN: u8 = 0x02;
     const TCP_HEADER: usize = 20;
+    const LEAST: u16 = 536;
     let Some(upper) = view.upper else { return false };
     if view.protocol != TCP {
         return false;
     }
     let ip_header = if view.source.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
-    let fitting = mtu - (ip_header + TCP_HEADER) as u16;
+    let fitting = mtu.saturating_sub((ip_header + TCP_HEADER) as u16).max(LEAST);
     let Some(tcp) = packet[..view.len].get_mut(upper..) else { return false };
     if tcp.len() < TCP_HEADER || tcp[13] & SYN == 0 {
         return false;
@@ -330,6 +333,8 @@ pub(crate) mod tests {
                 assert_eq!(packet[at + 2..at + 4], expected.to_be_bytes());
                 assert_eq!(packet[upper + 16..upper + 18], full_checksum(&packet, upper).to_be_bytes());
                 assert!(!clamp_mss(&view, &mut packet, 1380), "the second time there is nothing to do");
+                assert!(clamp_mss(&view, &mut packet, 516));
+                assert_eq!(packet[at + 2..at + 4], 536u16.to_be_bytes(), "on the narrowest path");
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::config::{PathConfig, PeerKind};
 use crate::health::{Health, Surroundings, Transition, Wants};
+use crate::mtu::Discovery;
 use crate::node::PathState;
 use crate::output::Route;
 use crate::peer::Context;
@@ -9,8 +10,8 @@ use crate::received::ReceivedLog;
 use crate::schedule::Standing;
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
-use crate::wire::{Hello, Item, MAX_MESSAGE, Receipt, Writer};
-use crate::{Instant, LinkId, PathId, PeerId, Uplink};
+use crate::wire::{Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
+use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(crate) struct Path {
     pub(crate) tunnel: Box<dyn Tunnel>,
     pub(crate) health: Health,
     pub(crate) received: ReceivedLog,
+    pub(crate) mtu: Discovery,
     /// Where the peer may be, best first; an initiator's.
     pub(crate) endpoints: Vec<SocketAddr>,
     /// Where the peer is and how to get there.
@@ -47,6 +49,10 @@ pub(crate) struct Path {
     /// When HELLO is to be said again; `None`: it was answered, or has been said often enough.
     pub(crate) hello_at: Option<Instant>,
     pub(crate) hellos: u32,
+    /// The epoch of the peer that has heard our HELLO by this path: it need not be said again with each session.
+    pub(crate) told: Option<u64>,
+    /// How the path is asked while idle, if that is known: a box's by its uplink, a core's by HELLO.
+    pub(crate) keepalive: Option<Keepalive>,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
@@ -58,7 +64,14 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    pub(crate) fn new(config: PathConfig, at: PathRef, role: Role, suite: &dyn Suite, now: Instant) -> Self {
+    pub(crate) fn new(
+        config: PathConfig,
+        at: PathRef,
+        role: Role,
+        suite: &dyn Suite,
+        tun_mtu: u16,
+        now: Instant,
+    ) -> Self {
         let keys = Keys { local: config.local_key.clone(), remote: config.remote_key };
         Path {
             at,
@@ -66,11 +79,14 @@ impl Path {
             // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
             health: Health::new(now, role == Role::Responder),
             received: ReceivedLog::default(),
+            mtu: Discovery::new(tun_mtu),
             endpoints: Vec::new(),
             route: None,
             tick_at: None,
             hello_at: None,
             hellos: 0,
+            told: None,
+            keepalive: None,
             initiated_at: None,
             attempts: 0,
             initiation_wanted: false,
@@ -82,17 +98,76 @@ impl Path {
 
     /// Seals and sends. `false`: there is no session or no way.
     pub(crate) fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> bool {
-        let Some(route) = self.route else { return false };
+        self.send_numbered(ctx, plaintext, eliciting).is_some()
+    }
+
+    fn send_numbered(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> Option<PacketId> {
+        let route = self.route?;
         let room = (plaintext.len() + OVERHEAD).max(HANDSHAKE_MAX);
         let (tunnel, now) = (&mut self.tunnel, ctx.now);
         let sealed = ctx.out.transmit(room, |dst| {
             let sealed = tunnel.seal(plaintext, now, dst)?;
             Some((sealed.len, route, sealed))
         });
-        let Some(sealed) = sealed else { return false };
+        let sealed = sealed?;
         self.tx.add(sealed.len);
         self.health.on_sent(sealed.id, sealed.len, ctx.now, eliciting);
-        true
+        Some(sealed.id)
+    }
+
+    /// Whether a packet of this length goes in one datagram, as far as is known.
+    pub(crate) fn fits(&self, len: usize) -> bool {
+        len + OVERHEAD <= usize::from(self.mtu.size())
+    }
+
+    /// The largest packet that goes in one datagram, or the TUN's MTU while nothing is known: segments that turn out too
+    /// large cost fragments, and ones that need not be small would stay small for as long as the connection lives.
+    pub(crate) fn packet_mtu(&self, tun_mtu: u16) -> u16 {
+        self.mtu.measured().map_or(tun_mtu, |size| tun_mtu.min(size - OVERHEAD as u16))
+    }
+
+    /// Seals and sends a packet that does not fit. `false`: there is no session or no way; a fragment sent before that
+    /// turned out is lost as on any path.
+    pub(crate) fn send_fragments(&mut self, ctx: &mut Context<'_>, packet: &[u8], id: u32) -> bool {
+        let size = self.mtu.size();
+        let mut buffer = std::mem::take(ctx.scratch);
+        let sent = Fragment::cut(packet, id, size).all(|fragment| {
+            buffer.resize(usize::from(size), 0);
+            let mut message = Writer::new(&mut buffer);
+            message.add(&Item::Fragment(fragment));
+            self.send(ctx, message.finish(), true)
+        });
+        *ctx.scratch = buffer;
+        sent
+    }
+
+    /// When a probe of the path MTU is due. Only a path that is up is probed: elsewhere a lost one would say nothing.
+    pub(crate) fn probe_at(&self, active: bool) -> Option<Instant> {
+        self.mtu.deadline(active).filter(|_| self.health.state() == PathState::Up && self.tunnel.has_session())
+    }
+
+    /// Sends the probe of the path MTU that is due: a PING as large as the size that is tried. It is no question to the
+    /// path's health, which must not suffer by its loss.
+    pub(crate) fn probe(&mut self, ctx: &mut Context<'_>, active: bool) {
+        if self.probe_at(active).is_none_or(|at| at > ctx.now) {
+            return;
+        }
+        let Some(size) = self.mtu.on_timeout(ctx.now, self.health.patience()) else { return };
+        if let Some(id) = self.send_padded(ctx, size, false) {
+            self.mtu.on_probe(id);
+        }
+    }
+
+    /// A PING that fills a datagram of this length.
+    fn send_padded(&mut self, ctx: &mut Context<'_>, datagram: u16, eliciting: bool) -> Option<PacketId> {
+        let mut buffer = std::mem::take(ctx.scratch);
+        buffer.resize(usize::from(datagram).saturating_sub(OVERHEAD).max(LEAST_MESSAGE), 0);
+        let mut message = Writer::new(&mut buffer);
+        message.add(&Item::Ping);
+        message.pad();
+        let id = self.send_numbered(ctx, message.finish(), eliciting);
+        *ctx.scratch = buffer;
+        id
     }
 
     /// Sends what a tunnel wrote by itself: a handshake message, or a keepalive with a number.
@@ -159,10 +234,10 @@ impl Path {
 
     /// A handshake that this end began was answered from `from`: that way works, both ways.
     pub(crate) fn on_answer(&mut self, from: SocketAddr) {
-        if let Some(route) = self.route.as_mut().filter(|route| route.to != from)
+        if let Some(route) = self.route.filter(|route| route.to != from)
             && self.endpoints.contains(&from)
         {
-            route.to = from;
+            self.move_to(Route { to: from, ..route });
             self.health.on_other_way();
         }
     }
@@ -174,41 +249,84 @@ impl Path {
             middlebox: ctx.identity.middlebox,
             pop: ctx.identity.pop,
             epoch: ctx.epoch,
+            // Only a box has uplinks to say that of.
+            keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
+            capabilities: Hello::FRAGMENTS,
             ..Hello::default()
         });
         self.send_item(ctx, &hello);
     }
 
     /// Sends a message of one item that asks for a receipt.
-    pub(crate) fn send_item(&mut self, ctx: &mut Context<'_>, item: &Item) -> bool {
+    pub(crate) fn send_item(&mut self, ctx: &mut Context<'_>, item: &Item<'_>) -> bool {
         let mut buffer = [0; MAX_MESSAGE];
         let mut message = Writer::new(&mut buffer);
         message.add(item);
         self.send(ctx, message.finish(), true)
     }
 
-    /// A new session is in use.
-    pub(crate) fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind) {
+    /// A new session is in use. `remote_epoch`: the peer's, if it is known.
+    pub(crate) fn on_session(&mut self, ctx: &Context<'_>, kind: PeerKind, role: Role, remote_epoch: Option<u64>) {
         self.tick_at.get_or_insert(ctx.now);
-        self.health.ask_now();
-        self.health.on_heard();
+        // One end's question is enough while the path works.
+        if role == Role::Initiator || !self.alive() {
+            self.health.ask_now();
+        }
+        self.health.on_heard(ctx.now);
+        if kind != PeerKind::Client && (self.told.is_none() || self.told != remote_epoch) {
+            self.begin_hello(ctx.now);
+        }
+    }
+
+    /// Says HELLO until it is known to have been heard.
+    fn begin_hello(&mut self, now: Instant) {
         self.hellos = 0;
-        self.hello_at = (kind != PeerKind::Client).then_some(ctx.now);
+        self.told = None;
+        self.hello_at = Some(now);
+    }
+
+    /// The peer of this epoch has said HELLO. If it does not know ours it says its own until it has our answer.
+    pub(crate) fn on_hello(&mut self, ctx: &mut Context<'_>, hello: &Hello) {
+        if self.config.link.is_none() {
+            self.keepalive = hello.keepalive;
+        }
+        self.hello_at = None;
+        self.told = Some(hello.epoch);
+        if !hello.answer {
+            self.say_hello(ctx, true);
+        }
     }
 
     /// Takes a receipt for packets of this path, which came by the path of slot `via`.
     pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
-        let transition = self.health.on_receipt(receipt, via, now, |_, _| {});
+        self.mtu.on_receipt(receipt, now);
+        let transition = self.health.on_receipt(receipt, via, now, |len, arrived| {
+            self.mtu.on_judged(len, arrived);
+            len <= self.mtu.size()
+        });
         if self.health.state() == PathState::Up {
             self.attempts = 0;
         }
         transition
     }
 
+    /// The way to the peer is this one. Another address may be behind narrower links; another port is a NAT that forgot.
+    pub(crate) fn move_to(&mut self, route: Route) {
+        let place = |route: Route| (route.link, route.to.ip());
+        if self.route.map(place) != Some(place(route)) {
+            self.mtu.begin_anew();
+        }
+        self.route = Some(route);
+    }
+
     /// How the uplink can be used now, if at all.
     pub(crate) fn set_uplink(&mut self, now: Instant, link: LinkId, uplink: Option<&Uplink>) -> Option<Transition> {
         self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints.clone());
         self.config.preference = uplink.map_or(self.config.preference, |uplink| uplink.preference);
+        let keepalive = uplink.map(|uplink| uplink.keepalive).or(self.keepalive);
+        if keepalive != std::mem::replace(&mut self.keepalive, keepalive) && self.told.is_some() {
+            self.begin_hello(now);
+        }
         if self.route.is_some_and(|route| self.endpoints.contains(&route.to)) {
             return None;
         }
@@ -216,7 +334,10 @@ impl Path {
         if self.route == route {
             return None;
         }
-        self.route = route;
+        match route {
+            Some(route) => self.move_to(route),
+            None => self.route = None,
+        }
         self.attempts = 0;
         if route.is_some() {
             self.tick_at.get_or_insert(now);
@@ -232,13 +353,20 @@ impl Path {
         Standing::of(health.state(), health.on_probation(now), now.since(health.since()), session)
     }
 
+    pub(crate) fn metered(&self) -> bool {
+        self.keepalive.is_some_and(|keepalive| keepalive.metered)
+    }
+
     pub(crate) fn alive(&self) -> bool {
-        matches!(self.health.state(), PathState::Up | PathState::Suspect)
+        matches!(self.health.state(), PathState::Up | PathState::Suspect | PathState::Impaired)
     }
 
     /// Sends the questions that its health wants asked.
     pub(crate) fn ask(&mut self, ctx: &mut Context<'_>, wants: Wants, role: Role) {
         let asked = wants.ping && self.send_item(ctx, &Item::Ping);
+        if let Some(len) = wants.large {
+            self.send_padded(ctx, len, true);
+        }
         if role == Role::Initiator && (wants.initiation || (wants.ping && !asked)) {
             self.initiate(ctx);
         }
@@ -254,7 +382,8 @@ impl Path {
     ) -> Option<Transition> {
         if self.tick_at? <= ctx.now {
             self.tick_at = Some(ctx.now + if role == Role::Initiator { TICK_INITIATOR } else { TICK_RESPONDER });
-            let route = self.route;
+            // A peer that sends receipts has no use for WireGuard's own keepalives.
+            let route = self.route.filter(|_| !receipts);
             self.send_own(ctx, route, |tunnel, now, indices, dst| {
                 let handshake = tunnel.tick(now, indices, dst);
                 (handshake.send, handshake.id)
@@ -281,7 +410,7 @@ impl Path {
         }
     }
 
-    pub(crate) fn snapshot(&self, peer: PeerId, now: Instant) -> PathSnapshot {
+    pub(crate) fn snapshot(&self, peer: PeerId, tun_mtu: u16, now: Instant) -> PathSnapshot {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let rtt = self.health.rtt();
         PathSnapshot {
@@ -293,6 +422,7 @@ impl Path {
             rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
             rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),
             loss: rtt.map(|_| self.health.loss()),
+            mtu: self.mtu.measured().map(|_| self.packet_mtu(tun_mtu)),
             handshake_s: self.tunnel.session_since().map(|since| now.since(since).as_secs_f64()),
             tx: self.tx,
             rx: self.rx,

@@ -3,16 +3,17 @@
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
 use crate::health::{RECEIPT_INTERVAL, Surroundings, Transition};
-use crate::node::{Datagram, Event, PathState};
+use crate::node::{Datagram, Event, MAX_AGE, PathState};
 use crate::output::{Output, Route};
-use crate::packet::IpView;
+use crate::packet::{IpView, clamp_mss};
 use crate::path::Path;
+use crate::reassembly::Reassembly;
 use crate::route::Routes;
 use crate::schedule::{Candidate, FlowTable, choose};
 use crate::snapshot::{PeerSnapshot, Traffic};
 use crate::timer::Armed;
 use crate::tunnel::{Indices, PacketId, PathRef, Role, Suite};
-use crate::wire::{self, Hello, Item, MAX_MESSAGE, ReadError, Writer};
+use crate::wire::{self, Fragment, Hello, Item, MAX_MESSAGE, ReadError, Writer};
 use crate::{Identity, Instant, LinkId, MAX_SLOTS, PathId, Uplink};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -31,8 +32,14 @@ pub(crate) struct Context<'a> {
     pub(crate) epoch: u64,
     /// Which peer has an address.
     pub(crate) routes: &'a Routes<usize>,
+    /// How long the datagram at hand has waited for this process.
+    pub(crate) waited: Duration,
     /// This side's own prefixes; `None`: it stands for all that no peer has.
     pub(crate) local: Option<&'a Routes<()>>,
+    /// The TUN's MTU.
+    pub(crate) mtu: u16,
+    /// Where link messages are read and written.
+    pub(crate) scratch: &'a mut Vec<u8>,
 }
 
 /// The other end.
@@ -55,6 +62,13 @@ pub(crate) struct Peer {
     lost: [bool; MAX_SLOTS],
     last_receipt: Option<Instant>,
     remote_epoch: Option<u64>,
+    /// What the peer can do, by its last HELLO.
+    capabilities: u32,
+    /// Packets sent in fragments; by this the next one is numbered.
+    fragmented: u64,
+    reassembly: Reassembly,
+    /// Packets put together from fragments.
+    reassembled: u64,
     tx: Traffic,
     rx: Traffic,
     drops: Drops,
@@ -71,9 +85,10 @@ fn spread(paths: &[Path]) -> Duration {
 }
 
 impl Peer {
-    pub(crate) fn new(config: PeerConfig, at: usize, suite: &dyn Suite, now: Instant) -> Self {
+    pub(crate) fn new(config: PeerConfig, at: usize, suite: &dyn Suite, mtu: u16, now: Instant) -> Self {
         let role = if config.kind == PeerKind::Core { Role::Initiator } else { Role::Responder };
-        let path = |path: &PathConfig| Path::new(path.clone(), PathRef { peer: at, slot: path.slot }, role, suite, now);
+        let path =
+            |path: &PathConfig| Path::new(path.clone(), PathRef { peer: at, slot: path.slot }, role, suite, mtu, now);
         Peer {
             paths: config.paths.iter().map(path).collect(),
             config,
@@ -90,6 +105,10 @@ impl Peer {
             lost: [false; MAX_SLOTS],
             last_receipt: None,
             remote_epoch: None,
+            capabilities: 0,
+            fragmented: 0,
+            reassembly: Reassembly::default(),
+            reassembled: 0,
             tx: Traffic::default(),
             rx: Traffic::default(),
             drops: Drops::default(),
@@ -98,7 +117,14 @@ impl Peer {
     }
 
     /// Takes another configuration of the same peer; paths that stay keep their sessions.
-    pub(crate) fn reconfigure(&mut self, config: PeerConfig, suite: &dyn Suite, now: Instant, indices: &mut Indices) {
+    pub(crate) fn reconfigure(
+        &mut self,
+        config: PeerConfig,
+        suite: &dyn Suite,
+        mtu: u16,
+        now: Instant,
+        indices: &mut Indices,
+    ) {
         let mut old = std::mem::take(&mut self.paths);
         for wanted in &config.paths {
             let same = |path: &Path| {
@@ -113,7 +139,9 @@ impl Peer {
                     path.config.preference = wanted.preference;
                     path
                 }
-                None => Path::new(wanted.clone(), PathRef { peer: self.at, slot: wanted.slot }, self.role, suite, now),
+                None => {
+                    Path::new(wanted.clone(), PathRef { peer: self.at, slot: wanted.slot }, self.role, suite, mtu, now)
+                }
             };
             self.paths.push(path);
         }
@@ -137,6 +165,11 @@ impl Peer {
         self.config.kind != PeerKind::Client
     }
 
+    /// The peer puts fragments together: only then it is worth knowing what fits a path.
+    fn puts_together(&self) -> bool {
+        self.capabilities & Hello::FRAGMENTS != 0
+    }
+
     fn path_mut(&mut self, slot: u8) -> Option<&mut Path> {
         self.paths.iter_mut().find(|path| path.config.slot == slot)
     }
@@ -152,13 +185,17 @@ impl Peer {
         };
         let mut alive = [false; MAX_SLOTS];
         for path in &self.paths {
-            alive[usize::from(path.config.slot)] = path.alive();
+            // An impaired one keeps nobody: what flows there is lost.
+            alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
         }
         let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, || spread(&self.paths));
-        let receipts = self.receipts();
-        let sent = self.path_mut(slot).is_some_and(|path| path.send(ctx, packet, receipts));
+        let (receipts, fragments, id) = (self.receipts(), self.puts_together(), self.fragmented);
+        let Some(path) = self.path_mut(slot) else { return };
+        let whole = !fragments || path.fits(packet.len());
+        let sent = if whole { path.send(ctx, packet, receipts) } else { path.send_fragments(ctx, packet, id as u32) };
         if sent {
             self.tx.add(packet.len());
+            self.fragmented += u64::from(!whole);
         } else {
             self.drops.add(DropReason::NoPath);
         }
@@ -173,7 +210,7 @@ impl Peer {
         slot: u8,
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
-        let (kind, role) = (self.config.kind, self.role);
+        let (kind, role, epoch) = (self.config.kind, self.role, self.remote_epoch);
         let path = self.path_mut(slot).ok_or(DropReason::HandshakeInvalid)?;
         path.tick_at.get_or_insert(ctx.now);
         // A responder answers to where the initiation came from and remembers nothing of it: an old initiation, played
@@ -193,7 +230,7 @@ impl Peer {
         if outcome?.established {
             path.rx.add(datagram.data.len());
             path.on_answer(datagram.from);
-            path.on_session(ctx, kind);
+            path.on_session(ctx, kind, role, epoch);
         }
         Ok(())
     }
@@ -206,19 +243,20 @@ impl Peer {
         id: PacketId,
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
-        let (kind, role, receipts) = (self.config.kind, self.role, self.receipts());
+        let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
+        ctx.waited = datagram.waited;
         let path = self.path_mut(slot).ok_or(DropReason::UnknownSession)?;
         let buffer = ctx.out.lend(datagram.data.len());
         let opened = path.tunnel.open(datagram.data, ctx.now, ctx.indices.of(path.at), buffer)?;
         path.rx.add(datagram.data.len());
         if opened.established {
-            path.on_session(ctx, kind);
+            path.on_session(ctx, kind, role, epoch);
         }
         // A packet that was overtaken by others tells where the peer was, not where it is.
         if role == Role::Responder && opened.current && path.received.is_newest(id) {
-            path.route = Some(Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 });
+            path.move_to(Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 });
         }
-        path.health.on_heard();
+        path.health.on_heard(ctx.now);
         let transition = if receipts { None } else { path.health.on_session(ctx.now, true) };
         let packet = &ctx.out.lend(datagram.data.len())[..opened.ip];
         if packet.is_empty() {
@@ -227,9 +265,13 @@ impl Peer {
             return Ok(());
         }
         if receipts && wire::is_link_message(packet) {
-            let message = packet.to_vec();
+            let mut message = std::mem::take(ctx.scratch);
+            message.clear();
+            message.extend_from_slice(packet);
             self.report(ctx, slot, transition);
-            return self.on_link_message(ctx, slot, id, &message);
+            let outcome = self.on_link_message(ctx, slot, id, &message);
+            *ctx.scratch = message;
+            return outcome;
         }
         path.received.note(id, ctx.now, true);
         if receipts {
@@ -241,8 +283,11 @@ impl Peer {
 
     /// An inner packet, which lies in the buffer lent last.
     fn on_packet(&mut self, ctx: &mut Context<'_>, len: usize) -> Result<(), DropReason> {
-        let packet = &ctx.out.lend(len)[..len];
-        let view = IpView::parse(packet).ok_or(DropReason::PeerMalformed)?;
+        if ctx.waited > MAX_AGE {
+            return Err(DropReason::Stale);
+        }
+        let packet = &mut ctx.out.lend(len)[..len];
+        let view = IpView::parse(packet).filter(|view| view.len == len).ok_or(DropReason::PeerMalformed)?;
         let own = |address| ctx.routes.lookup(address) == Some(self.at);
         let ours = |address| ctx.local.is_none_or(|local| local.lookup(address).is_some());
         if view.is_reserved() || !own(view.source) || (ctx.local.is_some() && ours(view.source)) {
@@ -256,10 +301,22 @@ impl Peer {
         if view.quoted(packet).is_some_and(|(_, destination)| !own(destination)) {
             return Err(DropReason::PeerQuote);
         }
+        // A SYN's MSS governs the segments that go back to its sender: those take our direction of the path.
+        let current = self.paths.iter().find(|path| Some(path.config.slot) == self.current);
+        clamp_mss(&view, packet, current.map_or(ctx.mtu, |path| path.packet_mtu(ctx.mtu)));
         self.last_traffic = Some(ctx.now);
         self.rx.add(len);
         ctx.out.deliver(len);
         Ok(())
+    }
+
+    /// A part of an inner packet.
+    fn on_fragment(&mut self, ctx: &mut Context<'_>, fragment: &Fragment<'_>) -> Result<(), DropReason> {
+        let Some(packet) = self.reassembly.insert(ctx.now, fragment, &mut self.drops) else { return Ok(()) };
+        self.reassembled += 1;
+        let len = packet.len();
+        ctx.out.lend(len).copy_from_slice(packet);
+        self.on_packet(ctx, len)
     }
 
     fn on_link_message(
@@ -269,11 +326,12 @@ impl Peer {
         id: PacketId,
         message: &[u8],
     ) -> Result<(), DropReason> {
-        let (mut eliciting, mut asked, mut hello) = (false, false, None);
+        let (mut eliciting, mut asked, mut hello, mut fragment) = (false, false, None, None);
         let read = wire::read(message, |item| match item {
             Item::Ping => (eliciting, asked) = (true, true),
             // A message has one; of more, which would each be answered with a datagram, the last one counts.
             Item::Hello(said) => hello = Some(said),
+            Item::Fragment(part) => (eliciting, fragment) = (true, Some(part)),
             Item::Lost(gone) => {
                 eliciting = true;
                 // What came by a path is no sign that this path is gone, whatever it says.
@@ -303,7 +361,8 @@ impl Peer {
         read.map_err(|error| match error {
             ReadError::Malformed => DropReason::LinkMessageMalformed,
             ReadError::Version(_) => DropReason::LinkMessageVersion,
-        })
+        })?;
+        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, &fragment))
     }
 
     fn on_hello(&mut self, ctx: &mut Context<'_>, slot: u8, hello: &Hello) {
@@ -316,12 +375,11 @@ impl Peer {
             for path in &mut self.paths {
                 path.health.forget_open();
             }
+            self.reassembly.clear();
         }
-        let Some(path) = self.path_mut(slot) else { return };
-        if hello.answer {
-            path.hello_at = None;
-        } else {
-            path.say_hello(ctx, true);
+        self.capabilities = hello.capabilities;
+        if let Some(path) = self.path_mut(slot) {
+            path.on_hello(ctx, hello);
         }
     }
 
@@ -336,7 +394,7 @@ impl Peer {
     }
 
     /// Sends the receipts that are wanted, on every path with news and, for the case that this one's way back is
-    /// broken, on one more.
+    /// broken, on one more. That one costs: on a metered path, or when nobody waits, only where there is a doubt.
     fn send_receipts(&mut self, ctx: &mut Context<'_>) {
         if self.receipt_due.take_if(|due| *due <= ctx.now).is_none() {
             return;
@@ -356,9 +414,14 @@ impl Peer {
             return;
         }
         let message = message.finish();
-        let mut sent = 0;
+        let (mut sent, mut doubt) = (0, false);
         for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.config.slot)]) {
+            doubt |= path.health.state() != PathState::Up;
             sent += u32::from(path.send(ctx, message, false));
+        }
+        let active = self.is_active(ctx.now);
+        for path in &self.paths {
+            with_news[usize::from(path.config.slot)] |= !doubt && (path.metered() || !active);
         }
         if sent < 2
             && let Some(path) = self.best_alive(ctx.now, with_news)
@@ -378,12 +441,19 @@ impl Peer {
 
     // ---- time ----------------------------------------------------------------------------------------------------
 
-    fn surroundings(&self, slot: u8, now: Instant) -> Surroundings {
+    fn is_active(&self, now: Instant) -> bool {
+        self.last_traffic.is_some_and(|at| now.since(at) < ACTIVE)
+    }
+
+    fn surroundings(&self, path: &Path, now: Instant) -> Surroundings {
+        let slot = path.config.slot;
         Surroundings {
             initiator: self.role == Role::Initiator,
             other_up: self.paths.iter().any(|p| p.config.slot != slot && p.health.state() == PathState::Up),
-            several_ways: self.paths.iter().any(|p| p.config.slot == slot && p.endpoints.len() > 1),
-            active: self.last_traffic.is_some_and(|at| now.since(at) < ACTIVE),
+            several_ways: path.endpoints.len() > 1,
+            active: self.is_active(now) && !(path.metered() && self.current != Some(slot)),
+            keepalive: path.keepalive,
+            largest: path.mtu.size(),
         }
     }
 
@@ -392,12 +462,13 @@ impl Peer {
         let receipts = self.receipt_due.map(|at| (at, "receipt"));
         let lost = self.lost.contains(&true).then_some((now, "an uplink is gone"));
         let paths = self.paths.iter().flat_map(|path| {
-            let around = self.surroundings(path.config.slot, now);
+            let around = self.surroundings(path, now);
             let health = if self.receipts() { path.health.deadline(around, now) } else { None };
             [
                 health.filter(|_| path.tick_at.is_some()),
                 path.tick_at.map(|at| (at, "tunnel")),
                 path.hello_at.map(|at| (at, "hello")),
+                path.probe_at(around.active).filter(|_| self.puts_together()).map(|at| (at, "path MTU")),
                 path.health.probation_end(now).map(|at| (at, "probation")),
             ]
         });
@@ -407,7 +478,7 @@ impl Peer {
     pub(crate) fn on_timeout(&mut self, ctx: &mut Context<'_>) {
         for at in 0..self.paths.len() {
             let slot = self.paths[at].config.slot;
-            let around = self.surroundings(slot, ctx.now);
+            let around = self.surroundings(&self.paths[at], ctx.now);
             let (receipts, role) = (self.receipts(), self.role);
             let path = &mut self.paths[at];
             let transition = path.on_timeout(ctx, around, receipts, role);
@@ -415,6 +486,14 @@ impl Peer {
         }
         self.send_receipts(ctx);
         self.tell_lost(ctx);
+        self.reassembly.expire(ctx.now, &mut self.drops);
+        // Last: where one does not fit the interface, the kernel refuses a whole run of datagrams that begins with it.
+        if self.puts_together() {
+            for at in 0..self.paths.len() {
+                let active = self.surroundings(&self.paths[at], ctx.now).active;
+                self.paths[at].probe(ctx, active);
+            }
+        }
     }
 
     /// Tells the peer of uplinks that went, by the best path that lives; without one there is nobody to tell.
@@ -460,6 +539,11 @@ impl Peer {
 
     fn report(&mut self, ctx: &mut Context<'_>, slot: u8, transition: Option<Transition>) {
         let Some(Transition { from, to, reason }) = transition else { return };
+        if from == PathState::Down
+            && let Some(path) = self.path_mut(slot)
+        {
+            path.mtu.on_up();
+        }
         let path = PathId { peer: self.config.id, slot };
         ctx.events.push_back(Event::Path { path, from, to, reason });
         self.report_reachability(ctx);
@@ -495,6 +579,15 @@ impl Peer {
     pub(crate) fn renumbered(&mut self, link: LinkId) {
         for path in self.paths.iter_mut().filter(|path| path.config.link == Some(link)) {
             path.health.ask_now();
+            path.mtu.begin_anew();
+        }
+    }
+
+    /// This end stood still until now.
+    pub(crate) fn stood_still(&mut self, now: Instant) {
+        for path in &mut self.paths {
+            path.health.on_stall(now);
+            path.mtu.on_up();
         }
     }
 
@@ -507,13 +600,13 @@ impl Peer {
         }
     }
 
-    pub(crate) fn snapshot(&self, now: Instant) -> PeerSnapshot {
+    pub(crate) fn snapshot(&self, mtu: u16, now: Instant) -> PeerSnapshot {
         // Both ends know eight slots; those that never had an uplink, or on which nobody has spoken, are nothing to show.
         let mut paths: Vec<_> = self
             .paths
             .iter()
             .filter(|path| path.tick_at.is_some())
-            .map(|path| path.snapshot(self.config.id, now))
+            .map(|path| path.snapshot(self.config.id, mtu, now))
             .collect();
         paths.sort_by_key(|path| path.id.slot);
         PeerSnapshot {
@@ -524,6 +617,8 @@ impl Peer {
             path_changes: self.path_changes,
             tx: self.tx,
             rx: self.rx,
+            fragmented: self.fragmented,
+            reassembled: self.reassembled,
             drops: self.drops.clone(),
             paths,
         }

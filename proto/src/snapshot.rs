@@ -32,6 +32,12 @@ pub struct PeerSnapshot {
     pub tx: Traffic,
     /// Inner packets and octets received from the peer and delivered.
     pub rx: Traffic,
+    /// Packets of `tx` that were sent in fragments, because they did not fit the path.
+    #[serde(default)]
+    pub fragmented: u64,
+    /// Packets that were put together from fragments.
+    #[serde(default)]
+    pub reassembled: u64,
     /// What was dropped of this peer's.
     pub drops: Drops,
     /// Its paths, in the order of their slots.
@@ -57,6 +63,10 @@ pub struct PathSnapshot {
     pub rtt_var_ms: Option<f64>,
     /// Share of the last packets that were lost, 0 to 1.
     pub loss: Option<f64>,
+    /// The largest inner packet that goes by it in one datagram, in octets: the TUN's MTU, or less on a narrow link, on
+    /// which larger ones go as fragments. `None`: not known, or not asked for, as the peer knows no fragments.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     /// Seconds since the last handshake.
     pub handshake_s: Option<f64>,
     /// Datagrams and octets sent, link messages and handshakes counted, outer IP headers not.

@@ -2,7 +2,7 @@
 //! forget.
 
 use proto::sim::{Flow, LinkModel, Side, World, WorldConfig};
-use proto::{Instant, PathState};
+use proto::{Instant, Keepalive, PathState};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -132,4 +132,106 @@ fn an_uplink_whose_addresses_change_goes_on_with_its_session() {
         let report = &world.reports()[flow];
         assert!(report.longest_gap.0 < ms(60), "{report:?}");
     }
+}
+
+/// Octets of both directions of a link, with IPv4 and UDP headers, from now on.
+fn count_octets(world: &mut World, link: usize) -> Rc<Cell<u64>> {
+    let octets = Rc::new(Cell::new(0));
+    let count = octets.clone();
+    world.set_tap(Some(Box::new(move |on, _, data| {
+        if on == link {
+            count.set(count.get() + data.len() as u64 + 28);
+        }
+        true
+    })));
+    octets
+}
+
+const MONTH: f64 = 30.0 * 86_400.0;
+
+#[test]
+fn an_idle_path_stays_within_fifty_megabytes_a_month() {
+    for (keepalive, most) in
+        [(Keepalive { idle: ms(25_000), metered: true }, 50e6), (Keepalive::metered(50_000_000), 50e6)]
+    {
+        let links = [LinkModel::default(); 2];
+        let mut world = World::new(WorldConfig { keepalive, ..WorldConfig::new(&links, 4) });
+        world.run_until(at(30_000));
+        let octets = count_octets(&mut world, 0);
+        world.run_for(ms(600_000));
+        let month = octets.get() as f64 / 600.0 * MONTH;
+        println!("idle, asked each {:?}: {:.1} MB a month", keepalive.idle, month / 1e6);
+        assert!(month <= most, "{keepalive:?}: {month}");
+        for side in [Side::Box, Side::Core] {
+            let snapshot = world.snapshot(side);
+            assert!(snapshot.peers[0].paths.iter().all(|path| path.state == PathState::Up), "{snapshot:?}");
+        }
+    }
+}
+
+#[test]
+fn a_metered_standby_costs_no_more_while_the_other_path_carries_traffic() {
+    let keepalive = Keepalive { idle: ms(25_000), metered: true };
+    let mut world = World::new(WorldConfig { keepalive, ..WorldConfig::new(&[LinkModel::default(); 2], 5) });
+    world.run_until(at(2000));
+    for from in [Side::Box, Side::Core] {
+        world.add_flow(Flow { interval: ms(10), ..flow(from, 2000, 605_000) });
+    }
+    world.run_until(at(5000));
+    let octets = count_octets(&mut world, 1);
+    world.run_for(ms(600_000));
+    let month = octets.get() as f64 / 600.0 * MONTH;
+    assert!(month <= 50e6, "{month}");
+    // And it is there when it is needed.
+    world.add_flow(flow(Side::Core, 605_000, 610_000));
+    world.run_until(at(606_000));
+    world.set_cut_both(0, true);
+    world.run_until(at(610_000));
+    assert!(world.reports()[2].longest_gap.0 < ms(300), "{:?}", world.reports());
+}
+
+#[test]
+fn the_first_packet_after_ten_idle_minutes_arrives_through_a_nat_that_forgets_after_thirty_seconds() {
+    for keepalive in [Keepalive::default(), Keepalive::metered(0)] {
+        for from in [Side::Box, Side::Core] {
+            let mut world = World::new(WorldConfig { keepalive, ..WorldConfig::new(&[LinkModel::default(); 2], 6) });
+            for link in 0..2 {
+                world.set_nat_timeout(link, ms(30_000));
+            }
+            world.add_flow(flow(from, 600_000, 601_000));
+            world.run_until(at(602_000));
+            let report = &world.reports()[0];
+            assert_eq!((report.sent, report.received), (1000, 1000), "{keepalive:?}, from {from:?}: {report:?}");
+            assert_eq!(path_changes(&world, from), 0);
+        }
+    }
+}
+
+#[test]
+fn a_path_that_died_while_idle_is_noticed_by_the_first_packet() {
+    for from in [Side::Box, Side::Core] {
+        let mut world = World::new(WorldConfig::new(&[LinkModel::default(); 2], 7));
+        world.run_until(at(100_000));
+        world.set_cut_both(0, true);
+        world.add_flow(flow(from, 100_500, 103_000));
+        world.run_until(at(103_000));
+        let lost = world.reports()[0].sent - world.reports()[0].received;
+        assert!(lost < 300, "{from:?}: {:?}", world.reports());
+    }
+}
+
+#[test]
+fn a_restart_after_which_nobody_spoke_is_found_by_hello() {
+    // The core restarts while all is idle, and the box's first word after that is a rekey: neither knows of the other's
+    // state, and the interval is told again.
+    let keepalive = Keepalive { idle: ms(25_000), metered: true };
+    let mut world = World::new(WorldConfig { keepalive, ..WorldConfig::new(&[LinkModel::default()], 8) });
+    world.run_until(at(60_000));
+    world.kill(Side::Core);
+    world.start(Side::Core);
+    world.run_until(at(200_000));
+    let octets = count_octets(&mut world, 0);
+    world.run_for(ms(100_000));
+    assert_eq!(world.snapshot(Side::Core).peers[0].paths[0].state, PathState::Up);
+    assert!(octets.get() < 4000, "the core listens again: {}", octets.get());
 }

@@ -47,7 +47,18 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_packet_allocates_nothing_in_the_steady_state() {
+    nothing_is_allocated(usize::MAX, 0);
+}
+
+#[test]
+fn a_packet_in_fragments_allocates_nothing_in_the_steady_state() {
+    nothing_is_allocated(1_272, 2_000);
+}
+
+/// With datagrams of at most `largest` octets, of which so many packets in the steady state go in fragments each way.
+fn nothing_is_allocated(largest: usize, fragmented: u64) {
     let mut pair = Direct::new(|| Box::new(WireGuard));
+    pair.largest = largest;
     let mut packets = [packet(BOX, 1400), packet(CORE, 1400)];
     let mut batch = |pair: &mut Direct| {
         for _ in 0..100 {
@@ -61,6 +72,8 @@ fn a_packet_allocates_nothing_in_the_steady_state() {
         batch(&mut pair);
         pair.run_for(Duration::from_millis(10));
     }
+    let fragments = |pair: &Direct| [BOX, CORE].map(|end| pair.ends[end].snapshot(pair.now).peers[0].fragmented);
+    let (delivered, before) = (pair.delivered, fragments(&pair));
     // Receipts are built between the batches, each 10 ms whatever the number of packets; those may allocate.
     for _ in 0..20 {
         let before = ALLOCATIONS.get();
@@ -68,5 +81,6 @@ fn a_packet_allocates_nothing_in_the_steady_state() {
         assert_eq!(ALLOCATIONS.get(), before, "200 packets");
         pair.run_for(Duration::from_millis(10));
     }
-    assert_eq!(pair.delivered, [24_000, 24_000]);
+    assert_eq!(pair.delivered, delivered.map(|before| before + 2_000));
+    assert_eq!(fragments(&pair), before.map(|before| before + fragmented));
 }

@@ -108,7 +108,7 @@ impl Files {
         let endpoints: Vec<String> = core.endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
         let mut text = format!(
             "schema = 1\nprefixes = {}\nsecret_file = \"secret.key\"\nmiddlebox = {}\ncontrol = \"{}\"\n\
-             [tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = [{}]\n",
+             state = \"state\"\n[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = [{}]\n",
             prefixes(&middlebox.prefixes),
             middlebox.number,
             self.control(name).display(),

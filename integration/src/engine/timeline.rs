@@ -93,7 +93,7 @@ pub(crate) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
 
 /// Does what is due to links, for which nothing is spawned where a run is measured to the millisecond; and runs a
 /// command, of which it returns what it printed.
-pub(crate) fn act(network: &mut Network, due: &Due) -> Result<Option<String>> {
+pub(crate) fn act(network: &mut Network, scenario: &Scenario, due: &Due) -> Result<Option<String>> {
     let step = &due.step;
     for name in step.links() {
         match (due.action, &due.renumbering, &step.to) {
@@ -117,6 +117,9 @@ pub(crate) fn act(network: &mut Network, due: &Due) -> Result<Option<String>> {
             Action::CarrierDown => network.host(&link.far.host)?.netlink.set_up(&link.far.interface, false)?,
             Action::Heal => {
                 network.set_link(link)?;
+                if scenario.filters(name) {
+                    network.set_filter(link, link.filter.as_ref())?;
+                }
                 network.host(&link.far.host)?.netlink.set_up(&link.far.interface, true)?;
             }
             Action::Netem => {
@@ -126,6 +129,8 @@ pub(crate) fn act(network: &mut Network, due: &Due) -> Result<Option<String>> {
                     network.host(&end.host)?.netlink.set_netem(&end.interface, &netem)?;
                 }
             }
+            Action::Mtu => network.set_mtu(link, step.mtu.context("mtu is checked when a scenario is read")?)?,
+            Action::Filter => network.set_filter(link, step.filter.as_ref())?,
             _ => {}
         }
     }

@@ -1,13 +1,16 @@
 //! From a scenario's hosts and links to namespaces with everything in them.
 
 use super::change::Unplugged;
-use super::{Namespace, Netlink, Protocol, filter};
+use super::{Filter, Namespace, Netlink, Protocol, filter, router};
 use crate::scenario::{Direction, End, Host, Link, Route, Scenario};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+
+/// Reads a script of nftables.
+const NFT: &[&str] = &["nft", "-f", "-"];
 
 /// The network of a run.
 #[derive(Debug)]
@@ -55,12 +58,19 @@ impl Network {
         for (name, node) in &network.hosts {
             let script = network.addresses(name, &node.host);
             network.ip(name, &script).with_context(|| format!("cannot address host {name}"))?;
-            filter::set_up(node).with_context(|| format!("cannot set up the filters of router {name}"))?;
+            router::set_up(node).with_context(|| format!("cannot set up the filters of router {name}"))?;
+            if node.host.filter_icmp {
+                let script = filter::icmp_errors();
+                node.feed(NFT, &script).with_context(|| format!("cannot filter ICMP at host {name}"))?;
+            }
         }
         for (name, link) in &network.links {
             network
                 .set_link(link)
                 .with_context(|| format!("cannot put netem on link {name}; does this kernel have it?"))?;
+            if scenario.filters(name) {
+                network.prepare_filters(link).with_context(|| format!("cannot filter link {name}"))?;
+            }
         }
         for (name, _) in scenario.links.iter().filter(|(_, link)| !link.plugged) {
             network.unplug(name)?;
@@ -77,6 +87,31 @@ impl Network {
     pub fn set_link(&self, link: &Link) -> Result<()> {
         for (end, direction) in [(&link.near, Direction::Up), (&link.far, Direction::Down)] {
             self.host(&end.host)?.netlink.set_netem(&end.interface, &link.netem(direction))?;
+        }
+        Ok(())
+    }
+
+    /// A filter tells packets by their lengths, so none may pass in a bundle that the kernel would split later (GSO).
+    fn prepare_filters(&self, link: &Link) -> Result<()> {
+        for end in [&link.near, &link.far] {
+            self.ip(&end.host, &format!("link set {} gso_max_segs 1\n", end.interface))?;
+        }
+        self.set_filter(link, link.filter.as_ref())
+    }
+
+    /// Makes a link drop what a filter says, and nothing else.
+    pub fn set_filter(&self, link: &Link, filter: Option<&Filter>) -> Result<()> {
+        for (end, direction) in [(&link.far, Direction::Up), (&link.near, Direction::Down)] {
+            let script = filter::arriving(&end.interface, direction, filter);
+            self.host(&end.host)?.feed(NFT, &script)?;
+        }
+        Ok(())
+    }
+
+    /// Gives both ends of a link an MTU.
+    pub fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
+        for end in [&link.near, &link.far] {
+            self.host(&end.host)?.netlink.set_mtu(&end.interface, mtu)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! What a run changes most while it is measured, as netlink messages from the running process: a netem queue, and an
-//! interface's administrative state. Spawning `tc` or `ip` there would stall a User-Mode-Linux guest for 20 ms and show
-//! up in the result. And what neither can do.
+//! What a run changes most while it is measured, as netlink messages from the running process: a netem queue, an
+//! interface's administrative state, its MTU. Spawning `tc` or `ip` there would stall a User-Mode-Linux guest for 20 ms
+//! and show up in the result. And what neither can do.
 
 use super::Netem;
 use super::netns::Namespace;
@@ -21,6 +21,7 @@ const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NEW_IFINDEX: u16 = 49;
 const RTM_NEWQDISC: u16 = 36;
 const IFF_UP: u32 = 1;
+const IFLA_MTU: u16 = 4;
 // linux/pkt_sched.h
 const TC_H_ROOT: u32 = 0xffff_ffff;
 const TCA_KIND: u16 = 1;
@@ -114,6 +115,16 @@ impl Netlink {
     /// Has the namespace forget all connections, and so all mappings of its NAT. A message of [`Protocol::Netfilter`].
     pub(super) fn forget_connections(&self) -> io::Result<()> {
         self.request(CONNECTIONS_DELETE, 0, &[0; 4]) // nfgenmsg: any family
+    }
+
+    /// Sets an interface's MTU.
+    pub fn set_mtu(&self, interface: &str, mtu: u32) -> io::Result<()> {
+        let mut message = Vec::with_capacity(24);
+        message.extend([0; 4]); // ifinfomsg: family, padding, type
+        message.extend(self.index(interface)?.to_ne_bytes());
+        message.extend([0; 8]); // no flags, none changed
+        attribute(&mut message, IFLA_MTU, &mtu.to_ne_bytes());
+        self.request(RTM_NEWLINK, 0, &message)
     }
 
     fn index(&self, interface: &str) -> io::Result<u32> {

@@ -5,12 +5,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use toml_edit::{Document, DocumentMut, Item, TableLike, Value};
+use toml_edit::{Document, DocumentMut, Item, Table, TableLike, Value};
 
 /// A scenario that was read.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// The file's name without its ending.
+    /// The file's name without its ending, and behind an @ the variant's, if it has any.
     pub name: String,
     /// What it says.
     pub scenario: Scenario,
@@ -56,8 +56,13 @@ fn stem(path: &Path) -> String {
     path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Reads a scenario, by the name of one of the project's or by a file, and sets values in it (`KEY=VALUE`).
-pub fn load(name_or_file: &str, set: &[String]) -> Result<Loaded> {
+/// Reads a scenario, by the name of one of the project's or by a file, and sets values in it (`KEY=VALUE`). One with
+/// variants is read once for each; `NAME@VARIANT` is one of them.
+pub fn load(name_or_file: &str, set: &[String]) -> Result<Vec<Loaded>> {
+    let (name_or_file, wanted) = match name_or_file.rsplit_once('@') {
+        Some((name, variant)) => (name, Some(variant)),
+        None => (name_or_file, None),
+    };
     let path = match Path::new(name_or_file) {
         file if file.extension().is_some() || name_or_file.contains('/') => file.to_owned(),
         _ => folder("scenarios").join(format!("{name_or_file}.toml")),
@@ -73,12 +78,49 @@ pub fn load(name_or_file: &str, set: &[String]) -> Result<Loaded> {
     for source in sources.iter().rev() {
         merge(merged.as_table_mut(), source.document.as_table());
     }
+    let variants = variants(&sources, &mut merged)?;
+    if let Some(wanted) = wanted
+        && !variants.iter().any(|(name, _)| name == wanted)
+    {
+        let all = variants.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        bail!("{name_or_file} has no variant \"{wanted}\"; its variants are: {all}");
+    }
+    if variants.is_empty() {
+        return Ok(vec![finish(&sources, stem(&path), merged, set)?]);
+    }
+    let chosen = variants.into_iter().filter(|(name, _)| wanted.is_none_or(|wanted| wanted == name));
+    let load = |(variant, values): (String, Table)| {
+        let mut merged = merged.clone();
+        for (key, value) in values {
+            let in_place = ["variants", &variant, &key];
+            let wrong = |text: &str| at_path(&sources, &in_place, text);
+            let value = value.into_value().map_err(|_| wrong("expected a value"))?;
+            put(merged.as_item_mut(), &key, value).map_err(|error| wrong(&error.to_string()))?;
+        }
+        finish(&sources, format!("{}@{variant}", stem(&path)), merged, set)
+            .with_context(|| format!("in its variant {variant}"))
+    };
+    chosen.map(load).collect()
+}
+
+/// Takes the variants out of a scenario: for each, what it sets, by dotted path.
+fn variants(sources: &[Source], merged: &mut DocumentMut) -> Result<Vec<(String, Table)>> {
+    let Some(item) = merged.remove("variants") else { return Ok(Vec::new()) };
+    let wrong = || at_path(sources, &["variants"], "expected tables [variants.NAME] of \"dotted.path\" = value");
+    let tables = item.into_table().map_err(|_| wrong())?;
+    tables.into_iter().map(|(name, item)| Ok((name.to_string(), item.into_table().map_err(|_| wrong())?))).collect()
+}
+
+/// Sets values in a merged document, and reads it.
+fn finish(sources: &[Source], name: String, mut merged: DocumentMut, set: &[String]) -> Result<Loaded> {
     let mut settings = BTreeMap::new();
     for setting in set {
         let (key, value) = setting
             .split_once('=')
             .with_context(|| format!("--set {setting}: expected KEY=VALUE, with a dotted KEY"))?;
-        put(merged.as_item_mut(), key, value).with_context(|| format!("--set {setting}"))?;
+        // What is no TOML value is a string: nobody wants to write '"50ms"' in a shell.
+        let parsed = value.parse().unwrap_or_else(|_| Value::from(value));
+        put(merged.as_item_mut(), key, parsed).with_context(|| format!("--set {setting}"))?;
         settings.insert(key.to_owned(), value.to_owned());
     }
     let merged = merged.to_string();
@@ -88,10 +130,10 @@ pub fn load(name_or_file: &str, set: &[String]) -> Result<Loaded> {
         serde_path_to_error::deserialize(toml_edit::de::Deserializer::from(document)).map_err(|e| {
             let path = e.path().to_string();
             let path: Vec<&str> = path.split(['.', '[', ']']).filter(|part| !part.is_empty()).collect();
-            at_path(&sources, &path, &e.into_inner().to_string())
+            at_path(sources, &path, &e.into_inner().to_string())
         })?;
-    scenario.check().map_err(|(path, text)| at_path(&sources, &path.split('.').collect::<Vec<_>>(), &text))?;
-    Ok(Loaded { name: stem(&path), scenario, merged, set: settings })
+    scenario.check().map_err(|(path, text)| at_path(sources, &path.split('.').collect::<Vec<_>>(), &text))?;
+    Ok(Loaded { name, scenario, merged, set: settings })
 }
 
 /// The file, its base, its base's base, ….
@@ -159,9 +201,7 @@ fn forget_position(item: &mut Item) {
 
 /// Sets one value. The host, link or list that it belongs to must be there; whether what follows has a meaning, the
 /// types tell.
-fn put(root: &mut Item, key: &str, value: &str) -> Result<()> {
-    // What is no TOML value is a string: nobody wants to write '"50ms"' in a shell.
-    let value: Value = value.parse().unwrap_or_else(|_| Value::from(value));
+fn put(root: &mut Item, key: &str, value: Value) -> Result<()> {
     let (parent, last) = key.rsplit_once('.').map_or((None, key), |(parent, last)| (Some(parent), last));
     let mut item = root;
     for (depth, part) in parent.iter().flat_map(|parent| parent.split('.')).enumerate() {
@@ -266,7 +306,7 @@ mod tests {
         let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
         let loaded = load(&path.to_string_lossy(), &set);
         std::fs::remove_file(path)?;
-        loaded
+        loaded.map(|mut all| all.remove(0))
     }
 
     const SHORT: &str = "schema = 1\nabout = \"x\"\nbase = \"two-isps\"\n";
@@ -276,8 +316,9 @@ mod tests {
         let all = list().expect("the folder is there");
         assert!(!all.is_empty());
         for (name, path) in all {
-            let loaded = load(&path.to_string_lossy(), &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
-            Loaded::parse(&name, &loaded.merged).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            for loaded in load(&path.to_string_lossy(), &[]).unwrap_or_else(|e| panic!("{name}: {e:#}")) {
+                Loaded::parse(&loaded.name, &loaded.merged).unwrap_or_else(|e| panic!("{}: {e:#}", loaded.name));
+            }
         }
     }
 
@@ -293,6 +334,30 @@ mod tests {
         assert!(format!("{error:#}").contains("no \"isp-c\" among "), "{error:#}");
         let error = load_text("set3", SHORT, &["links.isp-a.dely=50ms"]).expect_err("no such key");
         assert!(format!("{error:#}").contains("unknown field `dely`"), "{error:#}");
+    }
+
+    #[test]
+    fn each_variant_is_a_scenario_of_its_own() {
+        let text = format!(
+            "{SHORT}[variants.slow]\n\"links.isp-a.delay\" = \"50ms\"\n\
+             [variants.narrow]\n\"links.peering-a.mtu\" = 1300\n\"links.isp-a.up.loss\" = 0.5\n"
+        );
+        let path = write("variants", &text);
+        let file = path.to_string_lossy();
+        let all = load(&file, &["links.isp-b.delay=7ms".into()]).expect("both read");
+        let names: Vec<_> = all.iter().map(|l| l.name.rsplit_once('@').expect("a variant").1.to_owned()).collect();
+        assert_eq!(names, ["slow", "narrow"]);
+        let mtu = |loaded: &Loaded| loaded.scenario.links["peering-a"].mtu;
+        assert_eq!((mtu(&all[0]), mtu(&all[1])), (None, Some(1300)));
+        assert!(all.iter().all(|l| l.scenario.links["isp-b"].delay == "7ms".parse().ok()));
+        let one = load(&format!("{file}@narrow"), &[]).expect("it is there");
+        assert_eq!((one.len(), mtu(&one[0])), (1, Some(1300)));
+        let error = load(&format!("{file}@wide"), &[]).expect_err("there is none").to_string();
+        assert!(error.contains("its variants are: slow, narrow"), "{error}");
+        std::fs::write(&path, text.replace("isp-a.delay", "isp-x.delay")).expect("writable");
+        let error = format!("{:#}", load(&file, &[]).expect_err("no such link"));
+        assert!(error.contains(":5: ") && error.contains("no \"isp-x\" among"), "{error}");
+        std::fs::remove_file(path).expect("it was written above");
     }
 
     #[test]

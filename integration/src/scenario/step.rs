@@ -2,6 +2,7 @@
 
 use super::Change;
 use crate::meter::Span;
+use crate::net;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
@@ -36,6 +37,10 @@ pub struct Step {
     /// netem: what becomes different from far to near.
     #[serde(default)]
     pub down: Change,
+    /// mtu: the MTU that both ends of the link have from then on.
+    pub mtu: Option<u32>,
+    /// filter: what the link drops from then on.
+    pub filter: Option<net::Filter>,
     /// exec: what is run in the host's namespace; it must end with status 0.
     pub command: Option<Vec<String>>,
     /// renumber: the near end's new addresses.
@@ -145,6 +150,10 @@ pub enum Action {
     FlapCarrier,
     /// A link's settings change.
     Netem,
+    /// A link's MTU changes; `heal` does not give it back.
+    Mtu,
+    /// A link drops what matches `filter`, in silence, until it heals.
+    Filter,
     /// A daemon is asked to end, and started again when it has.
     Restart,
     /// A daemon is killed (SIGKILL).
@@ -195,6 +204,8 @@ impl Step {
             Action::Flap => "flap",
             Action::FlapCarrier => "flap carrier",
             Action::Netem => "netem",
+            Action::Mtu => "mtu",
+            Action::Filter => "filter",
             Action::Restart => "restart",
             Action::Kill => "kill -9",
             Action::Stop => "stop",
@@ -224,9 +235,12 @@ impl Step {
         let no_link = self.links().next().is_none();
         match self.action {
             Cut | CutUp | CutDown | CarrierDown | Heal | Netem | Flap | FlapCarrier if no_link => Some("link"),
-            Renumber | Unplug | Plug | Rename if no_link => Some("link"),
+            Renumber | Unplug | Plug | Rename | Mtu | Filter if no_link => Some("link"),
             Flap | FlapCarrier if self.period.is_none_or(|p| p.0.is_zero()) => Some("period"),
             Flap | FlapCarrier if self.duration.is_none() => Some("for"),
+            // 68 octets is the least that IPv4 knows (RFC 791).
+            Mtu if self.mtu.is_none_or(|mtu| !(68..=65_535).contains(&mtu)) => Some("mtu"),
+            Filter if self.filter.is_none() => Some("filter"),
             Restart | Kill | Stop | Start | Reload | Exec | Rebind | Freeze | Thaw if self.host.is_none() => {
                 Some("host")
             }

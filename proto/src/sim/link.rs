@@ -22,6 +22,8 @@ pub struct LinkModel {
     pub queue: usize,
     /// Share of datagrams that arrive twice.
     pub duplicate: f64,
+    /// The largest IP packet, outer headers counted; larger ones are lost, and nobody is told.
+    pub mtu: usize,
 }
 
 /// How datagrams are lost.
@@ -49,6 +51,7 @@ impl Default for LinkModel {
             rate: 0,
             queue: 256 * 1024,
             duplicate: 0.0,
+            mtu: 1500,
         }
     }
 }
@@ -70,7 +73,7 @@ impl Direction {
         Direction { model, cut: false, bad: false, busy_until: Instant::ZERO, last_arrival: Instant::ZERO }
     }
 
-    /// When a datagram of `len` octets that is sent now arrives; the second is for its double. Empty: it is lost.
+    /// When an IP packet of `len` octets that is sent now arrives; the second is for its double. Empty: it is lost.
     pub(super) fn pass(&mut self, now: Instant, len: usize, rng: &mut StdRng) -> [Option<Instant>; 2] {
         let lost = match self.model.loss {
             Loss::Random(p) => p > 0.0 && rng.random_bool(p),
@@ -79,7 +82,7 @@ impl Direction {
                 self.bad
             }
         };
-        if self.cut || lost {
+        if self.cut || lost || len > self.model.mtu {
             return [None, None];
         }
         let mut at = now;

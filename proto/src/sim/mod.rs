@@ -102,7 +102,7 @@ impl Outside {
     }
 
     /// The address that a datagram from inside has outside; a binding that was forgotten is made anew.
-    fn from_inside(&mut self, now: Instant, ipv6: bool) -> SocketAddr {
+    fn translate(&mut self, now: Instant, ipv6: bool) -> SocketAddr {
         if ipv6 {
             return self.v6;
         }
@@ -130,8 +130,28 @@ struct End {
     out: Output,
     /// All events, with their time.
     events: Vec<(Instant, Event)>,
-    /// A stopped process: nothing reaches it, and it does nothing.
+    /// A killed process: nothing reaches it, and it does nothing.
     running: bool,
+    /// A process that stands still: what comes waits for it.
+    frozen: Option<Frozen>,
+}
+
+/// What waits for a process that stands still, as the kernel would keep it.
+struct Frozen {
+    since: Instant,
+    datagrams: Vec<InFlight>,
+    octets: usize,
+    packets: Vec<Vec<u8>>,
+}
+
+impl Frozen {
+    /// The receive buffer of a daemon's sockets, and a TUN's queue.
+    const BUFFER: usize = 4 * 1024 * 1024;
+    const QUEUE: usize = 500;
+
+    fn new(since: Instant) -> Self {
+        Frozen { since, datagrams: Vec::new(), octets: 0, packets: Vec::new() }
+    }
 }
 
 struct InFlight {
@@ -165,6 +185,8 @@ pub struct World {
     free: Vec<usize>,
     traffic: Traffic,
     datagrams: u64,
+    /// The packet that came to each end's TUN last.
+    delivered: [Vec<u8>; 2],
     /// Called with every datagram that is sent.
     tap: Option<Tap>,
     config: WorldConfig,
@@ -185,7 +207,7 @@ impl World {
         let mut rng = StdRng::seed_from_u64(config.seed);
         let ends = [Side::Box, Side::Core].map(|side| {
             let node = Self::node(side, &config, rng.random(), Instant::ZERO);
-            End { node, out: Output::new(0), events: Vec::new(), running: true }
+            End { node, out: Output::new(0), events: Vec::new(), running: true, frozen: None }
         });
         World {
             now: Instant::ZERO,
@@ -200,6 +222,7 @@ impl World {
             free: Vec::new(),
             traffic: Traffic::default(),
             datagrams: 0,
+            delivered: [Vec::new(), Vec::new()],
             tap: None,
             config,
         }
@@ -287,6 +310,11 @@ impl World {
         self.traffic.arrivals(flow)
     }
 
+    /// The packet that came to an end's TUN last.
+    pub fn last_delivered(&self, side: Side) -> &[u8] {
+        &self.delivered[side as usize]
+    }
+
     /// Sees, and may stop, every datagram from now on.
     pub fn set_tap(&mut self, tap: Option<Tap>) {
         self.tap = tap;
@@ -357,12 +385,32 @@ impl World {
         self.ends[side as usize].running = false;
     }
 
+    /// An end's process stands still (SIGSTOP, a paused machine).
+    pub fn freeze(&mut self, side: Side) {
+        self.ends[side as usize].frozen = Some(Frozen::new(self.now));
+    }
+
+    /// It goes on: as the daemons' loop does it, with all that has waited.
+    pub fn thaw(&mut self, side: Side) {
+        let Some(frozen) = self.ends[side as usize].frozen.take() else { return };
+        let waited = self.now.since(frozen.since);
+        self.ends[side as usize].node.stood_still(self.now);
+        for datagram in frozen.datagrams {
+            self.receive(&datagram, waited);
+        }
+        let end = &mut self.ends[side as usize];
+        for mut packet in frozen.packets {
+            end.node.handle_ip(self.now, waited, [&mut packet[..]], &mut end.out);
+        }
+        self.settle(side);
+    }
+
     /// An end's process is started anew.
     pub fn start(&mut self, side: Side) {
         let seed = self.rng.random();
         let node = Self::node(side, &self.config, seed, self.now);
         let end = &mut self.ends[side as usize];
-        (end.node, end.running) = (node, true);
+        (end.node, end.running, end.frozen) = (node, true, None);
         self.settle(side);
     }
 
@@ -383,7 +431,13 @@ impl World {
     /// Gives an end a packet from its TUN.
     pub fn offer(&mut self, side: Side, packet: &mut [u8]) {
         let end = &mut self.ends[side as usize];
-        end.node.handle_ip(self.now, [packet], &mut end.out);
+        if let Some(frozen) = &mut end.frozen {
+            if frozen.packets.len() < Frozen::QUEUE {
+                frozen.packets.push(packet.to_vec());
+            }
+            return;
+        }
+        end.node.handle_ip(self.now, Duration::ZERO, [packet], &mut end.out);
         self.settle(side);
     }
 
@@ -393,7 +447,7 @@ impl World {
             let queued = self.queue.peek().map(|entry| entry.0.0);
             let timer = [Side::Box, Side::Core]
                 .into_iter()
-                .filter(|&side| self.ends[side as usize].running)
+                .filter(|&side| self.ends[side as usize].running && self.ends[side as usize].frozen.is_none())
                 .filter_map(|side| Some((self.ends[side as usize].node.poll_timeout()?.at, side)))
                 .min();
             let next = [queued, timer.map(|timer| timer.0)].into_iter().flatten().min();
@@ -427,13 +481,14 @@ impl World {
                 if !end.running {
                     return;
                 }
-                let (link, to) = match datagram.to {
-                    Side::Box => (LinkId(datagram.link as u16), None),
-                    Side::Core => (LinkId(0), Some(datagram.to_address.ip())),
-                };
-                let datagram_view = Datagram { link, from: datagram.from, to, ecn: 0, data: &datagram.data };
-                end.node.handle_datagrams(self.now, [datagram_view], &mut end.out);
-                self.settle(datagram.to);
+                if let Some(frozen) = &mut end.frozen {
+                    if frozen.octets + datagram.data.len() <= Frozen::BUFFER {
+                        frozen.octets += datagram.data.len();
+                        frozen.datagrams.push(datagram);
+                    }
+                    return;
+                }
+                self.receive(&datagram, Duration::ZERO);
             }
             Next::Packet(at) => {
                 if let Some((side, mut packet, next)) = self.traffic.send(at, self.now) {
@@ -448,6 +503,18 @@ impl World {
         }
     }
 
+    /// An end reads a datagram.
+    fn receive(&mut self, datagram: &InFlight, waited: Duration) {
+        let (link, to) = match datagram.to {
+            Side::Box => (LinkId(datagram.link as u16), None),
+            Side::Core => (LinkId(0), Some(datagram.to_address.ip())),
+        };
+        let view = Datagram { link, from: datagram.from, to, ecn: 0, waited, data: &datagram.data };
+        let end = &mut self.ends[datagram.to as usize];
+        end.node.handle_datagrams(self.now, [view], &mut end.out);
+        self.settle(datagram.to);
+    }
+
     /// Takes what an end has produced.
     fn settle(&mut self, side: Side) {
         let now = self.now;
@@ -458,6 +525,7 @@ impl World {
         let mut out = std::mem::replace(&mut end.out, Output::new(0));
         for packet in out.deliveries() {
             self.traffic.arrive(side, packet, now);
+            self.delivered[side as usize].clone_from(packet);
         }
         for transmit in out.transmits() {
             self.datagrams += 1;
@@ -466,7 +534,7 @@ impl World {
             let (link, from, core) = match side {
                 Side::Box => {
                     let link = usize::from(transmit.link.0);
-                    (link, self.outside[link].from_inside(now, transmit.to.is_ipv6()), transmit.to)
+                    (link, self.outside[link].translate(now, transmit.to.is_ipv6()), transmit.to)
                 }
                 // By the address that the core answers to; an address that no NAT has any more leads nowhere.
                 Side::Core => {
@@ -483,8 +551,9 @@ impl World {
             if self.tap.as_mut().is_some_and(|tap| !tap(link, side, data)) {
                 continue;
             }
-            // Outer headers: IPv4 and UDP.
-            for at in self.links[link][side as usize].pass(now, data.len() + 28, &mut self.rng).into_iter().flatten() {
+            // Outer headers: IPv4 or IPv6, and UDP.
+            let len = data.len() + if transmit.to.is_ipv6() { 48 } else { 28 };
+            for at in self.links[link][side as usize].pass(now, len, &mut self.rng).into_iter().flatten() {
                 self.put_in_flight(
                     at,
                     InFlight { to: side.other(), link, from, to_address: transmit.to, data: data.to_vec() },

@@ -1,6 +1,8 @@
 //! HELLO: who the sender is and what it understands.
 
 use super::{LEAST_VERSION, VERSION, take};
+use crate::Keepalive;
+use std::time::Duration;
 
 /// ```text
 ///  0                   1                   2                   3
@@ -19,9 +21,13 @@ use super::{LEAST_VERSION, VERSION, take};
 /// +---------------------------------------------------------------+
 /// |                    policy hash (0: no policy)                 |
 /// |                                                               |
-/// +---------------------------------------------------------------+
+/// +-------------------------------+---------------+-------------+-+
+/// |       idle interval, ms       |  reserved (0) |  reserved   |M|
+/// +-------------------------------+---------------+-------------+-+
 /// ```
 /// A: this answers the receiver's HELLO, which need not be said again; without it, an answer is asked for.
+/// Idle interval: how often the sender, a box, asks on this path while the bundle is idle; 0 from a core, which does not
+/// ask then. M: octets on it cost the box money. The last line was added later: without it nothing is known of either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The version of link messages that the sender would speak.
@@ -32,7 +38,7 @@ pub struct Hello {
     pub answer: bool,
     /// The slot of the path that this goes over.
     pub slot: u8,
-    /// What it can do beyond its version, a bit each; none is defined yet.
+    /// What it can do beyond its version, a bit each: see [`Hello::FRAGMENTS`].
     pub capabilities: u32,
     /// The box's number.
     pub middlebox: u32,
@@ -42,11 +48,14 @@ pub struct Hello {
     pub epoch: u64,
     /// Of the policy in force.
     pub policy_hash: u64,
+    /// How this path is asked while the bundle is idle; only a box says it.
+    pub keepalive: Option<Keepalive>,
 }
 
 /// Octets on the wire.
-const LEN: usize = 32;
+const LEN: usize = 36;
 const ANSWER: u8 = 0x01;
+const METERED: u8 = 0x01;
 
 impl Default for Hello {
     fn default() -> Self {
@@ -60,11 +69,15 @@ impl Default for Hello {
             pop: 0,
             epoch: 0,
             policy_hash: 0,
+            keepalive: None,
         }
     }
 }
 
 impl Hello {
+    /// The capability to put fragments together.
+    pub const FRAGMENTS: u32 = 1 << 0;
+
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let room = room.get_mut(..LEN)?;
         let flags = if self.answer { ANSWER } else { 0 };
@@ -74,13 +87,17 @@ impl Hello {
         room[12..16].copy_from_slice(&self.pop.to_be_bytes());
         room[16..24].copy_from_slice(&self.epoch.to_be_bytes());
         room[24..32].copy_from_slice(&self.policy_hash.to_be_bytes());
+        let idle = self.keepalive.map_or(0, |keepalive| keepalive.idle.as_millis().min(u16::MAX.into()) as u16);
+        room[32..34].copy_from_slice(&idle.to_be_bytes());
+        room[34] = 0;
+        room[35] = if self.keepalive.is_some_and(|keepalive| keepalive.metered) { METERED } else { 0 };
         Some(LEN)
     }
 
     pub(super) fn read(mut value: &[u8]) -> Option<Hello> {
         let from = &mut value;
         let [version, least_version, flags, slot] = take(from)?;
-        Some(Hello {
+        let mut hello = Hello {
             version,
             least_version,
             answer: flags & ANSWER != 0,
@@ -90,6 +107,13 @@ impl Hello {
             pop: u32::from_be_bytes(take(from)?),
             epoch: u64::from_be_bytes(take(from)?),
             policy_hash: u64::from_be_bytes(take(from)?),
-        })
+            keepalive: None,
+        };
+        if let Some(idle) = take(from).map(u16::from_be_bytes).filter(|idle| *idle > 0)
+            && let Some([_, flags]) = take(from)
+        {
+            hello.keepalive = Some(Keepalive::new(Duration::from_millis(idle.into()), flags & METERED != 0));
+        }
+        Some(hello)
     }
 }

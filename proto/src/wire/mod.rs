@@ -18,14 +18,17 @@
 //! |     type      |    length     |   ...
 //! ```
 //!
-//! Type 0 is one octet of padding, without a length. The same items ride behind an IP packet as its trailer.
+//! Type 0 is one octet of padding, without a length. FRAGMENT ends its message: its content follows its value. The same
+//! items, but for FRAGMENT, ride behind an IP packet as its trailer.
 //! The rule for changes: an item of an unknown type is skipped by its length, so new types need no new version; a
 //! known item may grow at its end, and readers ignore what is beyond what they know; anything else needs a new
 //! version, which is spoken only to a peer whose HELLO says that it understands it.
 
+mod fragment;
 mod hello;
 mod receipt;
 
+pub use fragment::Fragment;
 pub use hello::Hello;
 pub use receipt::{MAX_RANGES, Receipt};
 
@@ -38,7 +41,10 @@ pub const LEAST_VERSION: u8 = 1;
 
 /// Octets in front of the first item.
 const PREFIX: usize = IPV6_HEADER + 4;
-/// The longest link message: fits, sealed and with outer headers, into the least MTU of IPv6 (1,280).
+/// The shortest link message that says anything: a PING.
+pub(crate) const LEAST_MESSAGE: usize = PREFIX + 2;
+/// The longest link message but for probes of the path MTU and fragments, which know what fits: sealed and with outer
+/// headers, it fits into the least MTU of IPv6 (1,280).
 pub const MAX_MESSAGE: usize = 1024;
 
 const ADDRESS_BASE: [u8; 15] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x6d, 0x73, 0, 0x70, 0];
@@ -47,6 +53,7 @@ const ADDRESS_BASE: [u8; 15] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x6d, 0x73, 
 mod kind {
     pub(super) const PADDING: u8 = 0;
     pub(super) const RECEIPT: u8 = 3;
+    pub(super) const FRAGMENT: u8 = 5;
     pub(super) const HELLO: u8 = 6;
     pub(super) const PING: u8 = 7;
     pub(super) const LOST: u8 = 8;
@@ -54,7 +61,7 @@ mod kind {
 
 /// What an item says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Item {
+pub enum Item<'a> {
     /// Who the sender is.
     Hello(Hello),
     /// What arrived of what we sent.
@@ -64,6 +71,8 @@ pub enum Item {
     /// The uplink of this slot is gone at the sender: nothing that is sent there arrives. One octet. It is said once, by
     /// another path; if that is lost, the absence of receipts tells the same a little later.
     Lost(u8),
+    /// A part of a packet; nothing follows it.
+    Fragment(Fragment<'a>),
 }
 
 /// Why a link message could not be read.
@@ -82,16 +91,17 @@ pub fn is_link_message(packet: &[u8]) -> bool {
     packet.len() >= IPV6_HEADER && packet[0] >> 4 == 6 && packet[6] == NO_NEXT_HEADER && packet[8..23] == ADDRESS_BASE
 }
 
-/// Writes a link message into a buffer of at least [`MAX_MESSAGE`] octets.
+/// Writes a link message into a buffer, as far as there is room.
 pub struct Writer<'a> {
     buffer: &'a mut [u8],
     len: usize,
 }
 
 impl<'a> Writer<'a> {
-    /// Begins one. Panics if the buffer is shorter than [`MAX_MESSAGE`]: that is this crate's own doing.
+    /// Begins one. Panics if the buffer has no room for the header, or for more than an IPv6 packet: that is this
+    /// crate's own doing.
     pub fn new(buffer: &'a mut [u8]) -> Self {
-        let buffer = &mut buffer[..MAX_MESSAGE];
+        assert!(buffer.len() <= usize::from(u16::MAX), "an IPv6 packet has no more octets");
         buffer[..PREFIX].fill(0);
         buffer[0] = 0x60;
         buffer[6] = NO_NEXT_HEADER;
@@ -110,19 +120,27 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds an item; `false`: there is no room left.
-    pub fn add(&mut self, item: &Item) -> bool {
+    pub fn add(&mut self, item: &Item<'_>) -> bool {
         let Some(room) = self.buffer[self.len..].get_mut(2..) else { return false };
+        let whole = |written: usize| (written as u8, written);
         let (kind, written) = match item {
-            Item::Ping => (kind::PING, Some(0)),
-            Item::Lost(slot) => (kind::LOST, room.first_mut().map(|octet| *octet = *slot).map(|()| 1)),
-            Item::Hello(hello) => (kind::HELLO, hello.write(room)),
-            Item::Receipt(receipt) => (kind::RECEIPT, receipt.write(room)),
+            Item::Ping => (kind::PING, Some((0, 0))),
+            Item::Lost(slot) => (kind::LOST, room.first_mut().map(|octet| *octet = *slot).map(|()| whole(1))),
+            Item::Hello(hello) => (kind::HELLO, hello.write(room).map(whole)),
+            Item::Receipt(receipt) => (kind::RECEIPT, receipt.write(room).map(whole)),
+            Item::Fragment(fragment) => (kind::FRAGMENT, fragment.write(room)),
         };
-        let Some(written) = written else { return false };
+        let Some((len, written)) = written else { return false };
         self.buffer[self.len] = kind;
-        self.buffer[self.len + 1] = written as u8;
+        self.buffer[self.len + 1] = len;
         self.len += 2 + written;
         true
+    }
+
+    /// Fills the buffer with padding.
+    pub fn pad(&mut self) {
+        self.buffer[self.len..].fill(kind::PADDING);
+        self.len = self.buffer.len();
     }
 
     /// The message.
@@ -134,7 +152,7 @@ impl<'a> Writer<'a> {
 }
 
 /// Reads a link message: calls `each` for every item it knows.
-pub fn read(message: &[u8], mut each: impl FnMut(Item)) -> Result<(), ReadError> {
+pub fn read<'a>(message: &'a [u8], mut each: impl FnMut(Item<'a>)) -> Result<(), ReadError> {
     let header = message.get(IPV6_HEADER..PREFIX).ok_or(ReadError::Malformed)?;
     if !(LEAST_VERSION..=VERSION).contains(&header[0]) {
         return Err(ReadError::Version(header[0]));
@@ -153,6 +171,10 @@ pub fn read(message: &[u8], mut each: impl FnMut(Item)) -> Result<(), ReadError>
             kind::LOST => each(Item::Lost(*value.first().ok_or(ReadError::Malformed)?)),
             kind::HELLO => each(Item::Hello(Hello::read(value).ok_or(ReadError::Malformed)?)),
             kind::RECEIPT => each(Item::Receipt(Receipt::read(value).ok_or(ReadError::Malformed)?)),
+            kind::FRAGMENT => {
+                let content = std::mem::take(&mut rest);
+                each(Item::Fragment(Fragment::read(value, content).ok_or(ReadError::Malformed)?));
+            }
             _ => {}
         }
     }
@@ -171,7 +193,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn message(items: &[Item]) -> Vec<u8> {
+    fn message(items: &[Item<'_>]) -> Vec<u8> {
         let mut buffer = vec![0xaa; MAX_MESSAGE];
         let mut writer = Writer::new(&mut buffer);
         for item in items {
@@ -180,7 +202,7 @@ mod tests {
         writer.finish().to_vec()
     }
 
-    fn items(message: &[u8]) -> Result<Vec<Item>, ReadError> {
+    fn items(message: &[u8]) -> Result<Vec<Item<'_>>, ReadError> {
         let mut items = Vec::new();
         read(message, |item| items.push(item))?;
         Ok(items)
@@ -191,7 +213,13 @@ mod tests {
         let all = vec![
             Item::Ping,
             Item::Lost(5),
-            Item::Hello(Hello { epoch: 7, slot: 3, middlebox: 9, ..Hello::default() }),
+            Item::Hello(Hello {
+                epoch: 7,
+                slot: 3,
+                middlebox: 9,
+                keepalive: Some(crate::Keepalive { idle: std::time::Duration::from_secs(25), metered: true }),
+                ..Hello::default()
+            }),
             Item::Receipt(Receipt {
                 slot: 1,
                 session: 0xdead_beef,
@@ -199,6 +227,7 @@ mod tests {
                 delay_us: 77,
                 ranges: vec![(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)],
             }),
+            Item::Fragment(Fragment { id: 1 << 31, offset: 700, total: 1380, content: &[7; 680] }),
         ];
         let message = message(&all);
         assert!(is_link_message(&message));
@@ -215,9 +244,26 @@ mod tests {
         assert_eq!(items(&grown), Ok(vec![Item::Ping, Item::Ping]));
         grown.push(200);
         assert_eq!(items(&grown), Err(ReadError::Malformed));
+        let mut fragment = message(&[Item::Fragment(Fragment { id: 1, offset: 0, total: 3, content: b"" })]);
+        fragment[45] = 10;
+        fragment.extend([9, 9, kind::PING, 0, 0]);
+        let grown = Fragment { id: 1, offset: 0, total: 3, content: &[kind::PING, 0, 0] };
+        assert_eq!(items(&fragment), Ok(vec![Item::Fragment(grown)]), "behind it nothing is an item");
         let mut newer = message(&[Item::Ping]);
         newer[40] = 2;
         assert_eq!(items(&newer), Err(ReadError::Version(2)));
+    }
+
+    #[test]
+    fn padding_fills_the_buffer_and_says_nothing() {
+        let mut buffer = vec![0xaa; 1_412];
+        let mut writer = Writer::new(&mut buffer);
+        writer.add(&Item::Ping);
+        writer.pad();
+        let message = writer.finish();
+        assert_eq!(message.len(), 1_412);
+        assert_eq!(crate::packet::IpView::parse(message).map(|view| view.len), Some(1_412));
+        assert_eq!(items(message), Ok(vec![Item::Ping]));
     }
 
     proptest! {

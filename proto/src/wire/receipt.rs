@@ -1,6 +1,7 @@
 //! RECEIPT: which packets of a session came, and when the last one did.
 
 use super::take;
+use crate::tunnel::PacketId;
 
 /// The most ranges in one receipt. More gaps than that within a window mean a path so bad that the older ones are told
 /// by the next receipt's absence of them.
@@ -40,6 +41,11 @@ pub struct Receipt {
 const FIXED: usize = 20;
 
 impl Receipt {
+    /// Whether it says that this packet came.
+    pub(crate) fn names(&self, id: PacketId) -> bool {
+        self.session == id.session && self.ranges.iter().any(|(first, last)| (*first..=*last).contains(&id.number))
+    }
+
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let (&(first, last), more) = self.ranges.split_first()?;
         debug_assert_eq!(last, self.largest);

@@ -12,6 +12,8 @@ pub(crate) struct Direct {
     pub(crate) ends: [Node; 2],
     /// What came to each end's TUN since it was last emptied.
     pub(crate) delivered: [usize; 2],
+    /// Datagrams that are larger are lost.
+    pub(crate) largest: usize,
     outs: [Output; 2],
 }
 
@@ -60,7 +62,8 @@ impl Direct {
         let mut ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
         let uplink = Uplink { endpoints: vec![ADDRESSES[CORE].into()], preference: 0, keepalive: Keepalive::default() };
         ends[BOX].set_uplink(Instant::ZERO, LinkId(0), Some(uplink));
-        let mut direct = Direct { now: Instant::ZERO, ends, delivered: [0; 2], outs: [Output::new(0), Output::new(0)] };
+        let outs = [Output::new(0), Output::new(0)];
+        let mut direct = Direct { now: Instant::ZERO, ends, delivered: [0; 2], largest: usize::MAX, outs };
         direct.run_for(Duration::from_millis(1000));
         for (end, node) in direct.ends.iter().enumerate() {
             assert!(node.snapshot(direct.now).peers[0].reachable, "end {end}");
@@ -89,7 +92,7 @@ impl Direct {
 
     /// Gives an end a packet from its TUN.
     pub(crate) fn offer(&mut self, end: usize, packet: &mut [u8]) {
-        self.ends[end].handle_ip(self.now, [packet], &mut self.outs[end]);
+        self.ends[end].handle_ip(self.now, Duration::ZERO, [packet], &mut self.outs[end]);
         self.exchange();
     }
 
@@ -100,11 +103,13 @@ impl Direct {
                 let [of_box, of_core] = &mut self.outs;
                 let (from, to) = if end == BOX { (of_box, of_core) } else { (of_core, of_box) };
                 self.delivered[end] += from.deliveries().len();
-                let datagrams = from.transmits().iter().map(|transmit| Datagram {
+                let fitting = from.transmits().iter().filter(|transmit| transmit.range.len() <= self.largest);
+                let datagrams = fitting.map(|transmit| Datagram {
                     link: LinkId(0),
                     from: ADDRESSES[end].into(),
                     to: None,
                     ecn: 0,
+                    waited: Duration::ZERO,
                     data: &from.bytes()[transmit.range.clone()],
                 });
                 self.ends[1 - end].handle_datagrams(self.now, datagrams, to);
