@@ -2,6 +2,7 @@
 
 mod bird;
 mod files;
+mod services;
 mod traces;
 
 pub use bird::events as bgp_events;
@@ -19,6 +20,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a daemon may take to end when it is asked to: longer than any of its own time-outs that it waits for then.
@@ -38,6 +41,10 @@ pub enum Kind {
     Bird,
     /// wireguard-go.
     WireGuard,
+    /// dnsmasq.
+    Dns,
+    /// tayga.
+    Nat64,
 }
 
 impl Kind {
@@ -51,6 +58,10 @@ impl Kind {
             Some(Kind::Middlebox)
         } else if host.wireguard.is_some() {
             Some(Kind::WireGuard)
+        } else if host.dns.is_some() {
+            Some(Kind::Dns)
+        } else if host.nat64.is_some() {
+            Some(Kind::Nat64)
         } else {
             None
         }
@@ -76,6 +87,8 @@ pub struct Daemon {
     /// Where it is asked for its status.
     pub control: PathBuf,
     process: Option<Child>,
+    /// It was stopped in its tracks, and cannot answer.
+    frozen: Arc<AtomicBool>,
     /// The host before the daemon's first start.
     before: Option<Traces>,
 }
@@ -102,6 +115,11 @@ impl Daemon {
                 let socket = control.to_string_lossy().into_owned();
                 (PathBuf::from("bird"), vec!["-f".into(), "-c".into(), config, "-s".into(), socket])
             }
+            // Scripts, that end as the program.
+            Kind::Dns | Kind::Nat64 => {
+                let script = files.script(host).to_string_lossy().into_owned();
+                (PathBuf::from("sh"), vec!["-e".into(), script])
+            }
             Kind::WireGuard => (PathBuf::from("wireguard-go"), vec!["-f".into(), files::CLIENT_TUN.into()]),
         };
         Daemon {
@@ -119,6 +137,7 @@ impl Daemon {
             log: files.log(host),
             control,
             process: None,
+            frozen: Arc::default(),
             before: None,
         }
     }
@@ -161,6 +180,24 @@ impl Daemon {
         self.signal(Signal::HUP)
     }
 
+    /// SIGSTOP.
+    pub fn freeze(&self) -> Result<()> {
+        self.frozen.store(true, Ordering::Release);
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)?;
+        self.frozen.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Set while it is frozen: whoever asks it then waits in vain.
+    pub fn frozen(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.frozen)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let process = self.process.as_ref().with_context(|| format!("the daemon of {} does not run", self.host))?;
         let pid = Pid::from_raw(process.id().cast_signed()).context("a process has a number above 0")?;
@@ -170,6 +207,7 @@ impl Daemon {
     /// SIGKILL.
     pub fn kill(&mut self) -> Result<Ended> {
         self.signal(Signal::KILL)?;
+        self.frozen.store(false, Ordering::Release);
         if let Some(mut process) = self.process.take() {
             process.wait()?;
         }
@@ -179,6 +217,9 @@ impl Daemon {
     /// SIGTERM, and waits.
     pub fn stop(&mut self) -> Result<Ended> {
         self.signal(Signal::TERM)?;
+        if self.frozen.load(Ordering::Acquire) {
+            self.thaw()?;
+        }
         let Some(mut process) = self.process.take() else { bail!("the daemon of {} does not run", self.host) };
         let asked = Instant::now();
         loop {

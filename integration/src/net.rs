@@ -1,12 +1,16 @@
 //! The network of a run: namespaces, links between them, addresses, routes, NAT and ingress filters.
 
 pub mod build;
+mod change;
+mod drops;
 mod filter;
 mod netlink;
 mod netns;
 
-pub use filter::Filter;
-pub use netlink::Netlink;
+pub(crate) use change::Renumbering;
+pub use drops::Filter;
+pub(crate) use filter::dropped;
+pub use netlink::{Netlink, Protocol};
 pub use netns::Namespace;
 
 use crate::meter::Span;

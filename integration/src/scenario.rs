@@ -4,15 +4,19 @@
 //! value can be set from outside by its dotted path. [`load`] does both, and refuses keys that nobody reads.
 
 mod load;
+mod services;
+mod step;
 
 pub use load::{Loaded, list, load};
+pub use services::{Dns, Nat64};
+pub use step::{Action, At, Between, Step, WallClock};
 
 use crate::meter::{Span, Traffic};
 use crate::net::{Filter, Netem, Rate};
-use crate::report::Expect;
+use crate::report::{Expect, OneOrMore};
 use ipnet::IpNet;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The version of scenario files that this code reads.
@@ -46,6 +50,8 @@ pub struct Scenario {
     pub daemons: bool,
     /// The hosts whose daemons are started at the beginning; without it, all of them.
     pub start: Option<Vec<String>>,
+    /// What the wall clock shows before the daemons start; without it, the right time. Only in a guest.
+    pub clock: Option<WallClock>,
     /// Wait until the daemons have a path before traffic starts.
     #[serde(default = "yes")]
     pub wait_for_paths: bool,
@@ -101,6 +107,12 @@ pub struct Host {
     /// Further routes.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// Bridges by name, each with the interfaces that are its ports: a switch between hosts of one subnet.
+    #[serde(default)]
+    pub bridges: BTreeMap<String, Vec<String>>,
+    /// Forwards nothing from an interface by which it would not answer (RFC 3704, strict reverse path).
+    #[serde(default)]
+    pub strict_rp: bool,
     /// An ISP's router.
     pub isp: Option<Isp>,
     /// A middlebox, `mspmb`.
@@ -111,6 +123,10 @@ pub struct Host {
     pub bird: Option<Bird>,
     /// A plain WireGuard client: wireguard-go.
     pub wireguard: Option<WireGuard>,
+    /// A resolver: dnsmasq.
+    pub dns: Option<Dns>,
+    /// A NAT64: tayga.
+    pub nat64: Option<Nat64>,
 }
 
 /// A route.
@@ -131,16 +147,28 @@ pub struct Route {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Isp {
-    /// The interface towards the customer.
-    pub customer: String,
+    /// The interface towards the customer, or several.
+    pub customer: OneOrMore,
     /// The interface towards the rest of the world.
     pub network: String,
-    /// IPv4 goes out with the router's own address.
-    #[serde(default)]
-    pub nat: bool,
+    /// How IPv4 goes out; without it, as it came.
+    pub nat: Option<Nat>,
+    /// After how long a silent UDP mapping of the NAT is forgotten; without it, the kernel's 120 s (RFC 4787 demands
+    /// them, carriers' NATs have less).
+    pub nat_timeout: Option<Span>,
     /// The sources that are let in from the customer (BCP 38); none given: all.
     #[serde(default)]
     pub ingress: Vec<IpNet>,
+}
+
+/// How an ISP's router translates addresses (RFC 4787).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Nat {
+    /// With the router's address and, if it is free, the port that it came with.
+    Masquerade,
+    /// With the router's address and a port drawn for each destination.
+    Symmetric,
 }
 
 /// What a box is told.
@@ -155,6 +183,14 @@ pub struct Middlebox {
     pub uplinks: Vec<String>,
     /// The site's own prefixes.
     pub prefixes: Vec<IpNet>,
+    /// The core's addresses or names, with ports; without them, the core's own `endpoints`.
+    pub endpoints: Option<Vec<String>>,
+    /// The resolvers that it is told to use, by uplink.
+    #[serde(default)]
+    pub dns: BTreeMap<String, Vec<IpAddr>>,
+    /// The prefix of the NAT64 that it is told of, by uplink.
+    #[serde(default)]
+    pub nat64: BTreeMap<String, IpNet>,
     /// The TUN's MTU.
     #[serde(default = "default_mtu")]
     pub mtu: u16,
@@ -268,6 +304,9 @@ pub struct Link {
     pub mtu: Option<u32>,
     /// What it drops in silence.
     pub filter: Option<Filter>,
+    /// The near end's interface is there from the start; if not, `plug` brings it.
+    #[serde(default = "yes")]
+    pub plugged: bool,
     /// One-way delay.
     pub delay: Option<Span>,
     /// Its variation, to either side.
@@ -364,144 +403,6 @@ impl Change {
     }
 }
 
-/// One entry of the timeline.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Step {
-    /// When, since the start of the traffic: a time, or `{ from, to }` between which the seed draws one.
-    pub at: At,
-    /// What.
-    #[serde(rename = "do")]
-    pub action: Action,
-    /// The name by which expectations refer to it; without it, what was done and to what ("cut isp-a").
-    pub name: Option<String>,
-    /// The link it is done to.
-    pub link: Option<String>,
-    /// Or several links at the same moment.
-    pub links: Option<Vec<String>>,
-    /// The host it is done to.
-    pub host: Option<String>,
-    /// flap: the time between changes.
-    pub period: Option<Span>,
-    /// flap: for how long; at its end the link works.
-    #[serde(rename = "for")]
-    pub duration: Option<Span>,
-    /// netem: what becomes different, in both directions.
-    #[serde(default)]
-    pub both: Change,
-    /// netem: what becomes different from near to far.
-    #[serde(default)]
-    pub up: Change,
-    /// netem: what becomes different from far to near.
-    #[serde(default)]
-    pub down: Change,
-    /// mtu: the MTU that both ends of the link have from then on.
-    pub mtu: Option<u32>,
-    /// filter: what the link drops from then on.
-    pub filter: Option<Filter>,
-    /// exec: what is run in the host's namespace; it must end with status 0.
-    pub command: Option<Vec<String>>,
-}
-
-/// A moment of the timeline.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a time such as \"5s\", or { from = \"5s\", to = \"6s\" } between which the seed draws one"
-)]
-pub enum At {
-    /// At that time.
-    Time(Span),
-    /// Somewhere in between.
-    Between(Between),
-}
-
-/// Bounds of a moment.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Between {
-    /// Not before.
-    pub from: Span,
-    /// Not after.
-    pub to: Span,
-}
-
-/// What a timeline entry does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// A link carries nothing any more, in silence.
-    Cut,
-    /// From near to far it carries nothing any more.
-    CutUp,
-    /// From far to near it carries nothing any more.
-    CutDown,
-    /// The near end loses carrier.
-    CarrierDown,
-    /// A link is as the file has it again, carrier included.
-    Heal,
-    /// A link comes and goes: cut, healed, cut, … each `period`.
-    Flap,
-    /// The same with carrier.
-    FlapCarrier,
-    /// A link's settings change.
-    Netem,
-    /// A link's MTU changes; `heal` does not give it back.
-    Mtu,
-    /// A link drops what matches `filter`, in silence, until it heals.
-    Filter,
-    /// A daemon is asked to end, and started again when it has.
-    Restart,
-    /// A daemon is killed (SIGKILL).
-    Kill,
-    /// A daemon is asked to end.
-    Stop,
-    /// A daemon is started.
-    Start,
-    /// A daemon is told to read its files again (SIGHUP).
-    Reload,
-    /// A command is run on a host.
-    Exec,
-    /// Nothing: gives a moment a name.
-    Mark,
-}
-
-impl Step {
-    /// The links that it is done to.
-    pub fn links(&self) -> impl Iterator<Item = &str> {
-        self.link.iter().map(String::as_str).chain(self.links.iter().flatten().map(String::as_str))
-    }
-
-    /// What is done and to what.
-    pub fn label(&self) -> String {
-        let action = match self.action {
-            Action::Cut => "cut",
-            Action::CutUp => "cut up",
-            Action::CutDown => "cut down",
-            Action::CarrierDown => "carrier down",
-            Action::Heal => "heal",
-            Action::Flap => "flap",
-            Action::FlapCarrier => "flap carrier",
-            Action::Netem => "netem",
-            Action::Mtu => "mtu",
-            Action::Filter => "filter",
-            Action::Restart => "restart",
-            Action::Kill => "kill -9",
-            Action::Stop => "stop",
-            Action::Start => "start",
-            Action::Reload => "reload",
-            Action::Exec => "exec",
-            Action::Mark => "mark",
-        };
-        let mut label = action.to_owned();
-        for of in self.links().chain(self.host.as_deref()) {
-            label.push(' ');
-            label.push_str(of);
-        }
-        label
-    }
-}
-
 impl Scenario {
     /// What the types alone do not rule out. Returns what is wrong, and the dotted path of the place.
     pub fn check(&self) -> Result<(), (String, String)> {
@@ -530,27 +431,12 @@ impl Scenario {
             if let Some(name) = &step.host {
                 host(name, at("host"))?;
             }
-            use Action::*;
-            let lacks = match step.action {
-                Cut | CutUp | CutDown | CarrierDown | Heal | Netem | Mtu | Filter if step.links().next().is_none() => {
-                    Some("link")
-                }
-                Flap | FlapCarrier if step.links().next().is_none() => Some("link"),
-                Flap | FlapCarrier if step.period.is_none_or(|p| p.0.is_zero()) => Some("period"),
-                Flap | FlapCarrier if step.duration.is_none() => Some("for"),
-                // 68 octets is the least that IPv4 knows (RFC 791).
-                Mtu if step.mtu.is_none_or(|mtu| !(68..=65_535).contains(&mtu)) => Some("mtu"),
-                Filter if step.filter.is_none() => Some("filter"),
-                Restart | Kill | Stop | Start | Reload | Exec if step.host.is_none() => Some("host"),
-                Exec if step.command.as_ref().is_none_or(Vec::is_empty) => Some("command"),
-                Mark if step.name.is_none() => Some("name"),
-                _ => None,
-            };
+            if let Some(problem) = step.filter.as_ref().and_then(Filter::problem) {
+                return Err((at("filter"), problem.into()));
+            }
+            let lacks = step.lacks();
             if let Some(key) = lacks {
                 return Err((at("do"), format!("{} needs `{key}`", step.label())));
-            }
-            if let Some(problem) = step.filter.as_ref().and_then(|filter| filter.problem()) {
-                return Err((at("filter"), problem.into()));
             }
             if let At::Between(between) = step.at
                 && between.from > between.to
@@ -612,10 +498,16 @@ impl Scenario {
         (v4, v6)
     }
 
-    /// Whether a link has a filter at any time.
-    pub fn filters(&self, link: &str) -> bool {
-        let steps = self.timeline.iter().filter(|step| step.action == Action::Filter);
-        self.links.get(link).is_some_and(|l| l.filter.is_some()) || steps.flat_map(Step::links).any(|l| l == link)
+    /// Whether the wall clock is set, for which only a guest will do.
+    pub fn sets_clock(&self) -> bool {
+        self.clock.is_some() || self.timeline.iter().any(|step| step.action == Action::SetClock)
+    }
+
+    /// The links that have a filter at any time.
+    pub fn filtered(&self) -> BTreeSet<String> {
+        let steps = self.timeline.iter().filter(|step| step.action == Action::Filter).flat_map(Step::links);
+        let links = self.links.iter().filter(|(_, link)| link.filter.is_some()).map(|(name, _)| name.as_str());
+        steps.chain(links).map(str::to_owned).collect()
     }
 
     /// Whether our own daemons take part.

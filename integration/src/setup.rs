@@ -31,6 +31,8 @@ const PACKAGES: &[Package] = &[
     package("bird2", "/usr/sbin/bird", "the transit's router"),
     package("wireguard-tools", "/usr/bin/wg", "configures the plain WireGuard client"),
     package("wireguard-go", "/usr/bin/wireguard-go", "the plain WireGuard client"),
+    package("dnsmasq-base", "/usr/sbin/dnsmasq", "the ISPs' resolvers"),
+    package("tayga", "/usr/sbin/tayga", "NAT64 of an IPv6-only ISP"),
     package("iperf3", "/usr/bin/iperf3", "speed, where a scenario asks for it"),
     package("tcpdump", "/usr/bin/tcpdump", "--pcap"),
     package("user-mode-linux", "/usr/bin/linux.uml", "a kernel with netem where this machine's has none"),

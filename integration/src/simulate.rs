@@ -140,8 +140,8 @@ impl<'a> Simulation<'a> {
                 Action::Cut | Action::CutUp | Action::CutDown | Action::CarrierDown | Action::Heal => true,
                 Action::Flap | Action::FlapCarrier | Action::Netem | Action::Mark => true,
                 Action::Kill | Action::Start => step.host.as_deref().is_some_and(|host| self.end(host).is_some()),
-                Action::Mtu | Action::Filter => false,
-                Action::Restart | Action::Stop | Action::Reload | Action::Exec => false,
+                // Processes, interfaces, NATs and clocks are the kernel's.
+                _ => false,
             };
             let uplinks_only = step.links().all(|link| self.slot(link).is_some());
             if !known || !uplinks_only {
@@ -210,6 +210,8 @@ impl<'a> Simulation<'a> {
             traffic: TrafficResults { streams: self.streams(&world, start), ..TrafficResults::default() },
             bgp: Vec::new(),
             status,
+            links: Vec::new(),
+            filters: Vec::new(),
             events,
             exits: Vec::new(),
             outcomes: Vec::new(),
@@ -319,7 +321,7 @@ impl<'a> Simulation<'a> {
 
 /// What is left of an expectation where there is no kernel; nothing, if all of it needs one.
 fn without_kernel(expect: &Expect) -> Option<Expect> {
-    if [&expect.sizes, &expect.tcp, &expect.ping, &expect.attack].into_iter().any(Option::is_some) {
+    if [&expect.sizes, &expect.tcp, &expect.ping, &expect.attack, &expect.link].into_iter().any(Option::is_some) {
         return None;
     }
     let rest = Expect {
@@ -333,6 +335,8 @@ fn without_kernel(expect: &Expect) -> Option<Expect> {
         tcp_completed: None,
         tcp_bytes: None,
         tcp_stall_ms: None,
+        handshakes: None,
+        filter_drops: None,
         ..expect.clone()
     };
     let Expect { title, asserted, stream, node, from, until, .. } = rest.clone();

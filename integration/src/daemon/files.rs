@@ -1,8 +1,8 @@
 //! What daemons are told: configurations and keys, written into the run's folder.
 
-use super::{Kind, bird};
+use super::{Kind, bird, services};
 use crate::net::build::Network;
-use crate::scenario::{Core, Middlebox, Scenario, WireGuard};
+use crate::scenario::{Core, Dns, Middlebox, Scenario, WireGuard};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use proto::{MAX_SLOTS, SecretKey};
@@ -37,6 +37,11 @@ impl Files {
     /// A daemon's main configuration file.
     pub fn config(&self, host: &str) -> PathBuf {
         self.folder.join(host).join("config.toml")
+    }
+
+    /// What starts a daemon that is no single program.
+    pub fn script(&self, host: &str) -> PathBuf {
+        self.folder.join(host).join("run.sh")
     }
 
     /// What a daemon prints.
@@ -87,8 +92,25 @@ impl Files {
                 );
                 self.put(name, "wg.conf", &text, 0o600)
             }
+            (Kind::Dns, ..) => self.dns(scenario, name, host.dns.as_ref().context("the host has no resolver")?),
+            (Kind::Nat64, ..) => {
+                let nat64 = host.nat64.as_ref().context("the host has no NAT64")?;
+                let data = self.folder.join(name);
+                self.put(name, "config.toml", &services::tayga(nat64, &data), 0o644)?;
+                self.put(name, "run.sh", &services::run_tayga(nat64, &self.config(name)), 0o644)
+            }
             _ => Ok(()),
         }
+    }
+
+    fn dns(&self, scenario: &Scenario, name: &str, dns: &Dns) -> Result<()> {
+        let ends = scenario.links.values().flat_map(|link| [&link.near, &link.far]);
+        let interfaces: Vec<&str> = ends.filter(|end| end.host == name).map(|end| end.interface.as_str()).collect();
+        let hosts = self.folder.join(name).join("hosts");
+        self.put(name, "hosts", &services::records(dns), 0o644)?;
+        let log = self.folder.join(format!("{name}-queries.log"));
+        self.put(name, "config.toml", &services::dnsmasq(&hosts, &log), 0o644)?;
+        self.put(name, "run.sh", &services::run_dnsmasq(dns, &interfaces, &self.config(name)), 0o644)
     }
 
     fn put(&self, host: &str, file: &str, text: &str, mode: u32) -> Result<()> {
@@ -105,20 +127,29 @@ impl Files {
     fn middlebox(&self, scenario: &Scenario, name: &str, middlebox: &Middlebox) -> Result<()> {
         let core = scenario.hosts.get(&middlebox.core).and_then(|host| host.core.as_ref());
         let core = core.with_context(|| format!("host {} has no core", middlebox.core))?;
-        let endpoints: Vec<String> = core.endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+        let endpoints = match &middlebox.endpoints {
+            Some(endpoints) => quoted(endpoints),
+            None => quoted(&core.endpoints),
+        };
         let mut text = format!(
             "schema = 1\nprefixes = {}\nsecret_file = \"secret.key\"\nmiddlebox = {}\ncontrol = \"{}\"\n\
-             state = \"state\"\n[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = [{}]\n",
-            prefixes(&middlebox.prefixes),
+             state = \"state\"\n[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = {}\n",
+            quoted(&middlebox.prefixes),
             middlebox.number,
             self.control(name).display(),
             middlebox.mtu,
             middlebox.core,
             self.secret(&middlebox.core).public(),
-            endpoints.join(", "),
+            endpoints,
         );
         for uplink in &middlebox.uplinks {
             let _ = write!(text, "[[uplink]]\ninterface = \"{uplink}\"\n");
+            if let Some(servers) = middlebox.dns.get(uplink) {
+                let _ = writeln!(text, "dns = {}", quoted(servers));
+            }
+            if let Some(prefix) = middlebox.nat64.get(uplink) {
+                let _ = writeln!(text, "nat64 = \"{prefix}\"");
+            }
         }
         self.put(name, "config.toml", &text, 0o644)?;
         self.put(name, "secret.key", &format!("{}\n", self.secret(name).expose_base64()), 0o600)
@@ -165,7 +196,7 @@ impl Files {
             if let Some(host) = &site.middlebox {
                 let middlebox = scenario.hosts.get(host).and_then(|host| host.middlebox.as_ref());
                 let middlebox = middlebox.with_context(|| format!("host {host} has no middlebox"))?;
-                let _ = writeln!(text, "prefixes = {}", prefixes(&middlebox.prefixes));
+                let _ = writeln!(text, "prefixes = {}", quoted(&middlebox.prefixes));
                 self.site_extras(site, &mut text);
                 let secret = self.secret(host);
                 let slots = (0..MAX_SLOTS as u8).map(|slot| format!("\"{}\"", secret.uplink(slot).public()));
@@ -179,7 +210,7 @@ impl Files {
                 let client = scenario.hosts.get(host).and_then(|host| host.wireguard.as_ref());
                 let client = client.with_context(|| format!("host {host} has no wireguard section"))?;
                 let own: Vec<IpNet> = client.addresses.iter().map(IpNet::trunc).collect();
-                let _ = writeln!(text, "prefixes = {}", prefixes(&own));
+                let _ = writeln!(text, "prefixes = {}", quoted(&own));
                 self.site_extras(site, &mut text);
                 let _ = write!(text, "[client]\npublic_key = \"{}\"\n", self.secret(host).public());
             }
@@ -212,7 +243,8 @@ impl Files {
     }
 }
 
-fn prefixes(prefixes: &[IpNet]) -> String {
-    let quoted: Vec<String> = prefixes.iter().map(|prefix| format!("\"{prefix}\"")).collect();
+/// A list as TOML has it.
+fn quoted<T: std::fmt::Display>(list: &[T]) -> String {
+    let quoted: Vec<String> = list.iter().map(|item| format!("\"{item}\"")).collect();
     format!("[{}]", quoted.join(", "))
 }

@@ -1,8 +1,40 @@
 //! The run's clock: CLOCK_MONOTONIC, counted from the start of the traffic.
 
+use crate::report::Kernel;
+use crate::scenario::WallClock;
+use anyhow::{Context, Result, bail};
 use rustix::fs::Timespec;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, clock_gettime, clock_settime};
 use std::time::Duration;
+
+/// The wall clock of a guest, which a scenario may set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wall {
+    /// CLOCK_REALTIME less CLOCK_MONOTONIC, while it was right.
+    right_ns: i64,
+    kernel: Kernel,
+}
+
+impl Wall {
+    pub(super) fn new(kernel: Kernel) -> Self {
+        let right_ns = nanos(clock_gettime(ClockId::Realtime)) - nanos(clock_gettime(ClockId::Monotonic));
+        Wall { right_ns, kernel }
+    }
+
+    /// Sets it.
+    pub(super) fn set(self, to: WallClock) -> Result<()> {
+        if !matches!(self.kernel, Kernel::Virtual | Kernel::Uml) {
+            bail!("the wall clock is set only in a guest, never this machine's own: use --kernel virtual or uml");
+        }
+        let to_ns = match to {
+            WallClock::Day(seconds) => seconds * 1_000_000_000,
+            WallClock::Step(seconds) => nanos(clock_gettime(ClockId::Realtime)) + seconds * 1_000_000_000,
+            WallClock::Right => nanos(clock_gettime(ClockId::Monotonic)) + self.right_ns,
+        };
+        let to = Timespec { tv_sec: to_ns.div_euclid(1_000_000_000), tv_nsec: to_ns.rem_euclid(1_000_000_000) };
+        clock_settime(ClockId::Realtime, to).context("cannot set the guest's clock")
+    }
+}
 
 /// The run's clock.
 #[derive(Clone, Copy, Debug)]

@@ -1,12 +1,12 @@
 //! The network and the daemons of a run, and what the timeline does to them.
 
 use super::Job;
-use super::clock::Clock;
+use super::clock::{Clock, Wall};
 use super::live::{News, Wire};
 use super::timeline::{self, Due};
 use crate::daemon::{Daemon, Ended, Files, Kind, bgp_events};
 use crate::net::build::Network;
-use crate::report::{BgpChange, Exit, TimelineEvent};
+use crate::report::{BgpChange, Exit, FilterCount, LinkCount, TimelineEvent};
 use crate::scenario::{Action, Scenario};
 use anyhow::{Context, Result, bail};
 use proto::PathState;
@@ -31,11 +31,17 @@ pub(super) struct Stage<'a> {
     pub(super) events: Vec<TimelineEvent>,
     pub(super) exits: Vec<Exit>,
     pub(super) notes: Vec<String>,
+    pub(super) links: Vec<LinkCount>,
+    wall: Wall,
 }
 
 impl<'a> Stage<'a> {
     /// Builds the network and writes the daemons' files.
     pub(super) fn set(job: &Job, scenario: &'a Scenario) -> Result<Self> {
+        let wall = Wall::new(job.kernel);
+        if let Some(clock) = scenario.clock {
+            wall.set(clock)?;
+        }
         let network = Network::build(scenario)?;
         let files = Files::create(&job.folder, job.seed)?;
         let mut daemons = BTreeMap::new();
@@ -47,14 +53,14 @@ impl<'a> Stage<'a> {
                 daemons.insert(name.clone(), Daemon::new(name, kind, &files, &job.binaries));
             }
         }
-        let (events, exits, notes) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Stage { scenario, wire: None, files, network, daemons, events, exits, notes })
+        let (events, exits, notes, links) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Stage { scenario, wire: None, files, network, daemons, events, exits, notes, links, wall })
     }
 
     /// Starts all daemons, and waits until all is well.
     pub(super) fn start_all(&mut self) -> Result<()> {
         // The far ones first, so that nobody speaks to somebody who is not there yet.
-        for kind in [Kind::Bird, Kind::Core, Kind::Middlebox, Kind::WireGuard] {
+        for kind in [Kind::Dns, Kind::Nat64, Kind::Bird, Kind::Core, Kind::Middlebox, Kind::WireGuard] {
             for daemon in self.daemons.values_mut().filter(|daemon| daemon.kind == kind) {
                 if self.scenario.start.as_ref().is_some_and(|start| !start.contains(&daemon.host)) {
                     continue;
@@ -154,8 +160,8 @@ impl<'a> Stage<'a> {
     pub(super) fn play(&mut self, plan: &[Due], clock: Clock) -> Result<()> {
         for due in plan {
             clock.sleep_until(due.at.0);
-            self.event(clock, &due.name, &due.label);
-            let done = timeline::act(&self.network, self.scenario, due).and_then(|printed| {
+            self.event(clock, &due.name, &due.label)?;
+            let done = timeline::act(&mut self.network, due).and_then(|printed| {
                 self.notes.extend(printed);
                 self.act(due, clock)
             });
@@ -164,22 +170,42 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    fn event(&mut self, clock: Clock, name: &str, label: &str) {
+    fn event(&mut self, clock: Clock, name: &str, label: &str) -> Result<()> {
         let at_ms = clock.now_ms();
         let event = TimelineEvent { at_ms, name: name.to_owned(), label: label.to_owned() };
         if let Some(wire) = &self.wire {
             wire.tell(|| News::Event(event.clone()));
         }
         self.events.push(event);
+        if self.scenario.expect.iter().any(|expect| expect.link.is_some()) {
+            for (link, [up, down]) in self.network.octets()? {
+                self.links.push(LinkCount { event: name.to_owned(), at_ms, link, up, down });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the filters of the network have dropped.
+    pub(super) fn filtered(&self) -> Result<Vec<FilterCount>> {
+        let mut counts = Vec::new();
+        for (node, at) in &self.network.hosts {
+            if let Some((dropped, by)) = crate::net::dropped(at)? {
+                counts.push(FilterCount { node: node.clone(), dropped, by });
+            }
+        }
+        Ok(counts)
     }
 
     /// What is due to daemons.
     fn act(&mut self, due: &Due, clock: Clock) -> Result<()> {
+        if let (Action::SetClock, Some(to)) = (due.action, due.step.clock) {
+            return self.wall.set(to);
+        }
         let Some(host) = &due.step.host else { return Ok(()) };
         let node = self.network.host(host)?;
         let Some(daemon) = self.daemons.get_mut(host) else {
             return match due.action {
-                Action::Exec | Action::Mark => Ok(()),
+                Action::Exec | Action::Mark | Action::Rebind => Ok(()),
                 _ => bail!("no daemon runs on {host}"),
             };
         };
@@ -190,6 +216,14 @@ impl<'a> Stage<'a> {
             }
             Action::Reload => {
                 daemon.reload()?;
+                None
+            }
+            Action::Freeze => {
+                daemon.freeze()?;
+                None
+            }
+            Action::Thaw => {
+                daemon.thaw()?;
                 None
             }
             Action::Kill => Some(daemon.kill()?),
@@ -209,14 +243,14 @@ impl<'a> Stage<'a> {
             self.configure_client(host)?;
         }
         if due.action == Action::Restart {
-            self.event(clock, &format!("{}: started", due.name), &format!("{host} started again"));
+            self.event(clock, &format!("{}: started", due.name), &format!("{host} started again"))?;
         }
         Ok(())
     }
 
     /// Ends all daemons, and looks what they leave.
     pub(super) fn stop_all(&mut self, clock: Clock) {
-        for kind in [Kind::Middlebox, Kind::WireGuard, Kind::Core, Kind::Bird] {
+        for kind in [Kind::Middlebox, Kind::WireGuard, Kind::Core, Kind::Bird, Kind::Nat64, Kind::Dns] {
             for daemon in self.daemons.values_mut().filter(|daemon| daemon.kind == kind) {
                 let crashed = daemon.failed();
                 let (ended, stopped) = match crashed {

@@ -1,6 +1,7 @@
 //! What happens when: draws the instants, and does it.
 
 use crate::meter::Span;
+use crate::net::Renumbering;
 use crate::net::build::Network;
 use crate::scenario::{Action, At, Change, Direction, Scenario, Step};
 use anyhow::{Context, Result, bail};
@@ -22,7 +23,16 @@ pub(crate) struct Due {
     pub(crate) name: String,
     /// For people.
     pub(crate) label: String,
+    /// Which part of a renumbering.
+    renumbering: Option<Renumbering>,
 }
+
+/// The time in which packets from old addresses that are under way reach the ISP, which then takes them no more: longer
+/// than any queue of the scenarios holds one.
+const UNDER_WAY: Duration = Duration::from_secs(1);
+
+/// Between the old addresses and the new ones, where the scenario does not say: a DHCP client's exchange with its server.
+const LEASE_GAP: Duration = Duration::from_millis(100);
 
 /// The timeline in order of time, chance and flaps resolved.
 pub(crate) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
@@ -44,7 +54,23 @@ pub(crate) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
             step: step.clone(),
             name: name.to_owned(),
             label: label.to_owned(),
+            renumbering: None,
         };
+        if step.action == Action::Renumber {
+            let part = |after: Duration, renumbering, what: &str| Due {
+                renumbering: Some(renumbering),
+                ..due(Span(at.0 + after), step.action, &format!("{name}: {what}"), what)
+            };
+            let (come, go) = match step.keep {
+                Some(keep) => (Duration::ZERO, keep.0),
+                None => (step.gap.map_or(LEASE_GAP, |gap| gap.0), Duration::ZERO),
+            };
+            plan.push(due(at, Action::Mark, &name, &label));
+            plan.push(part(come, Renumbering::Come, "new route"));
+            plan.push(part(go, Renumbering::Go, "old gone"));
+            plan.push(part(come.max(go) + UNDER_WAY, Renumbering::Over, "over"));
+            continue;
+        }
         plan.push(due(at, step.action, &name, &label));
         let (away, period) = match (step.action, step.period) {
             (Action::Flap, Some(period)) => (Action::Cut, period),
@@ -65,12 +91,19 @@ pub(crate) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
     plan
 }
 
-/// Does what is due to links, for which nothing is spawned, so that nothing stalls; and runs a command, of which it
-/// returns what it printed.
-pub(crate) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<Option<String>> {
+/// Does what is due to links, for which nothing is spawned where a run is measured to the millisecond; and runs a
+/// command, of which it returns what it printed.
+pub(crate) fn act(network: &mut Network, due: &Due) -> Result<Option<String>> {
     let step = &due.step;
     for name in step.links() {
-        let link = scenario.links.get(name).with_context(|| format!("there is no link {name}"))?;
+        match (due.action, &due.renumbering, &step.to) {
+            (Action::Renumber, Some(part), _) => network.renumber(name, *part, &step.near, &step.far)?,
+            (Action::Unplug, ..) => network.unplug(name)?,
+            (Action::Plug, ..) => network.plug(name)?,
+            (Action::Rename, _, Some(to)) => network.rename(name, to)?,
+            _ => {}
+        }
+        let link = network.links.get(name).with_context(|| format!("there is no link {name}"))?;
         let ends = [(&link.near, Direction::Up), (&link.far, Direction::Down)];
         let lose = |direction: Direction| -> Result<()> {
             let (end, _) = ends[usize::from(direction == Direction::Down)];
@@ -84,7 +117,7 @@ pub(crate) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<O
             Action::CarrierDown => network.host(&link.far.host)?.netlink.set_up(&link.far.interface, false)?,
             Action::Heal => {
                 network.set_link(link)?;
-                if scenario.filters(name) {
+                if network.filtered.contains(name) {
                     network.set_filter(link, link.filter.as_ref())?;
                 }
                 network.host(&link.far.host)?.netlink.set_up(&link.far.interface, true)?;
@@ -100,6 +133,11 @@ pub(crate) fn act(network: &Network, scenario: &Scenario, due: &Due) -> Result<O
             Action::Filter => network.set_filter(link, step.filter.as_ref())?,
             _ => {}
         }
+    }
+    if due.action == Action::Rebind
+        && let Some(host) = &step.host
+    {
+        network.rebind(host, step.address)?;
     }
     if due.action == Action::Exec
         && let (Some(host), Some(command)) = (&step.host, &step.command)

@@ -22,8 +22,8 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn start(daemons: &BTreeMap<String, Daemon>, clock: Clock, wire: Wire) -> Self {
-        let asked: Vec<_> =
-            daemons.values().filter(|d| d.kind.is_ours()).map(|d| (d.host.clone(), d.control.clone())).collect();
+        let ours = daemons.values().filter(|d| d.kind.is_ours());
+        let asked: Vec<_> = ours.map(|d| (d.host.clone(), d.control.clone(), d.frozen())).collect();
         let done = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&done);
         let thread = std::thread::spawn(move || {
@@ -34,7 +34,7 @@ impl Watch {
                 moment += EVERY;
                 // The last look is after the end, so that counters are final.
                 let last = told.load(Ordering::Acquire);
-                for (host, control) in &asked {
+                for (host, control, _) in asked.iter().filter(|(_, _, frozen)| !frozen.load(Ordering::Acquire)) {
                     // A daemon that is being restarted does not answer, which is no news.
                     if let Some(snapshot) = Daemon::status(control) {
                         let sample = StatusSample::new(clock.now_ms(), host, &snapshot);

@@ -1,7 +1,7 @@
 //! Attackers, and the watch that looks for what they got through. All are bounded in count and rate.
 
 use super::clock::{Clock, Nanos, millis};
-use super::packet::{replayable, spoofed};
+use super::packet::{payload_to, replayable, spoofed};
 use super::payload::{draw, marks, pattern};
 use super::result::Seen;
 use super::{AttackResult, EndResult, Garbage, Replay, Spoof, Watch, WatchResult};
@@ -253,7 +253,7 @@ impl Tap {
     }
 }
 
-/// Counts marked packets.
+/// Counts marked packets, and datagrams to a port.
 pub(crate) struct Watcher {
     watch: Watch,
     tap: Tap,
@@ -266,15 +266,20 @@ impl Watcher {
 
     pub(crate) fn run(mut self, clock: Clock, end: Nanos) -> io::Result<EndResult> {
         let mut seen: BTreeMap<u32, u64> = BTreeMap::new();
+        let (mut datagrams, mut longest) = (self.watch.port.map(|_| 0), 0);
         while clock.now() < end && clock.wait(&self.tap.socket, PollFlags::IN, end)? {
             while let Some(packet) = self.tap.next()? {
                 for id in marks(packet) {
                     *seen.entry(id).or_default() += 1;
                 }
+                if let Some(octets) = self.watch.port.and_then(|port| payload_to(packet, port)) {
+                    datagrams = datagrams.map(|known| known + 1);
+                    longest = longest.max(octets as u64);
+                }
             }
         }
         let seen = seen.into_iter().map(|(id, packets)| Seen { id, name: String::new(), packets }).collect();
-        Ok(EndResult::Watch(WatchResult { name: self.watch.name, at: self.watch.at, seen }))
+        Ok(EndResult::Watch(WatchResult { name: self.watch.name, at: self.watch.at, seen, datagrams, longest }))
     }
 }
 

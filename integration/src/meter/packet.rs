@@ -140,9 +140,8 @@ pub(crate) fn spoofed(id: u32, spoof: &Spoof, number: u64, now: i64) -> Vec<Vec<
     }
 }
 
-/// Where a recorded packet goes, if it is a whole UDP packet from or to `port`; its checksum is made anew. A packet seen
-/// on a virtual link has none yet: the kernel leaves it to the hardware.
-pub(crate) fn replayable(packet: &mut [u8], port: u16) -> Option<IpAddr> {
+/// The addresses of a whole UDP packet, and where its datagram begins.
+fn whole_udp(packet: &[u8]) -> Option<(IpAddr, IpAddr, usize)> {
     let (from, to, header): (IpAddr, IpAddr, usize) = match packet.first()? >> 4 {
         4 if packet.len() >= IPV4_HEADER && packet[9] == UDP => {
             // More fragments, or an offset: not whole.
@@ -158,13 +157,32 @@ pub(crate) fn replayable(packet: &mut [u8], port: u16) -> Option<IpAddr> {
         }
         _ => return None,
     };
-    let datagram = packet.get_mut(header..).filter(|d| d.len() >= UDP_HEADER)?;
-    let ports = [u16::from_be_bytes([datagram[0], datagram[1]]), u16::from_be_bytes([datagram[2], datagram[3]])];
-    if !ports.contains(&port) || usize::from(u16::from_be_bytes([datagram[4], datagram[5]])) != datagram.len() {
+    let datagram = packet.get(header..).filter(|d| d.len() >= UDP_HEADER)?;
+    (usize::from(u16::from_be_bytes([datagram[4], datagram[5]])) == datagram.len()).then_some((from, to, header))
+}
+
+/// The ports of a datagram, source first; it has a header.
+fn ports(datagram: &[u8]) -> [u16; 2] {
+    [u16::from_be_bytes([datagram[0], datagram[1]]), u16::from_be_bytes([datagram[2], datagram[3]])]
+}
+
+/// Where a recorded packet goes, if it is a whole UDP packet from or to `port`; its checksum is made anew. A packet seen
+/// on a virtual link has none yet: the kernel leaves it to the hardware.
+pub(crate) fn replayable(packet: &mut [u8], port: u16) -> Option<IpAddr> {
+    let (from, to, header) = whole_udp(packet)?;
+    let datagram = packet.get_mut(header..)?;
+    if !ports(datagram).contains(&port) {
         return None;
     }
     sum_udp(from, to, datagram);
     Some(to)
+}
+
+/// Octets of payload of a whole UDP packet to `port`; `None` if it is no such packet.
+pub(crate) fn payload_to(packet: &[u8], port: u16) -> Option<usize> {
+    let (_, _, header) = whole_udp(packet)?;
+    let datagram = packet.get(header..)?;
+    (ports(datagram)[1] == port).then_some(datagram.len() - UDP_HEADER)
 }
 
 #[cfg(test)]
@@ -224,6 +242,7 @@ mod tests {
             assert_eq!(replayable(&mut offloaded, 9), Some(to.parse().expect("ip")));
             assert_eq!(offloaded, good);
             assert_eq!(replayable(&mut good.clone(), 10), None);
+            assert_eq!((payload_to(&good, 9), payload_to(&good, 10)), (Some(HEADER), None));
             for cut in 0..good.len() {
                 assert_eq!(replayable(&mut good[..cut].to_vec(), 9), None, "cut to {cut}");
             }

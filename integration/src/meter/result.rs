@@ -255,6 +255,10 @@ pub struct WatchResult {
     /// Packets towards this host or through it, in the order of the streams' numbers. What the host sends itself is not
     /// counted.
     pub seen: Vec<Seen>,
+    /// Datagrams to the watched port, if one is.
+    pub datagrams: Option<u64>,
+    /// Octets of payload of the longest of them.
+    pub longest: u64,
 }
 
 /// Packets of one stream, seen by a watch.

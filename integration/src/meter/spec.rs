@@ -476,7 +476,7 @@ pub struct Replay {
     pub rate: f64,
 }
 
-/// Counts the meter's own packets, by stream, at all interfaces of a host.
+/// Counts the meter's own packets, by stream, at all interfaces of a host, and the datagrams to a port.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Watch {
@@ -484,6 +484,8 @@ pub struct Watch {
     pub name: String,
     /// The host.
     pub at: String,
+    /// A UDP port: how many datagrams come to it, and how long the longest is, whoever they are for.
+    pub port: Option<u16>,
 }
 
 /// What one host does in a run: written by the lab, read by `lab meter`.

@@ -1,10 +1,10 @@
 //! From a scenario's hosts and links to namespaces with everything in them.
 
-use super::{Filter, Namespace, Netlink, filter};
-use crate::scenario::{Direction, Host, Isp, Link, Scenario};
+use super::change::Unplugged;
+use super::{Filter, Namespace, Netlink, Protocol, drops, filter};
+use crate::scenario::{Direction, End, Host, Link, Route, Scenario};
 use anyhow::{Context, Result, bail};
-use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -17,6 +17,14 @@ const NFT: &[&str] = &["nft", "-f", "-"];
 pub struct Network {
     /// The hosts, by name.
     pub hosts: BTreeMap<String, Node>,
+    /// The links, by name, with names and addresses as they are now.
+    pub links: BTreeMap<String, Link>,
+    /// Near ends that are not plugged in, by link.
+    pub(super) unplugged: BTreeMap<String, Unplugged>,
+    /// The links that have a filter at any time.
+    pub filtered: BTreeSet<String>,
+    /// How often something was plugged in or a NAT rebound: each time is another one.
+    pub(super) changes: u16,
 }
 
 /// A host that stands.
@@ -26,6 +34,8 @@ pub struct Node {
     pub namespace: Namespace,
     /// For changes while the run is measured.
     pub netlink: Netlink,
+    /// What the file says of it; its routes as they are now.
+    pub(super) host: Host,
 }
 
 impl Network {
@@ -36,8 +46,9 @@ impl Network {
             let node = Node::create(host).with_context(|| format!("cannot make the namespace of host {name}"))?;
             hosts.insert(name.clone(), node);
         }
-        let network = Network { hosts };
-        for (name, link) in &scenario.links {
+        let (links, filtered) = (scenario.links.clone(), scenario.filtered());
+        let mut network = Network { hosts, links, unplugged: BTreeMap::new(), filtered, changes: 0 };
+        for (name, link) in &network.links {
             let (near, far) = (&link.near, &link.far);
             let mtu = link.mtu.map(|mtu| format!("mtu {mtu}")).unwrap_or_default();
             let there = network.host(&far.host)?.namespace.path();
@@ -47,26 +58,24 @@ impl Network {
             );
             network.ip(&near.host, &script).with_context(|| format!("cannot make link {name}"))?;
         }
-        for (name, host) in &scenario.hosts {
-            network
-                .ip(name, &addresses(scenario, name, host))
-                .with_context(|| format!("cannot address host {name}"))?;
-            if let Some(isp) = &host.isp {
-                network.filter(name, isp).with_context(|| format!("cannot set up the filters of ISP router {name}"))?;
-            }
-            if host.filter_icmp {
-                let script = filter::icmp_errors();
-                let node = network.host(name)?;
-                node.feed(NFT, &script).with_context(|| format!("cannot filter ICMP at host {name}"))?;
+        for (name, node) in &network.hosts {
+            let script = network.addresses(name, &node.host);
+            network.ip(name, &script).with_context(|| format!("cannot address host {name}"))?;
+            filter::set_up(node).with_context(|| format!("cannot set up the filters of router {name}"))?;
+            if node.host.filter_icmp {
+                node.feed(NFT, &drops::icmp_errors()).with_context(|| format!("cannot filter ICMP at host {name}"))?;
             }
         }
-        for (name, link) in &scenario.links {
+        for (name, link) in &network.links {
             network
                 .set_link(link)
                 .with_context(|| format!("cannot put netem on link {name}; does this kernel have it?"))?;
-            if scenario.filters(name) {
+            if network.filtered.contains(name) {
                 network.prepare_filters(link).with_context(|| format!("cannot filter link {name}"))?;
             }
+        }
+        for (name, _) in scenario.links.iter().filter(|(_, link)| !link.plugged) {
+            network.unplug(name)?;
         }
         Ok(network)
     }
@@ -95,7 +104,7 @@ impl Network {
     /// Makes a link drop what a filter says, and nothing else.
     pub fn set_filter(&self, link: &Link, filter: Option<&Filter>) -> Result<()> {
         for (end, direction) in [(&link.far, Direction::Up), (&link.near, Direction::Down)] {
-            let script = filter::arriving(&end.interface, direction, filter);
+            let script = drops::arriving(&end.interface, direction, filter);
             self.host(&end.host)?.feed(NFT, &script)?;
         }
         Ok(())
@@ -109,21 +118,58 @@ impl Network {
         Ok(())
     }
 
-    /// Runs a script of `ip` commands on a host; not to be used while the run is measured.
-    fn ip(&self, host: &str, script: &str) -> Result<()> {
+    /// Runs a script of `ip` commands on a host. In real time that stalls a guest for 20 ms: where a run is measured, only
+    /// for what takes a host as long.
+    pub(super) fn ip(&self, host: &str, script: &str) -> Result<()> {
         self.host(host)?.feed(&["ip", "-batch", "-"], script)
     }
 
-    fn filter(&self, name: &str, isp: &Isp) -> Result<()> {
-        let node = self.host(name)?;
-        match node.feed(NFT, &nftables(isp)) {
-            Ok(()) => Ok(()),
-            // Debian's User-Mode-Linux kernel has no nftables.
-            Err(nft) => {
-                node.feed(&["sh", "-e"], &iptables(isp)).with_context(|| format!("neither with nftables: {nft:#}"))
+    /// The `ip` commands that give a host its bridges, addresses and routes.
+    fn addresses(&self, name: &str, host: &Host) -> String {
+        let mut script = String::from("link set lo up\n");
+        for (bridge, ports) in &host.bridges {
+            let _ = writeln!(script, "link add {bridge} type bridge forward_delay 0\nlink set {bridge} up");
+            for port in ports {
+                let _ = writeln!(script, "link set {port} master {bridge}");
             }
         }
+        for end in self.links.values().flat_map(|link| [&link.near, &link.far]).filter(|end| end.host == name) {
+            script.push_str(&end_script(end));
+        }
+        host.routes.iter().for_each(|route| script.push_str(&route_script("add", route)));
+        script
     }
+}
+
+/// The `ip` commands that address an interface and take it up.
+pub(super) fn end_script(end: &End) -> String {
+    let mut script = String::new();
+    for address in &end.addresses {
+        let nodad = if address.addr().is_ipv6() { "nodad" } else { "" };
+        // "replace", as a renamed interface still has some.
+        let _ = writeln!(script, "address replace {address} dev {} {nodad}", end.interface);
+    }
+    let _ = writeln!(script, "link set {} up", end.interface);
+    script
+}
+
+/// The `ip` command that adds, replaces or deletes a route.
+pub(super) fn route_script(verb: &str, route: &Route) -> String {
+    // `ip -batch` takes no family for each line: "default" needs one, and is told by its prefix.
+    let to = match (route.to.as_str(), route.via.is_ipv6()) {
+        ("default", false) => "0.0.0.0/0",
+        ("default", true) => "::/0",
+        (to, _) => to,
+    };
+    let mut script = format!("route {verb} {to} via {}", route.via);
+    if let Some(interface) = &route.interface {
+        let _ = write!(script, " dev {interface}");
+    }
+    if let Some(metric) = route.metric {
+        let _ = write!(script, " metric {metric}");
+    }
+    script.push('\n');
+    script
 }
 
 impl Node {
@@ -132,8 +178,10 @@ impl Node {
         let forwards = host.forward
             || host.isp.is_some()
             || host.bird.is_some()
+            || host.strict_rp
             || host.middlebox.is_some()
-            || host.core.is_some();
+            || host.core.is_some()
+            || host.nat64.is_some();
         let mut settings = vec![
             // Addresses must be usable at once; nobody else is on these links.
             ("net/ipv6/conf/default/accept_dad", "0"),
@@ -145,6 +193,12 @@ impl Node {
         if forwards {
             settings.extend([("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")]);
         }
+        let forgets = host.isp.as_ref().and_then(|isp| isp.nat_timeout).map(|t| t.0.as_secs().to_string());
+        if let Some(seconds) = &forgets {
+            // Before the first answer, and for a mapping that has carried packets both ways.
+            settings.push(("net/netfilter/nf_conntrack_udp_timeout", seconds));
+            settings.push(("net/netfilter/nf_conntrack_udp_timeout_stream", seconds));
+        }
         settings.extend(host.sysctls.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         namespace.enter(|| {
             settings.into_iter().try_for_each(|(key, value)| {
@@ -152,8 +206,8 @@ impl Node {
                     .with_context(|| format!("cannot set {key} to {value}"))
             })
         })??;
-        let netlink = Netlink::open(&namespace)?;
-        Ok(Node { namespace, netlink })
+        let netlink = Netlink::open(&namespace, Protocol::Route)?;
+        Ok(Node { namespace, netlink, host: host.clone() })
     }
 
     /// Starts a program on the host.
@@ -182,81 +236,4 @@ impl Node {
         }
         Ok(())
     }
-}
-
-/// The `ip` commands that give a host its addresses and routes.
-fn addresses(scenario: &Scenario, name: &str, host: &Host) -> String {
-    let mut script = String::from("link set lo up\n");
-    for end in scenario.links.values().flat_map(|link| [&link.near, &link.far]).filter(|end| end.host == name) {
-        for address in &end.addresses {
-            let nodad = if address.addr().is_ipv6() { "nodad" } else { "" };
-            let _ = writeln!(script, "address add {address} dev {} {nodad}", end.interface);
-        }
-        let _ = writeln!(script, "link set {} up", end.interface);
-    }
-    for route in &host.routes {
-        // `ip -batch` takes no family for each line: "default" needs one, and is told by its prefix.
-        let to = match (route.to.as_str(), route.via.is_ipv6()) {
-            ("default", false) => "0.0.0.0/0",
-            ("default", true) => "::/0",
-            (to, _) => to,
-        };
-        let _ = write!(script, "route add {to} via {}", route.via);
-        if let Some(interface) = &route.interface {
-            let _ = write!(script, " dev {interface}");
-        }
-        if let Some(metric) = route.metric {
-            let _ = write!(script, " metric {metric}");
-        }
-        script.push('\n');
-    }
-    script
-}
-
-fn sources(isp: &Isp, v6: bool) -> Vec<String> {
-    isp.ingress.iter().filter(|net| net.addr().is_ipv6() == v6).map(IpNet::to_string).collect()
-}
-
-fn nftables(isp: &Isp) -> String {
-    let Isp { customer, network, .. } = isp;
-    let mut script = String::from("table inet lab {\n");
-    if !isp.ingress.is_empty() {
-        script.push_str("chain ingress { type filter hook forward priority filter;\n");
-        for (family, v6) in [("ip", false), ("ip6", true)] {
-            let sources = sources(isp, v6);
-            if !sources.is_empty() {
-                let sources = sources.join(", ");
-                let _ = writeln!(script, "iifname {customer} {family} saddr != {{ {sources} }} counter drop");
-            }
-        }
-        script.push_str("}\n");
-    }
-    script.push_str("}\n");
-    if isp.nat {
-        let _ = writeln!(
-            script,
-            "table ip lab-nat {{ chain out {{ type nat hook postrouting priority srcnat; oifname {network} masquerade; }} }}"
-        );
-    }
-    script
-}
-
-fn iptables(isp: &Isp) -> String {
-    let Isp { customer, network, .. } = isp;
-    let mut script = String::new();
-    for (command, v6) in [("iptables-legacy", false), ("ip6tables-legacy", true)] {
-        let sources = sources(isp, v6);
-        if !sources.is_empty() {
-            let _ = writeln!(script, "{command} -N lab-ingress");
-            for source in sources {
-                let _ = writeln!(script, "{command} -A lab-ingress -s {source} -j RETURN");
-            }
-            let _ = writeln!(script, "{command} -A lab-ingress -j DROP");
-            let _ = writeln!(script, "{command} -A FORWARD -i {customer} -j lab-ingress");
-        }
-    }
-    if isp.nat {
-        let _ = writeln!(script, "iptables-legacy -t nat -A POSTROUTING -o {network} -j MASQUERADE");
-    }
-    script
 }

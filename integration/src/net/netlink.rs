@@ -1,13 +1,13 @@
-//! What a run changes while it is measured, as rtnetlink messages from the running process: a netem queue, an interface's
-//! administrative state, its MTU. Spawning `tc` or `ip` there would stall a User-Mode-Linux guest for
-//! 20 ms and show up in the result.
+//! What a run changes most while it is measured, as netlink messages from the running process: a netem queue, an
+//! interface's administrative state, its MTU. Spawning `tc` or `ip` there would stall a User-Mode-Linux guest for 20 ms and show
+//! up in the result. And what neither can do.
 
 use super::Netem;
 use super::netns::Namespace;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Mutex;
 
 // linux/netlink.h, linux/rtnetlink.h
@@ -17,6 +17,8 @@ const NLM_F_ACK: u16 = 0x4;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_CREATE: u16 = 0x400;
 const RTM_NEWLINK: u16 = 16;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NEW_IFINDEX: u16 = 49;
 const RTM_NEWQDISC: u16 = 36;
 const IFF_UP: u32 = 1;
 const IFLA_MTU: u16 = 4;
@@ -31,6 +33,18 @@ const TCA_NETEM_RATE64: u16 = 8;
 const TCA_NETEM_LATENCY64: u16 = 10;
 const TCA_NETEM_JITTER64: u16 = 11;
 
+// linux/netfilter/nfnetlink_conntrack.h: IPCTNL_MSG_CT_DELETE of NFNL_SUBSYS_CTNETLINK
+const CONNECTIONS_DELETE: u16 = 1 << 8 | 2;
+
+/// What a socket speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// rtnetlink: interfaces and queues.
+    Route,
+    /// nfnetlink: the connections that a NAT knows.
+    Netfilter,
+}
+
 /// The one handle that our queues have, so that a second message changes the queue instead of replacing it: packets
 /// under way in it stay under way, as they would on a wire.
 const HANDLE: u32 = 1 << 16;
@@ -39,7 +53,7 @@ const HANDLE: u32 = 1 << 16;
 /// under jitter.
 const ORDERING_RATE: u64 = 10_000_000_000;
 
-/// An rtnetlink socket in a namespace; usable from any thread.
+/// A netlink socket in a namespace; usable from any thread.
 #[derive(Debug)]
 pub struct Netlink {
     socket: OwnedFd,
@@ -48,14 +62,14 @@ pub struct Netlink {
 
 impl Netlink {
     /// Opens one in the namespace.
-    pub fn open(namespace: &Namespace) -> io::Result<Self> {
+    pub fn open(namespace: &Namespace, protocol: Protocol) -> io::Result<Self> {
+        let protocol = match protocol {
+            Protocol::Route => None, // its number is 0
+            Protocol::Netfilter => Some(rustix::net::netlink::NETFILTER),
+        };
         let socket = namespace.enter(|| {
-            let socket = rustix::net::socket_with(
-                AddressFamily::NETLINK,
-                SocketType::RAW,
-                SocketFlags::CLOEXEC,
-                None, // protocol 0 is NETLINK_ROUTE
-            )?;
+            let socket =
+                rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
             rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
             Ok::<_, io::Error>(socket)
         })??;
@@ -90,9 +104,27 @@ impl Netlink {
         let mut message = Vec::with_capacity(24);
         message.extend([0; 4]); // ifinfomsg: family, padding, type
         message.extend(self.index(interface)?.to_ne_bytes());
-        message.extend([0; 8]); // no flags, none changed
+        message.extend([0; 8]); // no flag is changed
         attribute(&mut message, IFLA_MTU, &mtu.to_ne_bytes());
         self.request(RTM_NEWLINK, 0, &message)
+    }
+
+    /// Moves an interface to another namespace, where it has the number `index`, or the one it has here.
+    pub(super) fn move_to(&self, interface: &str, to: &Namespace, index: Option<u32>) -> io::Result<()> {
+        let mut message = Vec::with_capacity(32);
+        message.extend([0; 4]); // ifinfomsg: family, padding, type
+        message.extend(self.index(interface)?.to_ne_bytes());
+        message.extend([0; 8]); // no flag is changed
+        attribute(&mut message, IFLA_NET_NS_FD, &to.as_fd().as_raw_fd().to_ne_bytes());
+        if let Some(index) = index {
+            attribute(&mut message, IFLA_NEW_IFINDEX, &index.to_ne_bytes());
+        }
+        self.request(RTM_NEWLINK, 0, &message)
+    }
+
+    /// Has the namespace forget all connections, and so all mappings of its NAT. A message of [`Protocol::Netfilter`].
+    pub(super) fn forget_connections(&self) -> io::Result<()> {
+        self.request(CONNECTIONS_DELETE, 0, &[0; 4]) // nfgenmsg: any family
     }
 
     fn index(&self, interface: &str) -> io::Result<u32> {

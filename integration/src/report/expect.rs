@@ -4,8 +4,8 @@ use crate::meter::Span;
 use crate::report::BgpChange;
 use serde::{Deserialize, Serialize};
 
-/// One `[[expect]]` entry: at most one subject (`stream`, `sizes`, `tcp`, `ping`, `attack` or `node`) and one or more bars on
-/// it. Each bar makes an [`Outcome`] of its own.
+/// One `[[expect]]` entry: at most one subject (`stream`, `sizes`, `tcp`, `ping`, `attack`, `watch`, `node` or `link`) and one or
+/// more bars on it. Each bar makes an [`Outcome`] of its own.
 ///
 /// ```toml
 /// [[expect]]
@@ -41,12 +41,17 @@ pub struct Expect {
     pub ping: Option<String>,
     /// Subject: a `spoof`, `garbage` or `replay` traffic entry.
     pub attack: Option<String>,
-    /// Subject: the host of a daemon.
+    /// Subject: a `watch` traffic entry that has a port.
+    pub watch: Option<String>,
+    /// Subject: the host of a daemon, or a router.
     pub node: Option<String>,
+    /// Subject: a link.
+    pub link: Option<String>,
 
-    /// Only what happens from then on counts (for `lost`, `longest_gap_ms`, `black_holes`).
+    /// Only what happens from then on counts (for `lost`, `longest_gap_ms`, `black_holes`, `handshakes`,
+    /// `octets_per_month`).
     pub from: Option<Moment>,
-    /// Only what happens before then counts (for `lost`, `longest_gap_ms`, `black_holes`).
+    /// Only what happens before then counts (for the same, and for `path`).
     pub until: Option<Moment>,
 
     /// Stream or ping: longest gap, in milliseconds.
@@ -101,12 +106,28 @@ pub struct Expect {
     /// Attack: datagrams that came back.
     pub replies: Option<Bar>,
 
+    /// Watch: datagrams that came to its port.
+    pub datagrams: Option<Bar>,
+    /// Watch: octets of payload of the longest of them.
+    pub longest_datagram: Option<Bar>,
+
     /// Node: changes of path.
     pub path_changes: Option<PathChanges>,
     /// Node: packets dropped for a reason.
     pub drops: Option<DropsExpect>,
     /// Node: every exit of its daemon was clean and left nothing over; `true` is the only sensible value.
     pub clean_exit: Option<bool>,
+
+    /// Node: states of its paths.
+    pub path: Option<OneOrMore<PathExpect>>,
+    /// Node: handshakes on a path.
+    pub handshakes: Option<Handshakes>,
+    /// Router: packets that its filters dropped (BCP 38, strict reverse path). Where no entry says otherwise, each run
+    /// expects none at all its routers.
+    pub filter_drops: Option<Bar>,
+
+    /// Link: octets of both directions between the events `from` and `until`, as they would be in a month of 30 days.
+    pub octets_per_month: Option<Bar>,
 
     /// A route came or went at the right time.
     pub bgp: Option<BgpExpect>,
@@ -184,14 +205,50 @@ pub struct DropsExpect {
     pub max: Option<f64>,
 }
 
-/// A name or a list of names.
+/// One thing (a name, most often) or a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum OneOrMore {
+pub enum OneOrMore<T = String> {
     /// One.
-    One(String),
+    One(T),
     /// Several.
-    More(Vec<String>),
+    More(Vec<T>),
+}
+
+impl<T> OneOrMore<T> {
+    /// All of them.
+    pub fn all(&self) -> &[T] {
+        match self {
+            OneOrMore::One(one) => std::slice::from_ref(one),
+            OneOrMore::More(more) => more,
+        }
+    }
+}
+
+/// What a path must be: at the end of the run (or at `until`) without `within_ms`, else soon after `after`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathExpect {
+    /// Its slot.
+    pub slot: u8,
+    /// "current" for the path that new flows take, or a name of [`proto::PathState`].
+    pub is: String,
+    /// Measured: the time from then until it is so, and is so ever after (up to `until`).
+    pub after: Option<Moment>,
+    /// At most so long.
+    pub within_ms: Option<f64>,
+}
+
+/// Bounds on the handshakes of a path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handshakes {
+    /// Its slot.
+    pub slot: u8,
+    /// At least.
+    pub min: Option<f64>,
+    /// At most.
+    pub max: Option<f64>,
 }
 
 /// A route coming or going. Measured: seconds from `after` to the first such change at or after it.

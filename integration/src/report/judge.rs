@@ -1,8 +1,10 @@
 //! The verdicts: expectations against what a run showed. Pure functions.
 
-use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, OneOrMore, Outcome, Verdict};
+mod network;
+
+use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, Outcome, Verdict};
 use super::{Report, StatusSample};
-use crate::meter::{Flow, Hole, SizesResult, TcpResult};
+use crate::meter::{Flow, Hole, SizesResult, TcpResult, WatchResult};
 
 /// What was measured (`None`: it never happened), with a remark; or why it could not be, which is the scenario's fault.
 type Measured = Result<(Option<f64>, String), String>;
@@ -21,7 +23,7 @@ const OCTETS: Scale = Scale { unit: "octets", timed: false };
 const MILLIS: Scale = Scale { unit: "ms", timed: true };
 
 /// Judges a run. An expectation that names what the run has not is an [`Verdict::Error`], as is traffic that did not
-/// happen.
+/// happen. No router's filter may have dropped anything, unless an expectation bounds it.
 pub fn evaluate(report: &Report, expects: &[Expect]) -> Vec<Outcome> {
     let void = report.traffic.failed.iter().map(|why| Outcome {
         what: "the traffic of the run".to_owned(),
@@ -31,7 +33,9 @@ pub fn evaluate(report: &Report, expects: &[Expect]) -> Vec<Outcome> {
         verdict: Verdict::Error,
         note: why.clone(),
     });
-    void.chain(expects.iter().flat_map(|expect| Judge { report, expect, outcomes: Vec::new() }.all())).collect()
+    let unsaid = network::filters_unsaid(report, expects);
+    let expects = expects.iter().chain(&unsaid);
+    void.chain(expects.flat_map(|expect| Judge { report, expect, outcomes: Vec::new() }.all())).collect()
 }
 
 struct Judge<'a> {
@@ -51,7 +55,7 @@ struct Packets<'a> {
 impl Judge<'_> {
     fn all(mut self) -> Vec<Outcome> {
         let e = self.expect;
-        let subjects = [&e.stream, &e.sizes, &e.tcp, &e.ping, &e.attack, &e.node];
+        let subjects = [&e.stream, &e.sizes, &e.tcp, &e.ping, &e.attack, &e.watch, &e.node, &e.link];
         if subjects.iter().filter(|s| s.is_some()).count() > 1 {
             self.wrong("an expectation has one subject: make several entries of it".to_owned());
             return self.outcomes;
@@ -61,6 +65,7 @@ impl Judge<'_> {
         self.tcp();
         self.attack();
         self.node();
+        self.network();
         if let Some(bgp) = &e.bgp {
             self.bgp(bgp);
         }
@@ -79,7 +84,9 @@ impl Judge<'_> {
             .or_else(|| of("tcp", &e.tcp))
             .or_else(|| of("ping", &e.ping))
             .or_else(|| of("attack", &e.attack))
+            .or_else(|| of("watch", &e.watch))
             .or_else(|| of("node", &e.node))
+            .or_else(|| of("link", &e.link))
             .unwrap_or_default();
         match &e.title {
             Some(title) if subject.is_empty() => title.clone(),
@@ -324,7 +331,7 @@ impl Judge<'_> {
     /// The sweeps that are the subject.
     fn sweeps(&self) -> Result<Vec<&SizesResult>, String> {
         let e = self.expect;
-        if [&e.stream, &e.tcp, &e.ping, &e.attack, &e.node].into_iter().any(Option::is_some) {
+        if [&e.stream, &e.tcp, &e.ping, &e.attack, &e.watch, &e.node].into_iter().any(Option::is_some) {
             return Err("this bar needs a sizes entry as its subject, or none for all of them".to_owned());
         }
         let of_name = |s: &&SizesResult| e.sizes.as_ref().is_none_or(|name| *name == s.name);
@@ -420,6 +427,17 @@ impl Judge<'_> {
         self.maybe("sent", PACKETS, e.sent, count(|a| a.sent));
         self.maybe("recorded", PACKETS, e.recorded, count(|a| a.recorded));
         self.maybe("answers", PACKETS, e.replies, count(|a| a.replies));
+        let watched = |of: fn(&WatchResult) -> Option<u64>| {
+            move |j: &Self| {
+                let name = j.expect.watch.as_ref().ok_or("this bar needs a watch as its subject")?;
+                let watch = j.report.traffic.watches.iter().find(|w| w.name == *name);
+                let watch = watch.ok_or_else(|| format!("there is no watch \"{name}\""))?;
+                let figure = of(watch).ok_or_else(|| format!("the watch \"{name}\" has no port"))?;
+                Ok((Some(figure as f64), String::new()))
+            }
+        };
+        self.maybe("datagrams to its port", PACKETS, e.datagrams, watched(|w| w.datagrams));
+        self.maybe("longest datagram", OCTETS, e.longest_datagram, watched(|w| w.datagrams.and(Some(w.longest))));
     }
 
     fn node(&mut self) {
@@ -434,12 +452,8 @@ impl Judge<'_> {
             self.judge(&what, Scale { unit: "", timed: true }, Bar { min: changes.min, max: changes.max }, measured);
         }
         if let Some(drops) = &e.drops {
-            let reasons: Vec<&String> = match &drops.reason {
-                OneOrMore::One(reason) => vec![reason],
-                OneOrMore::More(reasons) => reasons.iter().collect(),
-            };
-            let measured = self.drops(&reasons);
-            let names = reasons.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(" + ");
+            let measured = self.drops(drops.reason.all());
+            let names = drops.reason.all().join(" + ");
             self.judge(&format!("dropped as {names}"), PACKETS, Bar { min: drops.min, max: drops.max }, measured);
         }
         if let Some(clean) = e.clean_exit {
@@ -473,15 +487,15 @@ impl Judge<'_> {
         Ok((Some(grown(&window) as f64), String::new()))
     }
 
-    fn drops(&self, reasons: &[&String]) -> Measured {
-        let known = |name: &&&String| !proto::DropReason::ALL.iter().any(|r| r.name() == name.as_str());
+    fn drops(&self, reasons: &[String]) -> Measured {
+        let known = |name: &&String| !proto::DropReason::ALL.iter().any(|r| r.name() == name.as_str());
         if let Some(unknown) = reasons.iter().find(known) {
             return Err(format!("there is no counter \"{unknown}\": `status` lists them"));
         }
         let samples = self.samples()?;
         let count = |s: &&StatusSample| {
             let all = s.peers.iter().map(|p| &p.drops).chain([&s.drops]);
-            all.map(|drops| reasons.iter().filter_map(|r| drops.get(*r)).sum::<u64>()).sum::<u64>()
+            all.map(|drops| reasons.iter().filter_map(|r| drops.get(r)).sum::<u64>()).sum::<u64>()
         };
         // The counters start at zero with the daemon, which may have been before the first sample.
         let values: Vec<u64> = [0].into_iter().chain(samples.iter().map(count)).collect();

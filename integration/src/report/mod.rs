@@ -12,7 +12,8 @@ mod table;
 mod tests;
 
 pub use expect::{
-    Asserted, Bar, BgpExpect, DropsExpect, EventBar, Expect, Moment, OneOrMore, Outcome, PathChanges, Verdict,
+    Asserted, Bar, BgpExpect, DropsExpect, EventBar, Expect, Handshakes, Moment, OneOrMore, Outcome, PathChanges,
+    PathExpect, Verdict,
 };
 
 pub use judge::evaluate;
@@ -46,6 +47,12 @@ pub struct Report {
     pub bgp: Vec<BgpEvent>,
     /// The daemons' status, in order of time.
     pub status: Vec<StatusSample>,
+    /// What links had carried at each event of the timeline, if an expectation is about links.
+    #[serde(default)]
+    pub links: Vec<LinkCount>,
+    /// What the filters of routers had dropped in the end.
+    #[serde(default)]
+    pub filters: Vec<FilterCount>,
     /// What the timeline did, in order of time.
     pub events: Vec<TimelineEvent>,
     /// How daemons ended, in order of time.
@@ -155,6 +162,12 @@ pub struct PeerSample {
     pub current_slot: Option<u8>,
     /// Changes of that slot since the daemon's start.
     pub path_changes: u64,
+    /// Packets sent in fragments.
+    #[serde(default)]
+    pub fragmented: u64,
+    /// Packets put together from fragments.
+    #[serde(default)]
+    pub reassembled: u64,
     /// What was dropped of this peer's, by reason; those of zero left out.
     pub drops: BTreeMap<String, u64>,
     /// Its paths.
@@ -172,6 +185,12 @@ pub struct PathSample {
     pub rtt_ms: Option<f64>,
     /// Share lost, 0 to 1.
     pub loss: Option<f64>,
+    /// The largest inner packet that goes in one datagram.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// Seconds since the last handshake.
+    #[serde(default)]
+    pub handshake_s: Option<f64>,
 }
 
 impl StatusSample {
@@ -185,15 +204,50 @@ impl StatusSample {
             reachable: peer.reachable,
             current_slot: peer.current_slot,
             path_changes: peer.path_changes,
+            fragmented: peer.fragmented,
+            reassembled: peer.reassembled,
             drops: nonzero(&peer.drops),
             paths: peer
                 .paths
                 .iter()
-                .map(|p| PathSample { slot: p.id.slot, state: p.state, rtt_ms: p.rtt_ms, loss: p.loss })
+                .map(|p| PathSample {
+                    slot: p.id.slot,
+                    state: p.state,
+                    rtt_ms: p.rtt_ms,
+                    loss: p.loss,
+                    mtu: p.mtu,
+                    handshake_s: p.handshake_s,
+                })
                 .collect(),
         });
         StatusSample { at_ms, node: node.to_owned(), drops: nonzero(&snapshot.drops), peers: peers.collect() }
     }
+}
+
+/// What a link's near end had sent and received at an event of the timeline: octets of IP and ARP packets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkCount {
+    /// The event.
+    pub event: String,
+    /// When.
+    pub at_ms: f64,
+    /// The link.
+    pub link: String,
+    /// From near to far.
+    pub up: u64,
+    /// From far to near.
+    pub down: u64,
+}
+
+/// What the filters of a router have dropped: ingress filter and strict reverse path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FilterCount {
+    /// The host.
+    pub node: String,
+    /// Packets.
+    pub dropped: u64,
+    /// The rules that dropped any, as the firewall shows them.
+    pub by: Vec<String>,
 }
 
 /// Something that the timeline did.

@@ -72,7 +72,8 @@ fn story() -> Report {
             _ => None,
         };
         for (node, peer) in [("box", "pop-a"), ("core", "home")] {
-            let path = |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None };
+            let path =
+                |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None, mtu: None, handshake_s: None };
             status.push(StatusSample {
                 at_ms,
                 node: node.into(),
@@ -82,6 +83,8 @@ fn story() -> Report {
                     reachable: current.is_some(),
                     current_slot: current,
                     path_changes: 0,
+                    fragmented: 0,
+                    reassembled: 0,
                     drops: BTreeMap::new(),
                     paths: vec![path(0, a), path(1, b)],
                 }],
@@ -115,6 +118,8 @@ fn story() -> Report {
         },
         bgp: bgp("198.51.100.0/24").into_iter().chain(bgp("2001:db8:100::/48")).collect(),
         status,
+        links: Vec::new(),
+        filters: Vec::new(),
         events: vec![
             event(10_000.0, "cut_a", "ISP A goes silent"),
             event(30_000.0, "heal_a", "ISP A returns"),

@@ -36,6 +36,8 @@ fn report(kernel: Kernel) -> Report {
         name: format!("watch-{at}"),
         at: at.into(),
         seen: seen.iter().map(|&(name, packets)| Seen { id: 0, name: name.into(), packets }).collect(),
+        datagrams: (at == "laptop").then_some(3),
+        longest: 148,
     };
     let sample = |at_ms, path_changes, drops| StatusSample {
         at_ms,
@@ -46,6 +48,8 @@ fn report(kernel: Kernel) -> Report {
             reachable: true,
             current_slot: Some(0),
             path_changes,
+            fragmented: 0,
+            reassembled: 0,
             drops: BTreeMap::from([("data_replayed".to_owned(), 1)]),
             paths: Vec::new(),
         }],
@@ -65,6 +69,8 @@ fn report(kernel: Kernel) -> Report {
         bgp: vec![bgp(-500.0, BgpChange::Announced), bgp(7_500.0, BgpChange::Withdrawn)],
         // The daemon was restarted between the third and the fourth.
         status: vec![sample(0.0, 1, 5), sample(3_000.0, 2, 8), sample(5_000.0, 4, 9), sample(8_000.0, 1, 2)],
+        links: Vec::new(),
+        filters: Vec::new(),
         events: vec![event(2_000.0, "cut"), event(2_200.0, "heal"), event(6_000.0, "both_dead")],
         exits: vec![Exit { at_ms: 6e3, node: "box".into(), clean: true, how: "asked".into(), left_over: Vec::new() }],
         outcomes: Vec::new(),
@@ -248,4 +254,12 @@ fn sizes_are_judged_by_packets_that_vanished_and_by_what_senders_heard() {
     assert_eq!(judged(Expect { told_mtu: exact, ..of("good") }).verdict, Verdict::Pass);
     assert_eq!(judged(Expect { told_mtu: exact, ..Expect::default() }).measured, Some(1300.0));
     assert_eq!(judged(Expect { black_holes: none, ..of("ugly") }).verdict, Verdict::Error);
+}
+
+#[test]
+fn what_comes_to_a_watched_port_is_bounded_in_number_and_length() {
+    assert_eq!(expect!("watch": "watch-laptop", "datagrams": { "min": 1 }), (Pass, Some(3.0)));
+    assert_eq!(expect!("watch": "watch-laptop", "longest_datagram": { "max": 148 }), (Pass, Some(148.0)));
+    assert_eq!(expect!("watch": "watch-laptop", "longest_datagram": { "max": 100 }), (Fail, Some(148.0)));
+    assert_eq!(expect!("watch": "watch-neighbour", "longest_datagram": { "max": 148 }), (Error, None), "no port");
 }

@@ -1,0 +1,102 @@
+//! What a link or a router drops in silence, as some ISPs do: large packets, a traffic class, a family, ICMP errors.
+
+use crate::meter::Family;
+use crate::scenario::Direction;
+use serde::Deserialize;
+use std::fmt::Write as _;
+
+/// What a link drops: packets that meet all of the conditions. Neighbour discovery always passes: without it the link
+/// would be cut, which is another case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    /// IP packets of more octets than this.
+    pub longer_than: Option<u16>,
+    /// Packets of this differentiated services code point (RFC 2474), 0 to 63.
+    pub dscp: Option<u8>,
+    /// Packets of this family.
+    pub family: Option<Family>,
+    /// Only packets of this direction.
+    pub direction: Option<Direction>,
+}
+
+impl Filter {
+    /// What is wrong with it, if anything is.
+    pub fn problem(&self) -> Option<&'static str> {
+        if self.longer_than.is_none() && self.dscp.is_none() && self.family.is_none() {
+            return Some("a filter needs `longer_than`, `dscp` or `family`; to drop everything, cut the link");
+        }
+        (self.dscp > Some(63)).then_some("a DSCP is from 0 to 63")
+    }
+
+    fn rule(&self, family: Family) -> Option<String> {
+        if self.family.is_some_and(|only| only != family) {
+            return None;
+        }
+        // The length in an IPv6 header does not count the header's own 40 octets.
+        let (name, uncounted) = match family {
+            Family::V4 => ("ip", 0),
+            Family::V6 => ("ip6", 40),
+        };
+        let mut rule = format!("meta protocol {name}");
+        if let Some(octets) = self.longer_than {
+            let _ = write!(rule, " {name} length > {}", octets.saturating_sub(uncounted));
+        }
+        if let Some(dscp) = self.dscp {
+            let _ = write!(rule, " {name} dscp {dscp}");
+        }
+        Some(rule + " counter drop\n")
+    }
+}
+
+/// A script for nft that has `filter`, in place of what was there, drop what arrives at an interface. Dropped there, the
+/// sender notices nothing, as on a wire.
+pub(super) fn arriving(interface: &str, direction: Direction, filter: Option<&Filter>) -> String {
+    // Added first, for what does not exist cannot be deleted; all of a script happens at once.
+    let table = format!("table netdev lab-{interface}");
+    let mut script = format!("add {table}\ndelete {table}\n");
+    let rules = filter.filter(|filter| filter.direction.is_none_or(|only| only == direction));
+    if let Some(filter) = rules {
+        let _ = write!(
+            script,
+            "{table} {{\nchain arriving {{\ntype filter hook ingress device \"{interface}\" priority 0;\n\
+             icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept\n\
+             {}{}}}\n}}\n",
+            filter.rule(Family::V4).unwrap_or_default(),
+            filter.rule(Family::V6).unwrap_or_default(),
+        );
+    }
+    script
+}
+
+/// A script for nft that drops ICMP errors (RFC 792, RFC 4443), a router's own and those that it should forward.
+pub(super) fn icmp_errors() -> String {
+    let chains = ["forward", "output"].map(|hook| {
+        format!(
+            "chain {hook} {{\ntype filter hook {hook} priority filter;\n\
+             icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} drop\n\
+             icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} drop\n}}\n"
+        )
+    });
+    format!("table inet lab-icmp {{\n{}}}\n", chains.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_says_what_it_drops_in_each_family_and_direction() {
+        let size = Filter { longer_than: Some(600), direction: Some(Direction::Up), ..Filter::default() };
+        let script = arriving("wan0", Direction::Up, Some(&size));
+        assert!(script.contains("meta protocol ip ip length > 600 counter drop"), "{script}");
+        assert!(script.contains("meta protocol ip6 ip6 length > 560 counter drop"), "{script}");
+        let none = "add table netdev lab-wan0\ndelete table netdev lab-wan0\n";
+        assert_eq!(arriving("wan0", Direction::Down, Some(&size)), none);
+        assert_eq!(arriving("wan0", Direction::Up, None), none);
+        let class = Filter { dscp: Some(46), family: Some(Family::V6), ..Filter::default() };
+        let script = arriving("wan0", Direction::Down, Some(&class));
+        assert!(script.contains("ip6 dscp 46") && !script.contains("ip dscp"), "{script}");
+        assert!(Filter::default().problem().is_some() && class.problem().is_none());
+    }
+}

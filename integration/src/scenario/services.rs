@@ -1,0 +1,31 @@
+//! What else runs on hosts: a resolver, and a translator for an IPv6-only access network.
+
+use crate::meter::Span;
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// A resolver: dnsmasq, at all of the host's addresses. It knows its records and nothing else: one with wrong records
+/// lies.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dns {
+    /// The addresses of each name, of both families.
+    pub records: BTreeMap<String, Vec<IpAddr>>,
+    /// It answers so much later. The host's links then have no other delay from it.
+    pub delay: Option<Span>,
+}
+
+/// A stateful NAT64 (RFC 6146): tayga, which gives each IPv6 host an IPv4 address out of a pool; the host's `isp.nat`
+/// then has them all share its own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nat64 {
+    /// The prefix behind which the IPv4 Internet is (RFC 6052).
+    pub prefix: Ipv6Net,
+    /// The IPv4 addresses that it gives; the first is its own.
+    pub pool: Ipv4Net,
+    /// Its own IPv6 address, outside of the prefix.
+    pub address: Ipv6Addr,
+}
