@@ -244,8 +244,8 @@ impl<'a> Uplinks<'a> {
     fn note_proven(&mut self, node: &Snapshot) {
         for path in node.peers.iter().flat_map(|peer| &peer.paths) {
             let told = self.links.get(usize::from(path.id.slot)).and_then(|link| link.told.as_ref());
-            let alive = matches!(path.state, PathState::Up | PathState::Suspect);
-            let (Some(told), Some(endpoint), true) = (told, path.endpoint, alive) else { continue };
+            let works = path.state == PathState::Up;
+            let (Some(told), Some(endpoint), true) = (told, path.endpoint, works) else { continue };
             let Some(candidate) = told.candidates.iter().find(|candidate| candidate.to == endpoint) else { continue };
             let given = |endpoint: &Endpoint| *endpoint == Endpoint::Address(candidate.core);
             if !self.proven.contains(&candidate.core) && !self.config.core.endpoints.iter().any(given) {
