@@ -185,12 +185,12 @@ pub struct PathSample {
     pub rtt_ms: Option<f64>,
     /// Share lost, 0 to 1.
     pub loss: Option<f64>,
-    /// The largest inner packet that goes in one datagram.
-    #[serde(default)]
-    pub mtu: Option<u16>,
     /// Seconds since the last handshake.
     #[serde(default)]
     pub handshake_s: Option<f64>,
+    /// The largest inner packet that goes in one datagram.
+    #[serde(default)]
+    pub mtu: Option<u16>,
 }
 
 impl StatusSample {
@@ -217,6 +217,7 @@ impl StatusSample {
                     loss: p.loss,
                     mtu: p.mtu,
                     handshake_s: p.handshake_s,
+                    mtu: p.mtu,
                 })
                 .collect(),
         });

@@ -73,7 +73,7 @@ fn story() -> Report {
         };
         for (node, peer) in [("box", "pop-a"), ("core", "home")] {
             let path =
-                |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None, mtu: None, handshake_s: None };
+                |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None, handshake_s: None, mtu: None };
             status.push(StatusSample {
                 at_ms,
                 node: node.into(),
