@@ -39,6 +39,14 @@ struct Beyond {
     mtu: u32,
 }
 
+impl Beyond {
+    fn of(way: &[(&String, &Link)]) -> Result<Self> {
+        let mtu = way.iter().map(|(_, link)| link.mtu.unwrap_or(MTU)).min().unwrap_or(MTU);
+        let delay = way.iter().map(|(name, link)| delay_of(name, link)).sum::<Result<Duration>>()?;
+        Ok(Beyond { delay, mtu })
+    }
+}
+
 /// A scenario as the simulator runs it.
 pub struct Simulation<'a> {
     loaded: &'a Loaded,
@@ -66,14 +74,18 @@ impl<'a> Simulation<'a> {
         let expect = scenario.expect.iter().filter_map(without_kernel).collect();
         let (uplinks, flows, left_out) = (Vec::new(), Vec::new(), Vec::new());
         let mut simulation = Simulation { loaded, site, core: &middlebox.core, uplinks, flows, expect, left_out };
+        let mut ways = Vec::new();
         for interface in &middlebox.uplinks {
             let link = scenario.links.iter().find(|(_, l)| l.near.host == *site && l.near.interface == *interface);
             let (name, link) = link.with_context(|| format!("no link has its near end at {site} {interface}"))?;
-            let beyond = simulation.beyond(&link.far.host, name)?;
-            simulation.uplinks.push((name, link, beyond));
+            let way = simulation.way_to_core(&link.far.host, name)?;
+            simulation.uplinks.push((name, link, Beyond::of(&way)?));
+            ways.push(name.as_str());
+            ways.extend(way.iter().map(|(name, _)| name.as_str()));
         }
-        if let Some((name, _)) = scenario.links.iter().find(|(_, link)| link.mtu.is_some() || link.filter.is_some()) {
-            bail!("link {name} has an MTU or a filter, which needs a kernel");
+        let strange = |name: &str, link: &Link| link.filter.is_some() || (link.mtu.is_some() && !ways.contains(&name));
+        if let Some((name, _)) = scenario.links.iter().find(|(name, link)| strange(name, link)) {
+            bail!("link {name} has a filter, or an MTU and is on no tunnel's way, which needs a kernel");
         }
         simulation.check_timeline()?;
         for traffic in &scenario.traffic {
@@ -112,14 +124,12 @@ impl<'a> Simulation<'a> {
     }
 
     /// The links between an ISP's router and the core: a breadth-first search by hosts.
-    fn beyond(&self, from: &'a str, uplink: &str) -> Result<Beyond> {
-        let mut reached: Vec<(&str, Vec<(&String, &Link)>)> = vec![(from, Vec::new())];
+    fn way_to_core(&self, from: &'a str, uplink: &str) -> Result<Vec<(&'a String, &'a Link)>> {
+        let mut reached: Vec<(&str, Vec<(&'a String, &'a Link)>)> = vec![(from, Vec::new())];
         let mut at = 0;
         while let Some((host, way)) = reached.get(at).cloned() {
             if host == self.core {
-                let mtu = way.iter().map(|(_, link)| link.mtu.unwrap_or(MTU)).min().unwrap_or(MTU);
-                let delay = way.into_iter().map(|(name, link)| delay_of(name, link)).sum::<Result<Duration>>()?;
-                return Ok(Beyond { delay, mtu });
+                return Ok(way);
             }
             at += 1;
             for named in &self.loaded.scenario.links {
@@ -405,7 +415,8 @@ mod tests {
         let exec = "[[timeline]]\nat = \"1s\"\ndo = \"exec\"\nhost = \"box\"\ncommand = [\"true\"]\n";
         let attack = "[[traffic]]\nkind = \"garbage\"\nname = \"noise\"\nfrom = \"internet\"\n\
                       to_address = \"192.0.2.1\"\nport = 51820\ncount = 10\nrate = 10\n";
-        for (name, more, named) in [("exec", exec, "exec box"), ("attack", attack, "\"noise\"")] {
+        let mtu = "[links.lan]\nmtu = 1400\n";
+        for (name, more, named) in [("exec", exec, "exec box"), ("attack", attack, "\"noise\""), ("mtu", mtu, "lan")] {
             let error = Simulation::of(&scenario(name, more)).err().expect("it needs a kernel").to_string();
             assert!(error.contains(named), "{error}");
         }

@@ -2,8 +2,11 @@
 
 use proto::sim::{Flow, LinkModel, Loss, Side, World, WorldConfig};
 use proto::snapshot::PathSnapshot;
-use proto::{Event, Instant, PathState};
+use proto::wire::{Fragment, Item, Writer};
+use proto::{DropReason, Event, Instant, PathState};
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 const SIDES: [Side; 2] = [Side::Box, Side::Core];
@@ -224,4 +227,67 @@ fn segments_are_as_large_as_the_way_that_they_will_take() {
         assert_eq!(mss, back - 40, "the answers to a SYN from {from:?}");
         assert_eq!(mss == 1_340, from == Side::Core, "{mss}");
     }
+}
+
+#[test]
+fn a_box_that_lies_about_its_addresses_gets_nothing_through_in_fragments() {
+    let everything: Vec<_> = ["0.0.0.0/0", "::/0"].iter().filter_map(|prefix| prefix.parse().ok()).collect();
+    let mut world = World::new(WorldConfig { box_prefixes: everything, ..WorldConfig::new(&[link(1_300)], 1) });
+    world.run_until(at(5_000));
+    for source in [[203, 0, 113, 5], [192, 0, 2, 1], [198, 51, 101, 1]] {
+        let mut packet = vec![0; 1_380];
+        packet[0] = 0x45;
+        packet[2..4].copy_from_slice(&1_380u16.to_be_bytes());
+        packet[9] = 17;
+        packet[12..16].copy_from_slice(&source);
+        packet[16..20].copy_from_slice(&[203, 0, 113, 200]);
+        world.offer(Side::Box, &mut packet);
+    }
+    world.run_for(ms(100));
+    let core = &world.snapshot(Side::Core).peers[0];
+    assert_eq!((core.reassembled, core.drops.get(DropReason::PeerSource), core.rx.packets), (3, 3, 0));
+}
+
+/// A link message of one item.
+fn message(item: Item<'_>) -> Vec<u8> {
+    let mut buffer = [0; 1_000];
+    let mut message = Writer::new(&mut buffer);
+    assert!(message.add(&item));
+    message.finish().to_vec()
+}
+
+#[test]
+fn nothing_but_packets_is_taken_out_of_fragments() {
+    let mut world = world(&[link(1_500), link(1_500)], false, 1);
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let tap = seen.clone();
+    world.set_tap(Some(Box::new(move |link, side, data| {
+        if (link, side, data[0]) == (0, Side::Box, 4) {
+            *tap.borrow_mut() = data.to_vec();
+        }
+        true
+    })));
+    world.run_until(at(5_000));
+    let of_box = seen.borrow().clone();
+    let session = u32::from_le_bytes([of_box[4], of_box[5], of_box[6], of_box[7]]);
+    let ping = message(Item::Ping);
+    let whole =
+        |id, content: &[u8]| message(Item::Fragment(Fragment { id, offset: 0, total: content.len() as u16, content }));
+    let nested = whole(1, &ping);
+    let longer_than_it_says = [syn(Side::Box), vec![0; 9]].concat();
+    let contents = [&ping, &nested, &syn(Side::Box), &longer_than_it_says];
+    // A box that speaks as it likes: as the tunnel without a cipher seals, with numbers of its own.
+    for ((number, id), content) in (1_000_000u64..).zip(1..).zip(contents) {
+        let message = whole(id, content);
+        let mark = u64::from(session) ^ number.rotate_left(17) ^ message.len() as u64;
+        let header = [&of_box[..8], &number.to_le_bytes()].concat();
+        let datagram = [&header[..], &message, &mark.to_le_bytes(), &[0; 8]].concat();
+        world.inject(Side::Core, 0, SocketAddr::from(([203, 0, 113, 1], 40_000)), &datagram);
+    }
+    world.run_for(ms(1));
+    let core = &world.snapshot(Side::Core).peers[0];
+    let count = |reason| core.drops.get(reason);
+    assert_eq!(count(DropReason::PeerSource), 2, "a link message, and a fragment of one: {:?}", core.drops);
+    assert_eq!(count(DropReason::PeerMalformed), 1, "longer than its header says: {:?}", core.drops);
+    assert_eq!((core.reassembled, core.rx.packets), (4, 1), "the packet");
 }

@@ -479,17 +479,25 @@ fn any_link() -> impl Strategy<Value = LinkModel> {
         (0.0..0.3f64).prop_map(Loss::Random),
         (0.0..0.05f64, 0.05..1.0f64).prop_map(|(to_bad, to_good)| Loss::Bursts { to_bad, to_good }),
     ];
-    (0..200u64, 0..50u64, any::<bool>(), loss, prop_oneof![Just(0), 200_000..10_000_000u64], 0.0..0.1f64).prop_map(
-        |(delay, jitter, ordered, loss, rate, duplicate)| LinkModel {
+    (
+        0..200u64,
+        0..50u64,
+        any::<bool>(),
+        loss,
+        prop_oneof![Just(0), 200_000..10_000_000u64],
+        0.0..0.1f64,
+        600..1501usize,
+    )
+        .prop_map(|(delay, jitter, ordered, loss, rate, duplicate, mtu)| LinkModel {
             delay: ms(delay),
             jitter: ms(jitter),
             ordered,
             loss,
             rate,
             duplicate,
+            mtu,
             ..LinkModel::default()
-        },
-    )
+        })
 }
 
 proptest! {
@@ -505,7 +513,7 @@ proptest! {
     ) {
         let count = links.len();
         let mut world = World::new(WorldConfig { links, ..WorldConfig::new(&[], seed) });
-        world.add_flow(Flow { interval: ms(5), ..flow(Side::Box, 100, 15_000) });
+        world.add_flow(Flow { interval: ms(5), size: 1380, ..flow(Side::Box, 100, 15_000) });
         world.add_flow(Flow { interval: ms(5), ..flow(Side::Core, 100, 15_000) });
         for (link, from_box, cut, pause) in cuts {
             world.set_cut(link % count, if from_box { Side::Box } else { Side::Core }, cut);
