@@ -1,6 +1,6 @@
 //! What a run changes most while it is measured, as netlink messages from the running process: a netem queue, an
-//! interface's administrative state, its MTU. Spawning `tc` or `ip` there would stall a User-Mode-Linux guest for 20 ms and show
-//! up in the result. And what neither can do.
+//! interface's administrative state, its MTU. Spawning `tc` or `ip` there would stall a User-Mode-Linux guest for 20 ms
+//! and show up in the result. And what neither can do.
 
 use super::Netem;
 use super::netns::Namespace;
