@@ -26,6 +26,8 @@ pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 /// A rule: packets from (and to) a prefix look into a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rule {
+    /// The interface that the packets came in by; any, and this host itself, if it is not given.
+    pub by: Option<String>,
     /// The packets' source.
     pub from: IpNet,
     /// The packets' destination; anywhere if it is not given.
@@ -56,6 +58,9 @@ impl fmt::Display for Rule {
         if let Some(to) = self.to {
             write!(f, " to {to}")?;
         }
+        if let Some(by) = &self.by {
+            write!(f, " iif {by}")?;
+        }
         write!(f, " lookup {}", self.table)
     }
 }
@@ -65,6 +70,7 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
             Target::Unreachable => write!(f, "unreachable {}", self.prefix)?,
+            Target::Blackhole => write!(f, "blackhole {}", self.prefix)?,
             Target::Interface(name) => write!(f, "{} dev {name}", self.prefix)?,
             Target::Gateway(gateway, name) => write!(f, "{} via {gateway} dev {name}", self.prefix)?,
         }
@@ -81,6 +87,8 @@ pub enum Target {
     Gateway(IpAddr, String),
     /// Refused, and the sender told so by ICMP.
     Unreachable,
+    /// Nowhere, and nobody is told.
+    Blackhole,
 }
 
 /// A connection to the kernel. Cheap to clone.
@@ -213,6 +221,9 @@ impl Netlink {
             message.header.dst_len = to.prefix_len();
             message.attributes.push(RuleAttribute::Destination(to.network()));
         }
+        if let Some(by) = &rule.by {
+            message.attributes.push(RuleAttribute::Iifname(by.clone()));
+        }
         message
     }
 
@@ -241,6 +252,7 @@ impl Netlink {
                 message.attributes.push(RouteAttribute::Oif(index_of(name)?));
             }
             Target::Unreachable => message.header.kind = RouteType::Unreachable,
+            Target::Blackhole => message.header.kind = RouteType::BlackHole,
         }
         Ok(message)
     }
@@ -284,7 +296,7 @@ impl Watch {
 
 /// What the kernel's message says, if it is a rule as [`Netlink::add_rule`] makes it.
 fn rule_from(message: &RuleMessage) -> Option<Rule> {
-    let (mut to, mut priority) = (None, None);
+    let (mut to, mut by, mut priority) = (None, None, None);
     // The kernel does not repeat a source that is everywhere.
     let mut from = IpNet::new(unspecified(message.header.family), 0).ok();
     let mut table = u32::from(message.header.table);
@@ -292,12 +304,13 @@ fn rule_from(message: &RuleMessage) -> Option<Rule> {
         match attribute {
             RuleAttribute::Source(address) => from = IpNet::new(*address, message.header.src_len).ok(),
             RuleAttribute::Destination(address) => to = IpNet::new(*address, message.header.dst_len).ok(),
+            RuleAttribute::Iifname(name) => by = Some(name.clone()),
             RuleAttribute::Priority(value) => priority = Some(*value),
             RuleAttribute::Table(value) => table = *value,
             _ => {}
         }
     }
-    Some(Rule { from: from?, to, table, priority: priority? })
+    Some(Rule { by, from: from?, to, table, priority: priority? })
 }
 
 /// What the kernel's message says, if it is a route as [`Netlink::add_route`] makes it.
@@ -319,6 +332,7 @@ fn route_from(message: &RouteMessage) -> Option<Route> {
     }
     let target = match message.header.kind {
         RouteType::Unreachable => Target::Unreachable,
+        RouteType::BlackHole => Target::Blackhole,
         RouteType::Unicast => match (name_of(interface?).ok()?, gateway) {
             (name, Some(gateway)) => Target::Gateway(gateway, name),
             (name, None) => Target::Interface(name),

@@ -1,6 +1,7 @@
 //! UDP sockets in batches: many datagrams a system call, in both directions, with ECN and local addresses.
 
 use crate::engine::Counters;
+use crate::netlink;
 use proto::{Datagram, LinkId, Output, Transmit};
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
 use rustix::event::epoll;
@@ -93,6 +94,20 @@ impl Socket {
         };
         self.state.try_send((&self.io).into(), &message)
     }
+}
+
+/// A socket for a daemon's own questions by an uplink (DNS): bound as the tunnel's are, so that each ISP is asked by its
+/// own link. Without `local` the kernel chooses the address on it: a link-local one for a link-local server.
+pub fn question(interface: u32, local: Option<IpAddr>, server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.bind_device(Some(netlink::name_of(interface)?.as_bytes()))?;
+    if let Some(local) = local {
+        socket.bind(&SocketAddr::new(local, 0).into())?;
+    }
+    // Answers from anywhere else are not let through.
+    socket.connect(&server.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// Whether a queue on the way was full: sending the same again at once would only find it full again.

@@ -1,10 +1,14 @@
 //! What the operator wrote.
 
-use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
+use crate::nat64::Pref64;
+use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun, Written};
 use ipnet::IpNet;
-use proto::{Identity, LinkId, MAX_SLOTS, NodeConfig, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey};
+use proto::{
+    Identity, Keepalive, LinkId, MAX_SLOTS, NodeConfig, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey,
+};
 use serde::Deserialize;
 use std::collections::HashSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -27,9 +31,18 @@ struct File {
     middlebox: u32,
     #[serde(default = "default_control")]
     control: PathBuf,
+    #[serde(default = "default_state")]
+    state: PathBuf,
+    #[serde(default = "default_find")]
+    find: bool,
+    #[serde(default)]
+    ignore: Vec<String>,
+    #[serde(default)]
+    lan: Vec<String>,
     #[serde(default)]
     tun: Tun,
     core: CoreTable,
+    #[serde(default)]
     uplink: Vec<UplinkTable>,
 }
 
@@ -38,7 +51,7 @@ struct File {
 struct CoreTable {
     name: String,
     public_key: Text<PublicKey>,
-    endpoints: Vec<Text<SocketAddr>>,
+    endpoints: Vec<Text<Endpoint>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,6 +59,78 @@ struct CoreTable {
 struct UplinkTable {
     interface: String,
     slot: Option<u8>,
+    metered: Option<bool>,
+    keepalive_budget: Option<Text<Octets>>,
+    #[serde(default)]
+    dns: Vec<Text<IpAddr>>,
+    nat64: Option<Text<IpNet>>,
+}
+
+/// Where the core is, as it is written: an address, or a name that each uplink's own resolver is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// Address and port.
+    Address(SocketAddr),
+    /// Name and port.
+    Name(String, u16),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Address(address) => address.fmt(f),
+            Endpoint::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+impl Written for Endpoint {
+    const EXPECTED: &'static str =
+        "an address or a name with a port, such as 192.0.2.1:51820, [2001:db8::1]:51820 or core.example.net:51820";
+    fn read(text: &str) -> Result<Self, Option<String>> {
+        if let Ok(address) = text.parse() {
+            return Ok(Endpoint::Address(address));
+        }
+        let (name, port) = text.rsplit_once(':').ok_or(None)?;
+        let name = name.strip_suffix('.').unwrap_or(name);
+        if !is_host_name(name) {
+            return Err(None);
+        }
+        Ok(Endpoint::Name(name.to_ascii_lowercase(), port.parse().map_err(|_| None)?))
+    }
+}
+
+/// RFC 1123, section 2.1, with the underscore that some use; the last label is not a number (RFC 3696, section 2), or
+/// a mistyped address would be one.
+fn is_host_name(name: &str) -> bool {
+    let good = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    // 255 octets on the wire are 253 characters with their dots (RFC 1035, section 2.3.4).
+    name.len() <= 253 && name.split('.').all(good) && !name.rsplit('.').next().is_some_and(number)
+}
+
+/// An amount of data, written in decimal units, as links are sold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Octets(u64);
+
+impl Written for Octets {
+    const EXPECTED: &'static str = "an amount of data such as \"50 MB\" or \"1 GB\"";
+    fn read(text: &str) -> Result<Self, Option<String>> {
+        let unit = text.find(|c: char| !c.is_ascii_digit()).ok_or(None)?;
+        let number: u64 = text[..unit].parse().map_err(|_| None)?;
+        let factor = match text[unit..].trim() {
+            "kB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            _ => return Err(None),
+        };
+        number.checked_mul(factor).map(Octets).ok_or(None)
+    }
 }
 
 fn default_secret_file() -> PathBuf {
@@ -56,14 +141,30 @@ fn default_control() -> PathBuf {
     "/run/mspmb/control.sock".into()
 }
 
+fn default_state() -> PathBuf {
+    "/var/lib/mspmb".into()
+}
+
+fn default_find() -> bool {
+    true
+}
+
 /// The configuration, checked.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) prefixes: Vec<IpNet>,
     pub(crate) control: PathBuf,
+    /// The folder for what is to be known after a restart.
+    pub(crate) state: PathBuf,
+    /// Interfaces with a default route are uplinks, also those that the file does not name.
+    pub(crate) find: bool,
+    /// Interfaces that are none of this program's business; a `*` at the end stands for any rest.
+    pub(crate) ignore: Vec<String>,
+    /// Interfaces of the LAN besides those with an address of the site.
+    pub(crate) lan: Vec<String>,
     pub(crate) tun: Tun,
     pub(crate) core: Core,
-    /// In order of preference.
+    /// The uplinks that the file names, in order of preference.
     pub(crate) uplinks: Vec<Uplink>,
     secret: SecretKey,
     middlebox: u32,
@@ -73,23 +174,21 @@ pub(crate) struct Config {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) name: String,
-    public_key: PublicKey,
+    pub(crate) public_key: PublicKey,
     /// In order of preference.
-    pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) endpoints: Vec<Endpoint>,
 }
 
-/// An ISP link.
+/// What the file says of an ISP link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Uplink {
     pub(crate) interface: String,
     pub(crate) slot: u8,
-}
-
-impl Uplink {
-    /// Its name for the node.
-    pub(crate) fn link(&self) -> LinkId {
-        LinkId(self.slot.into())
-    }
+    pub(crate) keepalive: Keepalive,
+    /// The resolvers to ask, in place of those found.
+    pub(crate) dns: Vec<IpAddr>,
+    /// The prefix of its NAT64, in place of the one found.
+    pub(crate) nat64: Option<Pref64>,
 }
 
 /// Where the secret is to be, by the configuration; beside it, if there is none yet.
@@ -115,6 +214,7 @@ impl Config {
         check_prefixes(&file, &document)?;
         check_core(&file, &document)?;
         let uplinks = uplinks(&file, &document)?;
+        check_interfaces(&file, &document)?;
         file.tun.check(&document)?;
         if file.middlebox == 0 {
             return Err(document.error("middlebox", "0 is no number of a box: expected the one the provider gave"));
@@ -126,6 +226,10 @@ impl Config {
         Ok(Config {
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
             control: file.control,
+            state: document.resolve(&file.state),
+            find: file.find,
+            ignore: file.ignore,
+            lan: file.lan,
             tun: file.tun,
             core: Core {
                 name: file.core.name,
@@ -209,15 +313,21 @@ fn may_be_a_sites(prefix: &IpNet) -> bool {
 
 fn check_core(file: &File, document: &Document) -> Result<(), SettingsError> {
     if file.core.endpoints.is_empty() {
-        return Err(document.error("core.endpoints", "expected at least one address of the core, with its port"));
+        return Err(
+            document.error("core.endpoints", "expected at least one address or name of the core, with its port")
+        );
     }
     for (index, Text(endpoint)) in file.core.endpoints.iter().enumerate() {
         let key = format!("core.endpoints[{index}]");
-        let address = endpoint.ip();
-        if endpoint.port() == 0 || address.is_unspecified() || address.is_multicast() {
+        let (port, address) = match endpoint {
+            Endpoint::Address(address) => (address.port(), Some(address.ip())),
+            Endpoint::Name(_, port) => (*port, None),
+        };
+        if port == 0 || address.is_some_and(|address| address.is_unspecified() || address.is_multicast()) {
             return Err(document.error(&key, format!("{endpoint} is nowhere: expected the core's address and port")));
         }
-        if let Some(Text(prefix)) = file.prefixes.iter().find(|Text(prefix)| prefix.contains(&address)) {
+        let within = |address| file.prefixes.iter().find(|Text(prefix)| prefix.contains(&address));
+        if let Some(Text(prefix)) = address.and_then(within) {
             let problem = format!("{endpoint} lies in the site's own {prefix}: the tunnel would go through itself");
             return Err(document.error(&key, problem));
         }
@@ -225,32 +335,94 @@ fn check_core(file: &File, document: &Document) -> Result<(), SettingsError> {
     Ok(())
 }
 
+/// What the file says of interfaces that are no uplinks.
+fn check_interfaces(file: &File, document: &Document) -> Result<(), SettingsError> {
+    for (index, name) in file.ignore.iter().enumerate() {
+        let key = format!("ignore[{index}]");
+        // What stands before a star may be nothing: "*" turns finding off as `find = false` does.
+        let fixed = name.strip_suffix('*').unwrap_or(name);
+        if !(fixed.is_empty() && name == "*") {
+            settings::check_interface(document, &key, fixed)?;
+        }
+        if let Some(uplink) = file.uplink.iter().find(|uplink| matches(name, &uplink.interface)) {
+            let problem = format!("\"{name}\" is an uplink of this file (\"{}\"): it cannot be both", uplink.interface);
+            return Err(document.error(&key, problem));
+        }
+    }
+    for (index, name) in file.lan.iter().enumerate() {
+        let key = format!("lan[{index}]");
+        settings::check_interface(document, &key, name)?;
+        if *name == file.tun.name {
+            return Err(document.error(&key, format!("\"{name}\" is the TUN's name, which is no interface of the LAN")));
+        }
+    }
+    if !file.find && file.uplink.is_empty() {
+        let problem = "with `find = false` expected at least one [[uplink]]; or leave `find` out, to have them found";
+        return Err(document.error("find", problem));
+    }
+    Ok(())
+}
+
+/// Whether an interface is meant by a name in `ignore`.
+pub(crate) fn matches(pattern: &str, interface: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(fixed) => interface.starts_with(fixed),
+        None => pattern == interface,
+    }
+}
+
 fn uplinks(file: &File, document: &Document) -> Result<Vec<Uplink>, SettingsError> {
-    if file.uplink.is_empty() || file.uplink.len() > MAX_SLOTS {
-        return Err(document.error("uplink", format!("expected 1 to {MAX_SLOTS} of them, one for each ISP link")));
+    if file.uplink.len() > MAX_SLOTS {
+        return Err(document.error("uplink", format!("expected at most {MAX_SLOTS} of them, one for each ISP link")));
     }
     let mut interfaces = HashSet::from([file.tun.name.as_str()]);
     let mut slots = HashSet::new();
     let mut uplinks = Vec::new();
     for ((index, table), position) in file.uplink.iter().enumerate().zip(0..) {
-        let key = format!("uplink[{index}].interface");
-        settings::check_interface(document, &key, &table.interface)?;
+        let key = |key: &str| format!("uplink[{index}].{key}");
+        settings::check_interface(document, &key("interface"), &table.interface)?;
         if !interfaces.insert(&table.interface) {
             let problem = format!("\"{}\" is used already, by another uplink or the TUN", table.interface);
-            return Err(document.error(&key, problem));
+            return Err(document.error(&key("interface"), problem));
         }
         let slot = table.slot.unwrap_or(position);
-        let key = format!("uplink[{index}].slot");
         if usize::from(slot) >= MAX_SLOTS {
-            return Err(document.error(&key, format!("{slot} does not exist: expected 0 to {}", MAX_SLOTS - 1)));
+            let problem = format!("{slot} does not exist: expected 0 to {}", MAX_SLOTS - 1);
+            return Err(document.error(&key("slot"), problem));
         }
         if !slots.insert(slot) {
-            return Err(document.error(&key, format!("{slot} is used by an earlier uplink: expected one of its own")));
+            let problem = format!("{slot} is used by an earlier uplink: expected one of its own");
+            return Err(document.error(&key("slot"), problem));
         }
-        uplinks.push(Uplink { interface: table.interface.clone(), slot });
+        let nat64 = match table.nat64 {
+            None => None,
+            Some(Text(prefix)) => Some(Pref64::new(prefix).map_err(|error| document.error(&key("nat64"), error))?),
+        };
+        uplinks.push(Uplink {
+            interface: table.interface.clone(),
+            slot,
+            keepalive: keepalive(table, document, &key("keepalive_budget"))?,
+            dns: table.dns.iter().map(|server| server.0).collect(),
+            nat64,
+        });
     }
     Ok(uplinks)
 }
 
+/// What an idle month may cost on a link that is paid by the octet, if the file does not say: a twentieth of the
+/// smallest plans sold.
+const BUDGET: Octets = Octets(50_000_000);
+
+fn keepalive(table: &UplinkTable, document: &Document, key: &str) -> Result<Keepalive, SettingsError> {
+    if table.keepalive_budget.is_some() && table.metered == Some(false) {
+        return Err(document.error(key, "only a metered uplink has a budget: leave it out, or `metered = false`"));
+    }
+    if table.keepalive_budget.is_none() && table.metered != Some(true) {
+        return Ok(Keepalive::default());
+    }
+    let Octets(budget) = table.keepalive_budget.map_or(BUDGET, |text| text.0);
+    Ok(Keepalive::metered(budget))
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,20 +2,31 @@
 //!
 //! | rule or route | so that |
 //! | --- | --- |
+//! | `iif UPLINK lookup 7701` | what comes in by an uplink and is not for this host never leaves by another uplink |
+//! | `to PREFIX lookup 7701`, where an ISP's network overlaps it | the site's packets reach the LAN, whatever an ISP's router claims |
 //! | `from PREFIX to PREFIX lookup main` | the site's own networks reach each other as before |
 //! | `from PREFIX lookup 7700` | what the site sends to anywhere else goes to the table below |
 //! | table 7700: `default dev msp0` | it goes to the TUN |
 //! | table 7700: `unreachable default`, last | it goes nowhere when there is no TUN: an ISP never sees it |
+//! | table 7701: the main table's routes, but those out by uplinks | the LAN is reached as before |
+//! | table 7701: `unreachable PREFIX` and `blackhole default`, last | and nothing else |
 //! | main: `unreachable PREFIX`, last | what comes for an address that nobody has is refused, not sent back |
 //!
 //! Packets from the TUN have the site's addresses as destination and are delivered by the main table. The box's own
-//! traffic and everybody else's has other sources, and meets none of this.
+//! traffic and everybody else's has other sources, and meets none of this. Without the first rule the box would pass on
+//! what comes for an address that its ISP has just taken back: by the default route, to the other ISP.
 
+use crate::overlap::Overlaps;
 use dataplane::host::{Change, Sysctl, effective_rp_filter, read_sysctl};
 use dataplane::netlink::{MAIN, Route, Rule, Target};
 use ipnet::IpNet;
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// The table of where packets from an uplink may go; its rules stand before all others of ours.
+const INWARD: u32 = TABLE + 1;
+const FROM_UPLINKS: u32 = TABLE - 2;
+const TO_SITE: u32 = TABLE - 1;
 /// The table of the site's packets; also where its rules stand among all. Any number that nobody else uses does; these
 /// are before the main table's rule (32766).
 const TABLE: u32 = 7700;
@@ -31,28 +42,56 @@ const LAST: u32 = u32::MAX;
 /// Rules and routes for these prefixes of the site and this TUN, in the order in which they must come.
 pub(crate) fn routing(prefixes: &[IpNet], tun: &str) -> Vec<Change> {
     let mut changes = Vec::new();
-    for everywhere in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        let everywhere = IpNet::new_assert(everywhere, 0);
-        let family: Vec<IpNet> = prefixes.iter().copied().filter(|prefix| same_family(prefix, &everywhere)).collect();
-        if family.is_empty() {
-            continue;
-        }
+    for (everywhere, family) in families(prefixes) {
         let to = |target, metric| Change::Route(Route { prefix: everywhere, table: TABLE, metric, target });
         changes.push(to(Target::Unreachable, LAST));
         changes.push(to(Target::Interface(tun.into()), ORDINARY));
         for &prefix in &family {
             changes.push(Change::Route(Route { prefix, table: MAIN, metric: LAST, target: Target::Unreachable }));
         }
+        let rule = |from, to, table, priority| Change::Rule(Rule { by: None, from, to, table, priority });
         for &from in &family {
-            for &to in &family {
-                changes.push(Change::Rule(Rule { from, to: Some(to), table: MAIN, priority: WITHIN }));
-            }
+            changes.extend(family.iter().map(|&to| rule(from, Some(to), MAIN, WITHIN)));
         }
-        for &from in &family {
-            changes.push(Change::Rule(Rule { from, to: None, table: TABLE, priority: OUTWARD }));
-        }
+        changes.extend(family.iter().map(|&from| rule(from, None, TABLE, OUTWARD)));
     }
     changes
+}
+
+/// What keeps packets from the uplinks, and for the site, from going out by an uplink, in the order in which it must
+/// come.
+pub(crate) fn inward(prefixes: &[IpNet], overlaps: &Overlaps) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (everywhere, family) in families(prefixes) {
+        let to = |prefix, metric, target| Change::Route(Route { prefix, table: INWARD, metric, target });
+        changes.push(to(everywhere, LAST, Target::Blackhole));
+        changes.extend(family.iter().map(|&prefix| to(prefix, LAST, Target::Unreachable)));
+        for (interface, way) in overlaps.inward.iter().filter(|(_, way)| same_family(&way.prefix, &everywhere)) {
+            let target = match way.gateway {
+                Some(gateway) => Target::Gateway(gateway, interface.clone()),
+                None => Target::Interface(interface.clone()),
+            };
+            // IPv6 takes 0 for "no metric given" and makes it this one.
+            changes.push(to(way.prefix, if way.metric == 0 { ORDINARY } else { way.metric }, target));
+        }
+        let rule = |by, to, priority| Change::Rule(Rule { by, from: everywhere, to, table: INWARD, priority });
+        changes.extend(overlaps.uplinks.iter().map(|uplink| rule(Some(uplink.clone()), None, FROM_UPLINKS)));
+        let overlapping = overlaps.prefixes.iter().filter(|prefix| same_family(prefix, &everywhere));
+        changes.extend(overlapping.map(|&prefix| rule(None, Some(prefix), TO_SITE)));
+    }
+    // A table has one route for a prefix and a metric: of two, the main table takes the first.
+    let mut seen = HashSet::new();
+    changes.retain(|change| !matches!(change, Change::Route(route) if !seen.insert((route.prefix, route.metric))));
+    changes
+}
+
+/// Those of each family that there are, behind the prefix of everything.
+fn families(prefixes: &[IpNet]) -> impl Iterator<Item = (IpNet, Vec<IpNet>)> {
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].into_iter().filter_map(|unspecified| {
+        let everywhere = IpNet::new_assert(unspecified, 0);
+        let family: Vec<IpNet> = prefixes.iter().copied().filter(|prefix| same_family(prefix, &everywhere)).collect();
+        (!family.is_empty()).then_some((everywhere, family))
+    })
 }
 
 fn same_family(a: &IpNet, b: &IpNet) -> bool {
@@ -63,28 +102,36 @@ fn same_family(a: &IpNet, b: &IpNet) -> bool {
 /// asks on a path that is down, so that traffic is back within 300 ms of the link.
 const NEIGHBOUR_RETRANSMISSION_MS: &str = "200";
 
-/// The kernel parameters for these prefixes and for those of the uplinks that exist, in the order in which they must
-/// come. It depends on what they are now, and asks for the same again once they are in force.
-pub(crate) fn parameters<'a>(prefixes: &[IpNet], uplinks: impl IntoIterator<Item = &'a str>) -> Vec<Change> {
+/// The kernel parameters for these prefixes and for the uplinks that exist, by their numbers, in the order in which they
+/// must come. It depends on what they are now, and asks for the same again once they are in force.
+pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32]) -> Vec<Change> {
     let has = |ipv4: bool| prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == ipv4);
     let mut changes = Vec::new();
     let mut set = |key: String, value: &str| changes.push(Change::Sysctl(Sysctl { key, value: value.into() }));
     for uplink in uplinks {
         // Answers come in by the uplink they belong to, whatever the main table thinks is the way back to the core:
         // the strict filter (1) would drop them.
-        if effective_rp_filter(uplink) != 0 {
-            set(format!("net/ipv4/conf/{uplink}/rp_filter"), "2");
+        if effective_rp_filter(&format!("#{uplink}")) != 0 {
+            set(format!("net/ipv4/conf/#{uplink}/rp_filter"), "2");
+        }
+        // Two uplinks may be on one network (two cables to one router): each asks and answers for its own address only,
+        // or the router sends the packets of both to one.
+        for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
+            let key = format!("net/ipv4/conf/#{uplink}/{key}");
+            if read_sysctl(&key).is_ok_and(|now| now == "0" || now == value) {
+                set(key, value);
+            }
         }
         // On a link that returns after a minute the next hop has been forgotten, and is asked for once a second by
         // default; the tunnels ask five times a second, and need not wait for it.
         for family in ["ipv4", "ipv6"] {
-            let retransmission = format!("net/{family}/neigh/{uplink}/retrans_time_ms");
+            let retransmission = format!("net/{family}/neigh/#{uplink}/retrans_time_ms");
             if read_sysctl(&retransmission).is_ok() {
                 set(retransmission, NEIGHBOUR_RETRANSMISSION_MS);
             }
         }
         // A host that forwards IPv6 forgets what routers advertised, unless told to listen all the same (2).
-        let accept_ra = format!("net/ipv6/conf/{uplink}/accept_ra");
+        let accept_ra = format!("net/ipv6/conf/#{uplink}/accept_ra");
         if has(false) && read_sysctl(&accept_ra).is_ok_and(|value| value != "0") {
             set(accept_ra, "2");
         }
@@ -101,6 +148,7 @@ pub(crate) fn parameters<'a>(prefixes: &[IpNet], uplinks: impl IntoIterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dataplane::netlink::Way;
 
     fn shown(prefixes: &[&str]) -> Vec<String> {
         let prefixes: Vec<IpNet> = prefixes.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
@@ -119,6 +167,38 @@ mod tests {
                 "rule 7701: from 198.51.100.0/24 lookup 7700",
             ]
         );
+    }
+
+    #[test]
+    fn what_comes_by_an_uplink_goes_to_the_lan_or_nowhere() {
+        let prefixes: [IpNet; 1] = ["198.51.100.0/24".parse().expect("a prefix")];
+        let way = |prefix: &str, gateway: Option<&str>, metric| {
+            let gateway = gateway.map(|text| text.parse().expect("an address"));
+            ("lan0".to_owned(), Way { prefix: prefix.parse().expect("a prefix"), gateway, metric })
+        };
+        let mut overlaps = Overlaps {
+            uplinks: vec!["wan0".into()],
+            inward: vec![
+                way("198.51.100.0/25", None, 0),
+                way("2001:db8::/64", None, 256),
+                way("198.51.100.128/25", Some("198.51.100.2"), 20),
+                way("198.51.100.128/25", Some("198.51.100.3"), 20),
+            ],
+            ..Overlaps::default()
+        };
+        let shown =
+            |overlaps: &Overlaps| inward(&prefixes, overlaps).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut expected = vec![
+            "route blackhole 0.0.0.0/0 table 7701 metric 4294967295",
+            "route unreachable 198.51.100.0/24 table 7701 metric 4294967295",
+            "route 198.51.100.0/25 dev lan0 table 7701 metric 1024",
+            "route 198.51.100.128/25 via 198.51.100.2 dev lan0 table 7701 metric 20",
+            "rule 7698: from 0.0.0.0/0 iif wan0 lookup 7701",
+        ];
+        assert_eq!(shown(&overlaps), expected);
+        overlaps.prefixes = prefixes.into();
+        expected.push("rule 7699: from 0.0.0.0/0 to 198.51.100.0/24 lookup 7701");
+        assert_eq!(shown(&overlaps), expected);
     }
 
     #[test]

@@ -1,11 +1,26 @@
 //! The middlebox at a site: a tunnel over every ISP link, the site's packets in them, and nothing else touched.
 //!
-//! [`config`] is what the operator wrote, [`lan`] what the host must look like for it, [`uplinks`] which ISP links can
-//! be used now, [`run`] the daemon, [`status`] what it shows.
+//! | module | is |
+//! | --- | --- |
+//! | [`config`] | what the operator wrote |
+//! | [`run`] | the daemon |
+//! | [`find`] | which interfaces are uplinks, and which slot each has |
+//! | [`uplinks`] | which of them can be used now and how, and what the node is told |
+//! | [`names`] | the core's names, asked for through each uplink's own resolver |
+//! | [`nat64`] | how IPv4 is reached from an uplink that has only IPv6 |
+//! | [`overlap`] | ISPs' networks that overlap the site's |
+//! | [`lan`] | what the host must look like for the site's packets |
+//! | [`state`] | what is known again after a restart |
+//! | [`status`] | what is shown |
 
 mod config;
+mod find;
 mod lan;
+mod names;
+mod nat64;
+mod overlap;
 mod run;
+mod state;
 mod status;
 mod uplinks;
 
@@ -93,7 +108,10 @@ fn main() -> ExitCode {
 
 fn check(file: &File) -> anyhow::Result<()> {
     let config = Config::load(&file.config)?;
-    let uplinks: Vec<_> = config.uplinks.iter().map(|uplink| uplink.interface.as_str()).collect();
+    let mut uplinks: Vec<_> = config.uplinks.iter().map(|uplink| uplink.interface.as_str()).collect();
+    if config.find {
+        uplinks.push("whatever has a default route");
+    }
     print(&format!(
         "{} is good: {} over {} to {}\n",
         file.config.display(),

@@ -3,23 +3,30 @@
 use crate::config::Config;
 use crate::lan;
 use crate::status::{self, Status};
-use crate::uplinks::{UplinkStatus, Uplinks};
+use crate::uplinks::{Shown, Uplinks};
 use anyhow::Context;
+use dataplane::clock;
 use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::logging;
-use dataplane::netlink::{Interface, Watch};
-use proto::{Event, PathId};
-use std::collections::BTreeMap;
+use dataplane::netlink::Watch;
+use proto::{Event, PathId, PathState};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// When to look at the uplinks again after something went wrong that should not have. The kernel's news alone would
 /// do if nothing did.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// When to look again although there is no news: what DHCP clients write of resolvers comes without.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// The earliest time that a right clock can show, in seconds since 1970: the start of 2025, before this was written.
+const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
 
 /// Runs until a signal says otherwise.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
@@ -51,16 +58,21 @@ async fn serve(config: &Config, host: &mut Host) -> anyhow::Result<()> {
     let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
     let (dataplane, mut events) = Dataplane::start(config.node(), tun, Vec::new())?;
     let handle = dataplane.handle();
-    let mut site = Site::new(config, host, handle.clone());
+    let news = Arc::new(Notify::new());
+    let mut site = Site::new(config, host, handle.clone(), news.clone());
     let control = tokio::spawn(control.serve(answers(handle, site.shown.subscribe())));
     tracing::info!(prefixes = ?config.prefixes, core = config.core.name, tun = config.tun.name, "running");
+    if clock::unix_time() < EARLIEST {
+        let unix_time = clock::unix_time().as_secs();
+        tracing::warn!(unix_time, "the clock is wrong: it stands before this program was written; set it, by NTP best");
+    }
 
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         // It never ends but by an error.
         result = site.follow() => result,
-        () = log_events(&mut events, &config.core.name) => Err(anyhow::anyhow!("stopping")),
+        () = log_events(&mut events, &config.core.name, &news) => Err(anyhow::anyhow!("stopping")),
     };
     control.abort();
     // Waited for, so that the socket is gone when we are; that it was aborted is no news.
@@ -74,33 +86,31 @@ async fn serve(config: &Config, host: &mut Host) -> anyhow::Result<()> {
 struct Site<'a> {
     config: &'a Config,
     host: &'a mut Host,
-    uplinks: Uplinks,
-    shown: watch::Sender<Vec<UplinkStatus>>,
+    uplinks: Uplinks<'a>,
+    shown: watch::Sender<Shown>,
+    /// Notified when a look is worth while: an answer of a resolver, a path that came up.
+    news: Arc<Notify>,
     /// What was last wrong with the host, to say it once.
     problem: Option<String>,
 }
 
 impl<'a> Site<'a> {
-    fn new(config: &'a Config, host: &'a mut Host, handle: Handle) -> Self {
-        let netlink = host.netlink().clone();
-        let uplinks =
-            Uplinks::new(handle, netlink, config.prefixes.clone(), config.core.endpoints.clone(), &config.uplinks);
-        let shown = watch::Sender::new(uplinks.status().to_vec());
-        Site { config, host, uplinks, shown, problem: None }
+    fn new(config: &'a Config, host: &'a mut Host, handle: Handle, news: Arc<Notify>) -> Self {
+        let uplinks = Uplinks::new(config, handle, host.netlink().clone(), &news);
+        Site { config, host, uplinks, shown: watch::Sender::default(), news, problem: None }
     }
 
     /// Looks, and looks again at each news.
     async fn follow(&mut self) -> anyhow::Result<()> {
         // Before the first look: what changes during it is heard.
-        let mut news = Watch::new().context("cannot listen to the kernel's news of interfaces")?;
+        let mut kernel = Watch::new().context("cannot listen to the kernel's news of interfaces")?;
+        let own = self.news.clone();
         loop {
             let well = self.look().await?;
-            let changed =
-                async { news.changed().await.context("cannot hear the kernel's news of interfaces any more") };
-            if well {
-                changed.await?;
-            } else if let Ok(heard) = tokio::time::timeout(AGAIN, changed).await {
-                heard?;
+            tokio::select! {
+                heard = kernel.changed() => heard.context("cannot hear the kernel's news of interfaces any more")?,
+                () = own.notified() => {}
+                () = tokio::time::sleep(if well { REFRESH } else { AGAIN }) => {}
             }
         }
     }
@@ -108,11 +118,9 @@ impl<'a> Site<'a> {
     /// Whether all went well.
     async fn look(&mut self) -> anyhow::Result<bool> {
         let interfaces = self.host.netlink().interfaces().await.context("cannot ask the kernel for the interfaces")?;
-        let interfaces: BTreeMap<String, Interface> =
-            interfaces.into_values().map(|interface| (interface.name.clone(), interface)).collect();
-        let present = self.config.uplinks.iter().map(|uplink| uplink.interface.as_str());
-        let present = present.filter(|name| interfaces.contains_key(*name));
-        let mut wanted = lan::parameters(&self.config.prefixes, present);
+        let found = self.uplinks.find(&interfaces);
+        let mut wanted = lan::parameters(&self.config.prefixes, &found.uplinks);
+        wanted.extend(lan::inward(&self.config.prefixes, &found.overlaps));
         wanted.extend(lan::routing(&self.config.prefixes, &self.config.tun.name));
         // An interface can go between the looking and the setting, or somebody has set the TUN down.
         let problem = self.host.set(&wanted).await.err().map(|error| error.to_string());
@@ -123,8 +131,8 @@ impl<'a> Site<'a> {
             }
             self.problem = problem;
         }
-        let well = self.uplinks.look(&interfaces).await?;
-        self.shown.send_replace(self.uplinks.status().to_vec());
+        let well = self.uplinks.look(&interfaces, found).await?;
+        self.shown.send_replace(self.uplinks.shown().clone());
         Ok(well && self.problem.is_none())
     }
 }
@@ -132,11 +140,11 @@ impl<'a> Site<'a> {
 /// What the control socket answers.
 fn answers(
     handle: Handle,
-    uplinks: watch::Receiver<Vec<UplinkStatus>>,
+    shown: watch::Receiver<Shown>,
 ) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Option<serde_json::Value>> + Send>> + Send + Sync {
     let started = Instant::now();
     move |command| {
-        let (handle, uplinks) = (handle.clone(), uplinks.borrow().clone());
+        let (handle, Shown { uplinks, unused }) = (handle.clone(), shown.borrow().clone());
         Box::pin(async move {
             if command != "status" {
                 return None;
@@ -149,6 +157,7 @@ fn answers(
                 pid: std::process::id(),
                 uptime_s: started.elapsed().as_secs_f64(),
                 uplinks,
+                unused,
                 node,
                 dataplane,
             })
@@ -158,11 +167,15 @@ fn answers(
 }
 
 /// Logs what the node reports, until the loop ends.
-async fn log_events(events: &mut mpsc::UnboundedReceiver<Event>, core: &str) {
+async fn log_events(events: &mut mpsc::UnboundedReceiver<Event>, core: &str, news: &Notify) {
     while let Some(event) = events.recv().await {
         match event {
             Event::Path { path: PathId { slot, .. }, from, to, reason } => {
                 tracing::info!(core, slot, ?from, ?to, reason, "path");
+                // Where it came up is an address that has proved right.
+                if to == PathState::Up {
+                    news.notify_one();
+                }
             }
             Event::Reachable(_) => tracing::info!(core, "reachable"),
             Event::Unreachable(_) => tracing::warn!(core, "unreachable"),

@@ -1,7 +1,7 @@
 //! What the daemon shows of itself, and how it is shown.
 
 use crate::config;
-use crate::uplinks::UplinkStatus;
+use crate::uplinks::{Unused, UplinkStatus};
 use anyhow::Context;
 use dataplane::control;
 use dataplane::engine::Counters;
@@ -30,6 +30,9 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) uptime_s: f64,
     pub(crate) uplinks: Vec<UplinkStatus>,
+    /// Interfaces that could be uplinks and are not used.
+    #[serde(default)]
+    pub(crate) unused: Vec<Unused>,
     pub(crate) node: Snapshot,
     /// What the packet loop counted.
     pub(crate) dataplane: Counters,

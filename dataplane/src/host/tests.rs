@@ -6,7 +6,7 @@ fn sysctl(key: &str) -> Change {
 }
 
 fn rule(from: &str) -> Change {
-    Change::Rule(Rule { from: from.parse().expect("a prefix"), to: None, table: 7700, priority: 7701 })
+    Change::Rule(Rule { by: None, from: from.parse().expect("a prefix"), to: None, table: 7700, priority: 7701 })
 }
 
 #[test]

@@ -16,7 +16,7 @@ slot = 4
 "#;
 
 /// Loads `text` (with a secret beside it); an error without the folder's name.
-fn load(text: &str) -> Result<Config, String> {
+pub(crate) fn load(text: &str) -> Result<Config, String> {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("mspmb-config-{}-{number}", std::process::id()));
@@ -28,6 +28,33 @@ fn load(text: &str) -> Result<Config, String> {
     let result = Config::load(&path);
     std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
     result.map_err(|error| error.to_string().replace(&format!("{}/", folder.display()), ""))
+}
+
+#[test]
+fn without_uplinks_they_are_found_and_without_finding_there_must_be_one() {
+    let (few, _) = GOOD.split_once("[[uplink]]").expect("it has uplinks");
+    let config = load(few).expect("it is good");
+    assert!(config.find && config.uplinks.is_empty());
+    let error = load(&few.replace("middlebox = 7", "middlebox = 7\nfind = false")).expect_err("there is none");
+    let expected = "box.toml:4:8: find: with `find = false` expected at least one [[uplink]]; or leave `find` out, to \
+                    have them found";
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn a_name_of_the_core_is_one_that_a_resolver_can_be_asked_for() {
+    for (text, expected) in [
+        ("Core.Example.net.:51820", "core.example.net:51820"),
+        ("core:1", "core:1"),
+        ("192.0.2.1:51820", "192.0.2.1:51820"),
+        ("[2001:db8::1]:51820", "[2001:db8::1]:51820"),
+    ] {
+        assert_eq!(Endpoint::read(text).map(|endpoint| endpoint.to_string()), Ok(expected.to_owned()));
+    }
+    let long = format!("{}:51820", ["a23456789012345678901234567890"; 9].join("."));
+    for text in ["", ":51820", "a..b:1", "-a.example:1", "192.0.2.300:51820", "a b:1", "core:65536", "core:", &long] {
+        assert_eq!(Endpoint::read(text), Err(None), "{text:?}");
+    }
 }
 
 #[test]
@@ -70,8 +97,8 @@ fn a_wrong_file_is_refused_with_place_key_and_what_was_expected() {
         (
             "192.0.2.1:51820",
             "192.0.2.1",
-            "box.toml:8:14: core.endpoints[0]: \"192.0.2.1\" is not understood: expected an address with a port, \
-          such as 192.0.2.1:51820 or [2001:db8::1]:51820",
+            "box.toml:8:14: core.endpoints[0]: \"192.0.2.1\" is not understood: expected an address or a name with a \
+          port, such as 192.0.2.1:51820, [2001:db8::1]:51820 or core.example.net:51820",
         ),
         (
             "KEY",
@@ -103,6 +130,56 @@ fn a_wrong_file_is_refused_with_place_key_and_what_was_expected() {
             "[core]",
             "[tun]\nmtu = 1200\n[core]",
             "box.toml:6:7: tun.mtu: 1200 does not work: expected 1280 (which IPv6 needs) to 9000 octets",
+        ),
+        (
+            "192.0.2.1:51820",
+            "core.example.net",
+            "box.toml:8:14: core.endpoints[0]: \"core.example.net\" is not understood: expected an address or a name with \
+          a port, such as 192.0.2.1:51820, [2001:db8::1]:51820 or core.example.net:51820",
+        ),
+        (
+            "192.0.2.1:51820",
+            "core.example.net:0",
+            "box.toml:8:14: core.endpoints[0]: core.example.net:0 is nowhere: expected the core's address and port",
+        ),
+        (
+            "middlebox = 7",
+            "middlebox = 7\nlan = [\"msp0\"]",
+            "box.toml:4:8: lan[0]: \"msp0\" is the TUN's name, which is no interface of the LAN",
+        ),
+        (
+            "middlebox = 7",
+            "middlebox = 7\nignore = [\"docker*\", \"wan*\"]",
+            "box.toml:4:22: ignore[1]: \"wan*\" is an uplink of this file (\"wan0\"): it cannot be both",
+        ),
+        (
+            "middlebox = 7",
+            "middlebox = 7\nignore = [\"a b\"]",
+            "box.toml:4:11: ignore[0]: \"a b\" is no name of an interface: expected 1 to 15 characters such as \"wan0\"",
+        ),
+        (
+            "slot = 4",
+            "metered = false\nkeepalive_budget = \"50 MB\"",
+            "box.toml:14:20: uplink[1].keepalive_budget: only a metered uplink has a budget: leave it out, or \
+          `metered = false`",
+        ),
+        (
+            "slot = 4",
+            "keepalive_budget = \"50 MiB\"",
+            "box.toml:13:20: uplink[1].keepalive_budget: \"50 MiB\" is not understood: expected an amount of data such as \
+          \"50 MB\" or \"1 GB\"",
+        ),
+        (
+            "slot = 4",
+            "dns = [\"resolver\"]",
+            "box.toml:13:8: uplink[1].dns[0]: \"resolver\" is not understood: expected an address, such as 192.0.2.1 or \
+          2001:db8::1",
+        ),
+        (
+            "slot = 4",
+            "nat64 = \"64:ff9b::/95\"",
+            "box.toml:13:9: uplink[1].nat64: 64:ff9b::/95 is no prefix of a NAT64: expected one of IPv6 with a length of \
+          32, 40, 48, 56, 64 or 96, such as 64:ff9b::/96",
         ),
         ("/run/box/control.sock", "control.sock", "box.toml:4:11: control: expected a path that begins with /"),
     ];
