@@ -21,6 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 
 /// Tokens of what is waited for besides sockets, whose tokens are small.
@@ -36,6 +37,11 @@ const READY: usize = 32;
 /// buffer when the deadline passed (4 MiB) has been read after that many batches; with a flood behind it, time-outs
 /// must happen all the same.
 const PUT_OFF: u32 = 128;
+
+/// A round that comes so much later than it should have: the process stood still (SIGSTOP, a paused machine, no
+/// processor). Longer than any round of work, and than a busy machine lets a process wait; what is shorter does no harm,
+/// since sockets are read before deadlines are judged.
+const STALL: Duration = Duration::from_millis(300);
 
 /// What the loop could not do, and how much it did, since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,26 +301,32 @@ impl Engine {
     fn run(mut self) -> Result<(), EngineError> {
         let mut ready = Vec::with_capacity(READY);
         let mut put_off = 0;
+        let mut last_round = clock::now();
         loop {
+            let expected = self.node.poll_timeout().map(|deadline| deadline.at.max(last_round));
             self.wait(&mut ready)?;
             let now = clock::now();
+            let waited = now.since(std::mem::replace(&mut last_round, now));
+            if expected.is_some_and(|at| now.since(at) >= STALL) {
+                self.catch_up(now, waited)?;
+            }
             // A deadline that has passed proves silence only of what was listened to: then all sockets are read, also
             // those that became readable between the wait and the reading of the clock.
             let due = self.node.poll_timeout().is_some_and(|deadline| deadline.at <= now);
             let mut all_read = true;
             if due {
                 for token in self.sockets.tokens() {
-                    all_read &= !self.drain_socket(token, now)?;
+                    all_read &= !self.drain_socket(token, now, Duration::ZERO)?;
                 }
             } else {
                 for event in ready.iter().filter(|event| event.data.u64() < CLOCK) {
-                    self.drain_socket(event.data.u64(), now)?;
+                    self.drain_socket(event.data.u64(), now, Duration::ZERO)?;
                 }
             }
             let has = |token| ready.iter().any(|event| event.data.u64() == token);
             if has(TUN) {
                 self.tun.receive(&mut self.counters).map_err(|error| self.tun_gone(error))?;
-                self.node.handle_ip(now, self.tun.packets(), &mut self.out);
+                self.node.handle_ip(now, Duration::ZERO, self.tun.packets(), &mut self.out);
                 self.flush()?;
             }
             if has(CLOCK) && self.clock.was_set() {
@@ -338,6 +350,32 @@ impl Engine {
         }
     }
 
+    /// After a stall: what has piled up meanwhile is read to its end, and the node knows how old it may be. What comes
+    /// during that is taken for as old: little, and of a kind that is sent again.
+    fn catch_up(&mut self, now: Instant, waited: Duration) -> Result<(), EngineError> {
+        tracing::warn!(
+            seconds = waited.as_secs_f64(),
+            "the process stood still; what is older than a second is dropped"
+        );
+        self.node.stood_still(now);
+        for token in self.sockets.tokens() {
+            for _ in 0..PUT_OFF {
+                if !self.drain_socket(token, now, waited)? {
+                    break;
+                }
+            }
+        }
+        for _ in 0..PUT_OFF {
+            self.tun.receive(&mut self.counters).map_err(|error| self.tun_gone(error))?;
+            if self.tun.is_empty() {
+                break;
+            }
+            self.node.handle_ip(now, waited, self.tun.packets(), &mut self.out);
+            self.flush()?;
+        }
+        Ok(())
+    }
+
     /// Sleeps until something is readable or the node's deadline has come. The kernel takes nanoseconds and never
     /// returns early, so a deadline is not met by spinning the last millisecond before it.
     fn wait(&self, ready: &mut Vec<epoll::Event>) -> Result<(), EngineError> {
@@ -353,12 +391,12 @@ impl Engine {
         }
     }
 
-    /// Reads one batch from a socket; whether there may be more.
-    fn drain_socket(&mut self, token: u64, now: Instant) -> Result<bool, EngineError> {
+    /// Reads one batch from a socket, which has waited for so long at most; whether there may be more.
+    fn drain_socket(&mut self, token: u64, now: Instant, waited: Duration) -> Result<bool, EngineError> {
         let Engine { node, tun, sockets, received, out, counters, .. } = self;
         let Some((link, socket)) = sockets.by_token(token) else { return Ok(false) };
         let mut gone = None;
-        let more = received.drain(link, socket, counters, |datagrams, counters| {
+        let more = received.drain(link, socket, waited, counters, |datagrams, counters| {
             node.handle_datagrams(now, datagrams, out);
             sockets.send(out, counters);
             gone = tun.send(out.deliveries(), counters).err().or(gone.take());

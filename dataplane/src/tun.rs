@@ -119,6 +119,11 @@ impl Tun {
         Ok(())
     }
 
+    /// Whether the last reading brought nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
     /// What was read last.
     pub(crate) fn packets(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.packets.iter_mut().zip(&self.sizes).take(self.filled).map(|(packet, &size)| &mut packet[..size])

@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Type};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// What a socket's buffers hold, in octets: 30 ms at 1 Gbit/s, longer than the loop is ever kept from a socket by the
 /// others. The kernel books about twice that for its own structures.
@@ -221,11 +222,13 @@ impl Received {
         Received { buffers: vec![vec![0; LARGEST]; BATCH_SIZE], meta: [RecvMeta::default(); BATCH_SIZE] }
     }
 
-    /// Reads one batch and hands it to `handle` in portions. Whether the socket may have more.
+    /// Reads one batch, which has waited for so long at most, and hands it to `handle` in portions. Whether the socket may
+    /// have more.
     pub(crate) fn drain(
         &mut self,
         link: LinkId,
         socket: &Socket,
+        waited: Duration,
         counters: &mut Counters,
         mut handle: impl FnMut(&mut dyn Iterator<Item = Datagram<'_>>, &mut Counters),
     ) -> bool {
@@ -259,7 +262,7 @@ impl Received {
                 handed += message.map_or(0, |(meta, _)| datagrams_in(meta));
                 message
             })
-            .flat_map(|(meta, buffer)| split(link, meta, buffer));
+            .flat_map(|(meta, buffer)| split(link, waited, meta, buffer));
             handle(&mut portion, counters);
             // A handler that stops early has dropped the rest: it must not get them again.
             portion.for_each(drop);
@@ -270,12 +273,17 @@ impl Received {
 }
 
 /// The datagrams of one message, as GRO put them side by side.
-fn split<'a>(link: LinkId, meta: &RecvMeta, buffer: &'a [u8]) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
+fn split<'a>(
+    link: LinkId,
+    waited: Duration,
+    meta: &RecvMeta,
+    buffer: &'a [u8],
+) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
     let RecvMeta { addr: from, dst_ip: to, ecn, len, stride } = *meta;
     let ecn = ecn.map_or(0, |ecn| ecn as u8);
     (0..datagrams_in(meta)).map(move |index| {
         let data = &buffer[index * stride..len.min((index + 1) * stride)];
-        Datagram { link, from, to, ecn, data }
+        Datagram { link, from, to, ecn, waited, data }
     })
 }
 
@@ -325,7 +333,7 @@ mod tests {
     /// What a socket receives, as (octets, ECN bits, to).
     fn drain(received: &mut Received, socket: &Socket, counters: &mut Counters) -> Vec<(Vec<u8>, u8, Option<IpAddr>)> {
         let mut all = Vec::new();
-        received.drain(LinkId(3), socket, counters, |datagrams, _| {
+        received.drain(LinkId(3), socket, Duration::ZERO, counters, |datagrams, _| {
             all.extend(datagrams.map(|datagram| {
                 assert_eq!(datagram.link, LinkId(3));
                 (datagram.data.to_vec(), datagram.ecn, datagram.to)

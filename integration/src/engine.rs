@@ -85,13 +85,13 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
     let status = watch.finish();
     live.end();
     traffic::end(captures)?;
-    // What the end of the daemons does to routes is no part of the run.
+    // What the end of the daemons does to routes, and what the kernel says of their closed ports, is no part of the run.
     let over_ms = clock.now_ms();
+    let filters = stage.filtered()?;
     stage.stop_all(clock);
     if scenario.sets_clock() {
         stage.notes.push("the wall clock was set: when BIRD saw routes cannot be told, and is left out".to_owned());
     }
-    let filters = stage.filtered()?;
     let bgp = stage.bird_logs().iter().flat_map(|log| bgp_events(log, clock.start_unix_ns())).collect();
     let mut report = Report {
         schema: report::SCHEMA,

@@ -2,16 +2,16 @@
 
 pub mod build;
 mod change;
-mod drops;
 mod filter;
 mod netlink;
 mod netns;
+mod router;
 
 pub(crate) use change::Renumbering;
-pub use drops::Filter;
-pub(crate) use filter::dropped;
+pub use filter::Filter;
 pub use netlink::{Netlink, Protocol};
 pub use netns::Namespace;
+pub(crate) use router::dropped;
 
 use crate::meter::Span;
 use serde::{Deserialize, Deserializer};

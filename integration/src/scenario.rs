@@ -302,11 +302,11 @@ pub struct Link {
     pub far: End,
     /// The MTU of both ends.
     pub mtu: Option<u32>,
-    /// What it drops in silence.
-    pub filter: Option<Filter>,
     /// The near end's interface is there from the start; if not, `plug` brings it.
     #[serde(default = "yes")]
     pub plugged: bool,
+    /// What it drops in silence.
+    pub filter: Option<Filter>,
     /// One-way delay.
     pub delay: Option<Span>,
     /// Its variation, to either side.
@@ -431,9 +431,6 @@ impl Scenario {
             if let Some(name) = &step.host {
                 host(name, at("host"))?;
             }
-            if let Some(problem) = step.filter.as_ref().and_then(Filter::problem) {
-                return Err((at("filter"), problem.into()));
-            }
             let lacks = step.lacks();
             if let Some(key) = lacks {
                 return Err((at("do"), format!("{} needs `{key}`", step.label())));
@@ -503,11 +500,10 @@ impl Scenario {
         self.clock.is_some() || self.timeline.iter().any(|step| step.action == Action::SetClock)
     }
 
-    /// The links that have a filter at any time.
-    pub fn filtered(&self) -> BTreeSet<String> {
-        let steps = self.timeline.iter().filter(|step| step.action == Action::Filter).flat_map(Step::links);
-        let links = self.links.iter().filter(|(_, link)| link.filter.is_some()).map(|(name, _)| name.as_str());
-        steps.chain(links).map(str::to_owned).collect()
+    /// Whether a link has a filter at any time.
+    pub fn filters(&self, link: &str) -> bool {
+        let steps = self.timeline.iter().filter(|step| step.action == Action::Filter);
+        self.links.get(link).is_some_and(|l| l.filter.is_some()) || steps.flat_map(Step::links).any(|l| l == link)
     }
 
     /// Whether our own daemons take part.

@@ -140,7 +140,7 @@ impl<'a> Simulation<'a> {
                 Action::Cut | Action::CutUp | Action::CutDown | Action::CarrierDown | Action::Heal => true,
                 Action::Flap | Action::FlapCarrier | Action::Netem | Action::Mark => true,
                 Action::Kill | Action::Start => step.host.as_deref().is_some_and(|host| self.end(host).is_some()),
-                // Processes, interfaces, NATs and clocks are the kernel's.
+                // Processes, interfaces, NATs, filters and clocks are the kernel's.
                 _ => false,
             };
             let uplinks_only = step.links().all(|link| self.slot(link).is_some());

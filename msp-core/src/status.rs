@@ -184,7 +184,7 @@ impl Status {
         text += &self.reload_errors();
         text += "\n";
         let header =
-            ["SITE", "STATE", "PATH", "STATE", "SINCE", "RTT", "LOSS", "ENDPOINT", "SENT", "RECEIVED", "REASON"];
+            ["SITE", "STATE", "PATH", "STATE", "SINCE", "RTT", "LOSS", "MTU", "ENDPOINT", "SENT", "RECEIVED", "REASON"];
         let mut rows = vec![header.map(str::to_owned)];
         for site in &self.sites {
             let peer = self.node.peers.iter().find(|peer| peer.id == site.id);
@@ -196,8 +196,8 @@ impl Status {
                 rows.push(path_row(name, state, peer, path));
             }
             if let Some([name, state]) = first {
-                let mut row = <[String; 11]>::default();
-                (row[0], row[1], row[10]) = (name, state, "no path has been up yet".into());
+                let mut row = <[String; 12]>::default();
+                (row[0], row[1], row[11]) = (name, state, "no path has been up yet".into());
                 rows.push(row);
             }
         }
@@ -250,7 +250,7 @@ impl BgpStatus {
     }
 }
 
-fn path_row(name: String, state: String, peer: &PeerSnapshot, path: &PathSnapshot) -> [String; 11] {
+fn path_row(name: String, state: String, peer: &PeerSnapshot, path: &PathSnapshot) -> [String; 12] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     let current = if peer.current_slot == Some(path.id.slot) { "*" } else { "" };
     [
@@ -261,6 +261,7 @@ fn path_row(name: String, state: String, peer: &PeerSnapshot, path: &PathSnapsho
         duration(Duration::try_from_secs_f64(path.since_s).unwrap_or_default()),
         or_dash(path.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),
         or_dash(path.loss.map(|loss| format!("{:.1} %", loss * 100.0))),
+        or_dash(path.mtu.map(|mtu| mtu.to_string())),
         or_dash(path.endpoint.map(|endpoint| endpoint.to_string())),
         bytes(path.tx.bytes),
         bytes(path.rx.bytes),

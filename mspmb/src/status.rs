@@ -66,7 +66,7 @@ pub(crate) fn show(path: &Path, json: bool, watch: bool) -> anyhow::Result<()> {
 /// The whole, for people.
 fn table(status: &Status) -> String {
     let mut rows = vec![
-        ["SLOT", "UPLINK", "STATE", "SINCE", "RTT", "LOSS", "SENT", "RECEIVED", "FROM", "TO", ""]
+        ["SLOT", "UPLINK", "STATE", "SINCE", "RTT", "LOSS", "MTU", "SENT", "RECEIVED", "FROM", "TO", ""]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -89,6 +89,9 @@ fn table(status: &Status) -> String {
             peer.rx.packets,
             octets(peer.rx.bytes)
         );
+        if peer.fragmented + peer.reassembled > 0 {
+            let _ = write!(text, "; in fragments {} sent, {} received", peer.fragmented, peer.reassembled);
+        }
     }
     text.push_str("\n\n");
     text.push_str(&aligned(&rows));
@@ -112,6 +115,7 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
         Some(PathState::Absent) => "absent",
         Some(PathState::Down) => "DOWN",
         Some(PathState::Suspect) => "suspect",
+        Some(PathState::Impaired) => "IMPAIRED",
         Some(PathState::Up) if used => "up, used",
         Some(PathState::Up) => "up",
     };
@@ -127,6 +131,7 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
         path.map_or_else(dash, |path| span(path.since_s)),
         path.and_then(|path| path.rtt_ms).map_or_else(dash, |rtt| format!("{rtt:.1} ms")),
         path.and_then(|path| path.loss).map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0)),
+        path.and_then(|path| path.mtu).map_or_else(dash, |mtu| mtu.to_string()),
         path.map_or_else(dash, |path| octets(path.tx.bytes)),
         path.map_or_else(dash, |path| octets(path.rx.bytes)),
         uplink.local.map_or_else(dash, |local| local.to_string()),

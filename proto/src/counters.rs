@@ -60,6 +60,8 @@ drop_reasons! {
     PeerDestination => "peer_destination",
     /// from a peer: an ICMP error that quotes a packet the peer cannot have received
     PeerQuote => "peer_quote",
+    /// from the TUN or a peer: it waited for more than a second, while this process stood still
+    Stale => "stale",
     /// from a peer: a link message that cannot be read
     LinkMessageMalformed => "link_message_malformed",
     /// from a peer: a version of the link messages that we don't speak

@@ -11,12 +11,15 @@
 //!     ^                                                                                                |
 //!     +------------------------------ a receipt for something new ------------------------------------+
 //!
+//!   [Up], [Suspect] --- large ones are lost, small ones arrive ---> [Impaired] --- large ones arrive ---> [Up]
+//!
 //!   any --- the uplink is gone ---> [Absent] --- the uplink is there ---> [Down]
 //! ```
 //! Suspicion changes nothing yet for the flows: the path is asked (a PING each 20 ms), and one lost packet at the end of
 //! a burst is forgiven a round trip later. A path that came back is on probation: it is used where nothing better is
 //! there, and takes flows back from another only after having held for a while, the longer the more often it failed.
 
+use crate::impairment::Impairment;
 use crate::node::PathState;
 use crate::sent::SentLog;
 use crate::tunnel::PacketId;
@@ -120,6 +123,8 @@ pub(crate) struct Transition {
 pub(crate) struct Wants {
     /// A PING, if there is a session.
     pub(crate) ping: bool,
+    /// A second one, in a datagram of this length.
+    pub(crate) large: Option<u16>,
     /// An initiation, if this end initiates.
     pub(crate) initiation: bool,
 }
@@ -137,6 +142,8 @@ pub(crate) struct Surroundings {
     pub(crate) active: bool,
     /// How the box asks on the path while that is not so; `None`: it has not said.
     pub(crate) keepalive: Option<Keepalive>,
+    /// The largest datagram that the path carries.
+    pub(crate) largest: u16,
 }
 
 /// Health of one path.
@@ -154,6 +161,9 @@ pub(crate) struct Health {
     last_asked: Option<Instant>,
     /// Questions since the path went down.
     asked: u32,
+    impairment: Impairment,
+    /// When something was last acknowledged.
+    acknowledged_at: Instant,
     /// Something came from the peer by this path since it was last asked.
     heard: bool,
     /// When something came from the peer by this path, or a receipt for it by another.
@@ -175,6 +185,8 @@ impl Health {
             loss: 0.0,
             last_asked: None,
             asked: 0,
+            impairment: Impairment::default(),
+            acknowledged_at: now,
             heard: false,
             sign_of_life: now,
             failures: 0,
@@ -232,16 +244,23 @@ impl Health {
     }
 
     /// Takes a receipt for packets of this path, which came by the path of slot `via`. `judged` hears the length of each
-    /// datagram that asked for one, and whether it arrived.
+    /// datagram that asked for one, and whether it arrived, and says whether its length tells anything of the path: one that
+    /// is larger than the path carries tells nothing.
     pub(crate) fn on_receipt(
         &mut self,
         receipt: &Receipt,
         via: u8,
         now: Instant,
-        judged: impl FnMut(u16, bool),
+        mut judged: impl FnMut(u16, bool) -> bool,
     ) -> Option<Transition> {
-        let learnt = self.sent.on_receipt(receipt, REORDERING, judged);
-        if let (Some(sent_at), Some(rtt)) = (learnt.largest_sent_at, self.rtt.get_mut(usize::from(via))) {
+        let was_impaired = self.impairment.is_seen();
+        let impairment = &mut self.impairment;
+        let learnt = self.sent.on_receipt(receipt, REORDERING, |len, arrived| {
+            if judged(len, arrived) {
+                impairment.on_judged(len, arrived, now);
+            }
+        });
+        if let (Some(sent_at), Some(rtt)) = (learnt.sample_from, self.rtt.get_mut(usize::from(via))) {
             let delay = Duration::from_micros(receipt.delay_us.into());
             Rtt::sample(rtt, now.since(sent_at).saturating_sub(delay), now);
         }
@@ -255,20 +274,36 @@ impl Health {
             return None;
         }
         self.sign_of_life = now;
+        self.acknowledged_at = now;
         match self.state {
-            PathState::Suspect => self.change(now, PathState::Up, "receipts arrive again"),
-            PathState::Down => {
-                if self.failures > 0 {
-                    let doublings = (self.failures - 1).min(7);
-                    self.probation_until = now + (self.probation * 2u32.pow(doublings)).min(PROBATION_MOST);
+            PathState::Up | PathState::Suspect | PathState::Down if self.impairment.is_seen() => {
+                if !was_impaired {
+                    self.failures += 1;
+                    self.probation = PROBATION;
                 }
+                self.change(now, PathState::Impaired, "larger datagrams are lost while small ones arrive")
+            }
+            PathState::Suspect => self.change(now, PathState::Up, "receipts arrive again"),
+            PathState::Impaired if !self.impairment.is_seen() => {
+                self.begin_probation(now);
+                self.change(now, PathState::Up, "large datagrams arrive again")
+            }
+            PathState::Down => {
+                self.begin_probation(now);
                 self.change(now, PathState::Up, "receipts arrive")
             }
             PathState::Up if self.failures > 0 && now.since(self.since) >= FORGIVEN_AFTER => {
                 self.failures = 0;
                 None
             }
-            PathState::Up | PathState::Absent => None,
+            PathState::Up | PathState::Impaired | PathState::Absent => None,
+        }
+    }
+
+    fn begin_probation(&mut self, now: Instant) {
+        if self.failures > 0 {
+            let doublings = (self.failures - 1).min(7);
+            self.probation_until = now + (self.probation * 2u32.pow(doublings)).min(PROBATION_MOST);
         }
     }
 
@@ -276,6 +311,7 @@ impl Health {
     pub(crate) fn on_presence(&mut self, now: Instant, present: bool) -> Option<Transition> {
         match (present, self.state) {
             (true, PathState::Absent) => {
+                self.impairment = Impairment::default();
                 self.asked = 0;
                 self.last_asked = None;
                 self.change(now, PathState::Down, "the uplink is there; no answer yet")
@@ -290,7 +326,19 @@ impl Health {
     pub(crate) fn on_other_way(&mut self) {
         self.sent.abandon();
         self.rtt = [None; MAX_SLOTS];
+        self.impairment = Impairment::default();
         self.last_asked = None;
+    }
+
+    /// This end stood still until now: what was under way is forgotten, nothing is judged by it, and all is asked anew.
+    pub(crate) fn on_stall(&mut self, now: Instant) {
+        self.sent.forget();
+        self.last_asked = None;
+        self.sign_of_life = now;
+        self.acknowledged_at = now;
+        if self.state == PathState::Suspect {
+            self.since = now;
+        }
     }
 
     /// The peer started anew, or there is a session where there was none: what is open will never be acknowledged.
@@ -317,7 +365,7 @@ impl Health {
 
     /// The peer says that its uplink is gone.
     pub(crate) fn on_lost(&mut self, now: Instant) -> Option<Transition> {
-        if !matches!(self.state, PathState::Up | PathState::Suspect) {
+        if !matches!(self.state, PathState::Up | PathState::Suspect | PathState::Impaired) {
             return None;
         }
         self.fail(now, PathState::Down, PROBATION_ANNOUNCED, "the peer says that its uplink is gone")
@@ -357,6 +405,13 @@ impl Health {
         self.sent.oldest_open().map(|at| at + self.patience())
     }
 
+    /// When an impaired path, which loses most of what is sent, counts as one that may be dead: not even a small question
+    /// was answered.
+    fn unanswered_at(&self, around: Surroundings, now: Instant) -> Option<Instant> {
+        self.sent.oldest_open()?;
+        Some(self.acknowledged_at + self.ask_interval(around, now)? + self.patience())
+    }
+
     /// When the core doubts an idle path on which it only listens.
     fn silent_at(&self, around: Surroundings) -> Option<Instant> {
         let keepalive = around.keepalive.filter(|_| !around.initiator && !around.active)?;
@@ -377,6 +432,8 @@ impl Health {
                 Some(keepalive) => around.initiator.then_some(keepalive.idle),
                 None => Some(PROBE_IDLE),
             },
+            PathState::Impaired if around.active => Some(PROBE_ACTIVE),
+            PathState::Impaired => Some(around.keepalive.map_or(PROBE_IDLE, |keepalive| keepalive.idle)),
             PathState::Suspect => Some(ASK_INTERVAL),
             // A box that asks on a path that is down here is answered by asking back: that proves this direction.
             PathState::Down if !around.initiator => self.heard.then_some(ASK_INTERVAL),
@@ -412,6 +469,7 @@ impl Health {
                 let silent = self.silent_at(around).map(|at| (at, "silent"));
                 [overdue, silent].into_iter().flatten().min()
             }
+            PathState::Impaired => self.unanswered_at(around, now).map(|at| (at, "unanswered")),
             PathState::Suspect => Some((self.confirm_at(around.other_up), "confirm")),
             _ => None,
         };
@@ -430,6 +488,10 @@ impl Health {
                 self.last_asked = None;
                 transition = self.change(now, PathState::Suspect, "the box has not asked for three intervals");
             }
+            PathState::Impaired if self.unanswered_at(around, now).is_some_and(|at| at <= now) => {
+                self.last_asked = None;
+                transition = self.change(now, PathState::Suspect, "nothing is acknowledged, not even what is small");
+            }
             PathState::Suspect if self.confirm_at(around.other_up) <= now => {
                 self.last_asked = None;
                 transition = self.fail(now, PathState::Down, PROBATION, "nothing is acknowledged any more");
@@ -439,6 +501,7 @@ impl Health {
         let mut wants = Wants::default();
         if self.ask_at(around, now).is_some_and(|at| at <= now) {
             wants.ping = true;
+            wants.large = self.impairment.question(around.largest).filter(|_| self.state == PathState::Impaired);
             self.heard = false;
             self.last_asked = Some(now);
             if self.state == PathState::Down {
@@ -460,10 +523,22 @@ mod tests {
         Instant::from_nanos(ms * 1_000_000)
     }
 
-    const ALONE: Surroundings =
-        Surroundings { initiator: true, other_up: false, several_ways: false, active: true, keepalive: None };
-    const PAIRED: Surroundings =
-        Surroundings { initiator: true, other_up: true, several_ways: false, active: true, keepalive: None };
+    const ALONE: Surroundings = Surroundings {
+        initiator: true,
+        other_up: false,
+        several_ways: false,
+        active: true,
+        keepalive: None,
+        largest: 1444,
+    };
+    const PAIRED: Surroundings = Surroundings {
+        initiator: true,
+        other_up: true,
+        several_ways: false,
+        active: true,
+        keepalive: None,
+        largest: 1444,
+    };
 
     /// A path that has sent a packet each millisecond for 200 ms and had a receipt each 10 ms, 20 ms after.
     fn settled() -> (Health, u64) {
@@ -475,7 +550,8 @@ mod tests {
             if ms >= 20 && ms % 10 == 0 {
                 let largest = ms - 20;
                 let ranges = vec![(0, largest)];
-                health.on_receipt(&Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges }, 0, at(ms), |_, _| {});
+                health
+                    .on_receipt(&Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges }, 0, at(ms), |_, _| true);
             }
             health.on_timeout(PAIRED, at(ms));
         }
@@ -508,7 +584,7 @@ mod tests {
         assert!(wants.ping);
         health.on_sent(PacketId { session: 1, number: next }, 100, at(240), true);
         let receipt = Receipt { slot: 0, session: 1, largest: next, delay_us: 0, ranges: vec![(next, next), (0, 190)] };
-        let transition = health.on_receipt(&receipt, 0, at(260), |_, _| {});
+        let transition = health.on_receipt(&receipt, 0, at(260), |_, _| true);
         assert_eq!(transition.map(|t| t.to), Some(PathState::Up));
         assert!(!health.on_probation(at(260)), "it did not fail");
         assert!(health.loss() > 0.0, "what came before the question is lost, and said to be");
@@ -536,7 +612,7 @@ mod tests {
                 &Receipt { slot: 0, session: 1, largest: number, delay_us: 0, ranges: vec![(number, number)] },
                 0,
                 at(now + 20),
-                |_, _| {},
+                |_, _| true,
             );
             assert_eq!(health.state(), PathState::Up);
             probations.push(health.probation_until.since(at(now + 20)).as_secs());
@@ -553,8 +629,14 @@ mod tests {
     #[test]
     fn only_the_initiator_asks_on_a_path_that_is_down() {
         let mut health = Health::new(at(0), true);
-        let core =
-            Surroundings { initiator: false, other_up: false, several_ways: false, active: false, keepalive: None };
+        let core = Surroundings {
+            initiator: false,
+            other_up: false,
+            several_ways: false,
+            active: false,
+            keepalive: None,
+            largest: 1444,
+        };
         assert_eq!(health.deadline(core, at(0)), None);
         assert_eq!(health.on_timeout(core, at(10_000)).1, Wants::default());
         let (_, wants) = health.on_timeout(ALONE, at(10_000));

@@ -21,6 +21,7 @@
 pub mod config;
 mod counters;
 mod health;
+mod impairment;
 pub mod keys;
 mod mtu;
 pub mod node;

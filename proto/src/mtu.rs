@@ -10,12 +10,13 @@
 //!     v                    |                                                  ^    |        than MAX: again
 //!   [Search: MAX] ---------+                                                  |    |
 //!     ^      |  3 lost                                                        |    |
-//!     |      +--> [Search: BASE] --> [Search: the middle of what is open] ----+    |
+//!     |      +--> [Search: BASE] --> [Search: FULL, then the middle] ---------+    |
 //!     |               |  3 lost: LEAST is assumed, search below BASE               |
 //!     |                                                                            |
 //!     +------------- three datagrams above BASE lost, none has arrived ------------+
 //! ```
-//! All sizes are octets of UDP payload. A probe is no data: its loss says nothing of the path's health.
+//! FULL is a packet of the TUN's MTU, sealed; MAX has room for a trailer behind it. All sizes are octets of UDP payload.
+//! A probe is no data: its loss says nothing of the path's health.
 
 use crate::Instant;
 use crate::tunnel::{OVERHEAD, PacketId};
@@ -49,16 +50,11 @@ const RAISE_AFTER: Duration = Duration::from_secs(600);
 /// probes that refute a size.
 const BLACK_HOLE: u8 = MAX_PROBES;
 
-/// The largest datagram that is worth looking for: a packet of the TUN's MTU, sealed, with a trailer.
-pub(crate) fn largest(tun_mtu: u16) -> u16 {
-    tun_mtu + OVERHEAD as u16 + TRAILER
-}
-
 /// What is known of one path and direction.
 #[derive(Debug)]
 pub(crate) struct Discovery {
-    /// MAX_PLPMTU.
-    most: u16,
+    /// A packet of the TUN's MTU, sealed.
+    full: u16,
     /// PLPMTU: the largest datagram that is sent.
     size: u16,
     /// `size` is more than an assumption.
@@ -79,6 +75,8 @@ struct Search {
     fits: u16,
     /// The least size known not to.
     too_large: u16,
+    /// See [`Discovery`].
+    full: u16,
     /// The size that is tried.
     candidate: u16,
     /// Its probes so far: an answer to any of them will do.
@@ -90,9 +88,9 @@ struct Search {
 
 impl Search {
     /// A search in which `fits` is known to.
-    fn new(fits: u16, most: u16) -> Search {
-        let probes = [None; MAX_PROBES as usize];
-        Search { fits, too_large: most + 1, candidate: most, probes, tries: 0, due: Instant::ZERO }
+    fn new(fits: u16, full: u16) -> Search {
+        let (probes, most) = ([None; MAX_PROBES as usize], full + TRAILER);
+        Search { fits, too_large: most + 1, full, candidate: most, probes, tries: 0, due: Instant::ZERO }
     }
 
     /// Goes on to the next size. `false`: there is none.
@@ -100,8 +98,9 @@ impl Search {
         if self.too_large - self.fits <= GRANULARITY {
             return false;
         }
-        self.candidate =
-            if self.fits < BASE && BASE < self.too_large { BASE } else { self.fits.midpoint(self.too_large) };
+        let open = self.fits + 1..self.too_large;
+        let telling = [BASE, self.full].into_iter().find(|size| open.contains(size));
+        self.candidate = telling.unwrap_or(self.fits.midpoint(self.too_large));
         self.again();
         true
     }
@@ -114,12 +113,13 @@ impl Search {
 
 impl Discovery {
     /// Nothing known; a search begins as soon as [`Discovery::on_timeout`] is called.
-    pub(crate) fn new(most: u16) -> Self {
+    pub(crate) fn new(tun_mtu: u16) -> Self {
+        let full = tun_mtu + OVERHEAD as u16;
         Discovery {
-            most,
+            full,
             size: BASE,
             measured: false,
-            search: Some(Search::new(LEAST, most)),
+            search: Some(Search::new(LEAST, full)),
             raise_at: None,
             missing: 0,
             least_missing: 0,
@@ -140,7 +140,7 @@ impl Discovery {
 
     /// Another way to the peer: nothing is known of it.
     pub(crate) fn begin_anew(&mut self) {
-        *self = Discovery::new(self.most);
+        *self = Discovery::new(self.full - OVERHEAD as u16);
     }
 
     /// The path works again: probes that were under way when it did not say nothing.
@@ -164,7 +164,7 @@ impl Discovery {
     /// takes far longer than those whose round trips are known (180 ms for 1,444 octets at 64 kbit/s).
     pub(crate) fn on_timeout(&mut self, now: Instant, patience: Duration) -> Option<u16> {
         if self.search.is_none() && self.raise_at.take_if(|at| *at <= now).is_some() {
-            self.search = Some(Search::new(self.size, self.most));
+            self.search = Some(Search::new(self.size, self.full));
         }
         let search = self.search.as_mut().filter(|search| search.due <= now)?;
         if search.tries == MAX_PROBES {
@@ -217,7 +217,7 @@ impl Discovery {
             if self.missing == BLACK_HOLE {
                 // A narrower way, or a burst of losses: what it is the search finds out, beginning with the largest.
                 (self.missing, self.size) = (0, BASE);
-                self.search = Some(Search::new(LEAST, self.most));
+                self.search = Some(Search::new(LEAST, self.full));
             }
         }
     }
@@ -225,7 +225,7 @@ impl Discovery {
     fn go_on(&mut self, now: Instant) {
         self.measured = true;
         if self.search.take_if(|search| !search.next()).is_some() {
-            self.raise_at = (self.size < self.most).then_some(now + RAISE_AFTER);
+            self.raise_at = (self.size < self.full + TRAILER).then_some(now + RAISE_AFTER);
         }
     }
 }
@@ -248,7 +248,7 @@ mod tests {
 
     impl Link {
         fn new() -> Link {
-            Link { discovery: Discovery::new(MOST), now: Instant::ZERO, number: 0, probes: 0 }
+            Link { discovery: Discovery::new(1_380), now: Instant::ZERO, number: 0, probes: 0 }
         }
 
         fn receipt(&self) -> Receipt {
@@ -292,6 +292,13 @@ mod tests {
         assert_eq!(link.discovery.deadline(true), None, "there is nothing more to find");
     }
 
+    #[test]
+    fn what_just_fits_full_packets_is_found_to_the_octet() {
+        let mut link = Link::new();
+        link.settle(|size| size <= 1_412);
+        assert_eq!(link.discovery.size(), 1_412);
+    }
+
     proptest! {
         #[test]
         fn the_search_finds_what_fits(limit in LEAST..1_500) {
@@ -299,7 +306,7 @@ mod tests {
             link.settle(|size| size <= limit);
             let found = link.discovery.measured().expect("a search that has ended");
             prop_assert!(found <= limit.min(MOST) && limit.min(MOST) - found < GRANULARITY, "{} of {}", found, limit);
-            // Nine sizes at worst, each given 7 times 50 ms.
+            // Ten sizes at worst, each given 7 times 50 ms.
             prop_assert!(link.now < Instant::ZERO + Duration::from_secs(4), "it took until {:?}", link.now);
             prop_assert!(link.probes <= 30, "{} probes", link.probes);
         }

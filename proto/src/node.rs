@@ -29,6 +29,8 @@ pub struct Datagram<'a> {
     pub to: Option<IpAddr>,
     /// The ECN bits of its outer header.
     pub ecn: u8,
+    /// How long it waited before this call, at most; zero but after a stall of the process.
+    pub waited: Duration,
     /// Its payload.
     pub data: &'a [u8],
 }
@@ -41,6 +43,8 @@ pub enum PathState {
     Absent,
     /// Nothing comes back.
     Down,
+    /// Small packets arrive and larger ones do not. It is used where nothing better is there.
+    Impaired,
     /// It worked until a moment ago, and something is overdue.
     Suspect,
     /// Packets are known to arrive.
@@ -85,6 +89,10 @@ pub enum Event {
     },
 }
 
+/// An inner packet that waited longer is dropped: who sent it has sent it again or given it up, and a queue of old ones
+/// would only be in the way of the new.
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(1);
+
 /// How often the gate begins to count initiations anew, as its limit is one per second.
 const GATE_TICK: Duration = Duration::from_secs(1);
 
@@ -97,6 +105,8 @@ const GATE_TICK: Duration = Duration::from_secs(1);
 /// | [`Node::handle_timeout`] | the time of [`Node::poll_timeout`] has come and all sockets are drained | the same |
 /// | [`Node::poll_event`] | after any of these | until it returns `None` |
 /// | [`Node::poll_timeout`] | after any call | wait no longer than until then; it may already be past |
+///
+/// After a stall of the process: [`Node::stood_still`], and then all that has waited, with the time it has.
 ///
 /// Calls come from one thread, with `now` never going backwards. A datagram that cannot be sent may be dropped: the
 /// peer's receipts tell. The same calls with the same arguments and seed give the same results (with real WireGuard,
@@ -170,10 +180,21 @@ impl Node {
 
     // ---- from the TUN to a link ----------------------------------------------------------------------------------
 
-    /// Packets from the TUN. They may be changed in place (MSS clamp).
-    pub fn handle_ip<'a>(&mut self, now: Instant, packets: impl IntoIterator<Item = &'a mut [u8]>, out: &mut Output) {
+    /// Packets from the TUN, which have waited there for so long at most (zero but after a stall of the process). They
+    /// may be changed in place (MSS clamp).
+    pub fn handle_ip<'a>(
+        &mut self,
+        now: Instant,
+        waited: Duration,
+        packets: impl IntoIterator<Item = &'a mut [u8]>,
+        out: &mut Output,
+    ) {
         let mut touched = None;
         for packet in packets {
+            if waited > MAX_AGE {
+                self.drops.add(DropReason::Stale);
+                continue;
+            }
             match self.peer_for(packet) {
                 Ok((at, view)) => {
                     self.settle_before(now, &mut touched, at, out);
@@ -332,6 +353,12 @@ impl Node {
         self.with_each_peer(now, |peer, _| peer.renumbered(link));
     }
 
+    /// This process stood still until now (SIGSTOP, a paused machine, no processor): whatever was or was not heard in
+    /// that time says nothing of any path. To be called before what has waited meanwhile is handled.
+    pub fn stood_still(&mut self, now: Instant) {
+        self.with_each_peer(now, |peer, ctx| peer.stood_still(ctx.now));
+    }
+
     /// The wall clock was set: handshakes from now on carry the new time.
     pub fn clock_stepped(&mut self, now: Instant) {
         self.with_each_peer(now, |peer, _| peer.clock_stepped(now));
@@ -399,6 +426,7 @@ impl Node {
             epoch: self.epoch,
             routes: &self.routes,
             local: self.local.as_ref(),
+            waited: Duration::ZERO,
             mtu: self.mtu,
             scratch: &mut self.scratch,
         };

@@ -2,7 +2,7 @@
 
 use crate::config::{PathConfig, PeerKind};
 use crate::health::{Health, Surroundings, Transition, Wants};
-use crate::mtu::{self, Discovery};
+use crate::mtu::Discovery;
 use crate::node::PathState;
 use crate::output::Route;
 use crate::peer::Context;
@@ -10,7 +10,7 @@ use crate::received::ReceivedLog;
 use crate::schedule::Standing;
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
-use crate::wire::{Fragment, Hello, Item, MAX_MESSAGE, Receipt, Writer};
+use crate::wire::{Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
 use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -79,7 +79,7 @@ impl Path {
             // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
             health: Health::new(now, role == Role::Responder),
             received: ReceivedLog::default(),
-            mtu: Discovery::new(mtu::largest(tun_mtu)),
+            mtu: Discovery::new(tun_mtu),
             endpoints: Vec::new(),
             route: None,
             tick_at: None,
@@ -153,15 +153,21 @@ impl Path {
             return;
         }
         let Some(size) = self.mtu.on_timeout(ctx.now, self.health.patience()) else { return };
+        if let Some(id) = self.send_padded(ctx, size, false) {
+            self.mtu.on_probe(id);
+        }
+    }
+
+    /// A PING that fills a datagram of this length.
+    fn send_padded(&mut self, ctx: &mut Context<'_>, datagram: u16, eliciting: bool) -> Option<PacketId> {
         let mut buffer = std::mem::take(ctx.scratch);
-        buffer.resize(usize::from(size) - OVERHEAD, 0);
+        buffer.resize(usize::from(datagram).saturating_sub(OVERHEAD).max(LEAST_MESSAGE), 0);
         let mut message = Writer::new(&mut buffer);
         message.add(&Item::Ping);
         message.pad();
-        if let Some(id) = self.send_numbered(ctx, message.finish(), false) {
-            self.mtu.on_probe(id);
-        }
+        let id = self.send_numbered(ctx, message.finish(), eliciting);
         *ctx.scratch = buffer;
+        id
     }
 
     /// Sends what a tunnel wrote by itself: a handshake message, or a keepalive with a number.
@@ -243,9 +249,9 @@ impl Path {
             middlebox: ctx.identity.middlebox,
             pop: ctx.identity.pop,
             epoch: ctx.epoch,
-            capabilities: Hello::FRAGMENTS,
             // Only a box has uplinks to say that of.
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
+            capabilities: Hello::FRAGMENTS,
             ..Hello::default()
         });
         self.send_item(ctx, &hello);
@@ -294,7 +300,10 @@ impl Path {
     /// Takes a receipt for packets of this path, which came by the path of slot `via`.
     pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
-        let transition = self.health.on_receipt(receipt, via, now, |len, arrived| self.mtu.on_judged(len, arrived));
+        let transition = self.health.on_receipt(receipt, via, now, |len, arrived| {
+            self.mtu.on_judged(len, arrived);
+            len <= self.mtu.size()
+        });
         if self.health.state() == PathState::Up {
             self.attempts = 0;
         }
@@ -349,12 +358,15 @@ impl Path {
     }
 
     pub(crate) fn alive(&self) -> bool {
-        matches!(self.health.state(), PathState::Up | PathState::Suspect)
+        matches!(self.health.state(), PathState::Up | PathState::Suspect | PathState::Impaired)
     }
 
     /// Sends the questions that its health wants asked.
     pub(crate) fn ask(&mut self, ctx: &mut Context<'_>, wants: Wants, role: Role) {
         let asked = wants.ping && self.send_item(ctx, &Item::Ping);
+        if let Some(len) = wants.large {
+            self.send_padded(ctx, len, true);
+        }
         if role == Role::Initiator && (wants.initiation || (wants.ping && !asked)) {
             self.initiate(ctx);
         }

@@ -3,7 +3,7 @@
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
 use crate::health::{RECEIPT_INTERVAL, Surroundings, Transition};
-use crate::node::{Datagram, Event, PathState};
+use crate::node::{Datagram, Event, MAX_AGE, PathState};
 use crate::output::{Output, Route};
 use crate::packet::{IpView, clamp_mss};
 use crate::path::Path;
@@ -32,6 +32,8 @@ pub(crate) struct Context<'a> {
     pub(crate) epoch: u64,
     /// Which peer has an address.
     pub(crate) routes: &'a Routes<usize>,
+    /// How long the datagram at hand has waited for this process.
+    pub(crate) waited: Duration,
     /// This side's own prefixes; `None`: it stands for all that no peer has.
     pub(crate) local: Option<&'a Routes<()>>,
     /// The TUN's MTU.
@@ -183,7 +185,8 @@ impl Peer {
         };
         let mut alive = [false; MAX_SLOTS];
         for path in &self.paths {
-            alive[usize::from(path.config.slot)] = path.alive();
+            // An impaired one keeps nobody: what flows there is lost.
+            alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
         }
         let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, || spread(&self.paths));
         let (receipts, fragments, id) = (self.receipts(), self.puts_together(), self.fragmented);
@@ -241,6 +244,7 @@ impl Peer {
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
         let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
+        ctx.waited = datagram.waited;
         let path = self.path_mut(slot).ok_or(DropReason::UnknownSession)?;
         let buffer = ctx.out.lend(datagram.data.len());
         let opened = path.tunnel.open(datagram.data, ctx.now, ctx.indices.of(path.at), buffer)?;
@@ -279,6 +283,9 @@ impl Peer {
 
     /// An inner packet, which lies in the buffer lent last.
     fn on_packet(&mut self, ctx: &mut Context<'_>, len: usize) -> Result<(), DropReason> {
+        if ctx.waited > MAX_AGE {
+            return Err(DropReason::Stale);
+        }
         let packet = &mut ctx.out.lend(len)[..len];
         let view = IpView::parse(packet).filter(|view| view.len == len).ok_or(DropReason::PeerMalformed)?;
         let own = |address| ctx.routes.lookup(address) == Some(self.at);
@@ -446,6 +453,7 @@ impl Peer {
             several_ways: path.endpoints.len() > 1,
             active: self.is_active(now) && !(path.metered() && self.current != Some(slot)),
             keepalive: path.keepalive,
+            largest: path.mtu.size(),
         }
     }
 
@@ -572,6 +580,14 @@ impl Peer {
         for path in self.paths.iter_mut().filter(|path| path.config.link == Some(link)) {
             path.health.ask_now();
             path.mtu.begin_anew();
+        }
+    }
+
+    /// This end stood still until now.
+    pub(crate) fn stood_still(&mut self, now: Instant) {
+        for path in &mut self.paths {
+            path.health.on_stall(now);
+            path.mtu.on_up();
         }
     }
 

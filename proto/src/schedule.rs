@@ -21,6 +21,8 @@ pub(crate) enum Standing {
     Probation,
     /// Asked whether it is alive.
     Suspect,
+    /// Loses what is large.
+    Impaired,
     /// Down since a moment: the least bad where there is no other.
     LastResort,
 }
@@ -36,13 +38,15 @@ impl Standing {
             PathState::Up if on_probation => Some(Standing::Probation),
             PathState::Up => Some(Standing::Settled),
             PathState::Suspect => Some(Standing::Suspect),
+            PathState::Impaired => Some(Standing::Impaired),
             PathState::Down if down_for < LAST_RESORT => Some(Standing::LastResort),
             PathState::Down | PathState::Absent => None,
         }
     }
 
-    fn alive(self) -> bool {
-        self != Standing::LastResort
+    /// Whether flows stay where nothing is preferred.
+    fn holds(self) -> bool {
+        self < Standing::Impaired
     }
 }
 
@@ -67,8 +71,11 @@ pub(crate) fn choose(candidates: impl IntoIterator<Item = Candidate>, current: O
     let best = best?;
     let Some(now) = now else { return Some(best.slot) };
     let preferred = (best.preference, best.slot) < (now.preference, now.slot);
-    let leave =
-        if now.standing.alive() { best.standing == Standing::Settled && preferred } else { best.standing.alive() };
+    let leave = if now.standing.holds() {
+        best.standing == Standing::Settled && preferred
+    } else {
+        best.standing < now.standing
+    };
     Some(if leave { best.slot } else { now.slot })
 }
 
@@ -153,6 +160,9 @@ mod tests {
             (&[(0, Probation), (1, Settled)], Some(0), Some(0), "in use while on probation: stays"),
             (&[(0, LastResort), (1, LastResort)], Some(1), Some(1), "all down: where we were"),
             (&[(0, LastResort), (1, Probation)], Some(0), Some(1), "anything alive is better than down"),
+            (&[(0, Impaired), (1, Probation)], Some(0), Some(1), "whole and new is better than impaired"),
+            (&[(0, Impaired), (1, LastResort)], Some(1), Some(0), "impaired is better than down"),
+            (&[(0, Impaired), (1, Impaired)], Some(1), Some(1), "no better, no move"),
             (&[(0, Settled), (1, Suspect)], Some(1), Some(0), "a preferred settled one, away from a suspect"),
         ] {
             assert_eq!(pick(paths, current), chosen, "{why}");

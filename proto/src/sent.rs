@@ -63,6 +63,9 @@ pub(crate) struct Learnt {
     pub(crate) lost: u32,
     /// When the newest packet that the receipt names was sent.
     pub(crate) largest_sent_at: Option<Instant>,
+    /// The same, unless it had been given up for lost: such a one has waited for something, a peer that stood still
+    /// perhaps, and tells no round trip.
+    pub(crate) sample_from: Option<Instant>,
 }
 
 impl SentLog {
@@ -109,7 +112,9 @@ impl SentLog {
         if session.pushed_out.take_if(|(number, _)| *number <= receipt.largest).is_some() {
             learnt.acknowledged += 1;
         }
-        learnt.largest_sent_at = receipt.largest.checked_sub(session.base).map(|at| session.packets[at as usize].at);
+        let largest = receipt.largest.checked_sub(session.base).map(|at| session.packets[at as usize]);
+        learnt.largest_sent_at = largest.map(|packet| packet.at);
+        learnt.sample_from = largest.filter(|packet| packet.fate != Fate::Lost).map(|packet| packet.at);
         let open_from = session.base + session.open_from as u64;
         for &(first, last) in &receipt.ranges {
             for number in first.max(open_from)..=last {
@@ -147,6 +152,11 @@ impl SentLog {
             s.pushed_out.map(|(_, at)| at).or_else(|| s.packets.get(s.open_from).map(|packet| packet.at))
         };
         self.sessions.iter().filter_map(oldest).min()
+    }
+
+    /// Forgets all: this end stood still, and how long anything took is not known.
+    pub(crate) fn forget(&mut self) {
+        self.sessions.clear();
     }
 
     /// Gives up what is open: the path is down, or the peer has started anew and will never acknowledge it.
@@ -224,7 +234,8 @@ mod tests {
         let mut log = log(10);
         assert_eq!(log.oldest_open(), Some(at(0)));
         let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5), |_, _| {});
-        assert_eq!(learnt, Learnt { acknowledged: 5, lost: 0, largest_sent_at: Some(at(4)) });
+        let four = Some(at(4));
+        assert_eq!(learnt, Learnt { acknowledged: 5, lost: 0, largest_sent_at: four, sample_from: four });
         assert_eq!(log.oldest_open(), Some(at(5)));
         log.note(PacketId { session: 1, number: 10 }, 100, at(99), true);
         assert_eq!(log.oldest_open(), Some(at(5)));

@@ -145,8 +145,9 @@ fn loss_slows_the_search_and_harms_nothing_else() {
     let lossy = LinkModel { loss: Loss::Random(0.3), ..link(1_300) };
     let (mut right, seeds) = (0, 50);
     for seed in 0..seeds {
-        // The other link keeps the receipts coming: it is the probes that are tested.
+        // The other link keeps the receipts coming, as it does while there is traffic: it is the probes that are tested.
         let mut world = world(&[lossy, link(1_500)], false, seed);
+        world.add_flow(Flow { interval: ms(50), ..flow(Side::Core, 100, 0, 20_000) });
         world.run_until(at(20_000));
         for side in SIDES {
             let found = path(&world, side, 0).mtu.expect("it was measured");

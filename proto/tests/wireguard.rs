@@ -7,6 +7,7 @@ use proto::{
     PeerId, PeerKind, SecretKey,
 };
 use std::net::SocketAddr;
+use std::time::Duration;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 const CORE: [u8; 32] = [2; 32];
@@ -55,7 +56,11 @@ fn client(secret: [u8; 32]) -> Tunn {
 
 fn give(node: &mut Node, now: Instant, from: SocketAddr, data: &[u8]) -> Output {
     let mut out = Output::new(0);
-    node.handle_datagrams(now, [Datagram { link: LinkId(0), from, to: None, ecn: 0, data }], &mut out);
+    node.handle_datagrams(
+        now,
+        [Datagram { link: LinkId(0), from, to: None, ecn: 0, waited: Duration::ZERO, data }],
+        &mut out,
+    );
     out
 }
 
@@ -102,7 +107,7 @@ fn a_plain_client_reaches_and_is_reached() {
     let confirmation = take(&mut tunn, out.bytes());
     let mut down = packet([8, 8, 8, 8], [198, 51, 100, 9]);
     let mut out = Output::new(0);
-    node.handle_ip(at(1), [&mut down[..]], &mut out);
+    node.handle_ip(at(1), Duration::ZERO, [&mut down[..]], &mut out);
     assert!(out.is_empty(), "an unconfirmed session is not sent on, and nothing is queued to be sent stale");
     give(&mut node, at(10), somewhere(), &confirmation);
     assert_eq!(node.snapshot(at(10)).peers[0].paths[0].state, PathState::Up);
@@ -110,7 +115,7 @@ fn a_plain_client_reaches_and_is_reached() {
     let mut out = give(&mut node, at(20), somewhere(), &seal(&mut tunn, &up));
     assert_eq!(out.deliveries(), [up]);
     let mut out = Output::new(0);
-    node.handle_ip(at(30), [&mut down[..]], &mut out);
+    node.handle_ip(at(30), Duration::ZERO, [&mut down[..]], &mut out);
     assert_eq!(out.transmits().len(), 1);
     assert_eq!(take(&mut tunn, out.bytes()), down);
     // No HELLO, no question, no receipt: it would not know what to do with them.
@@ -185,7 +190,7 @@ fn a_time_stamp_that_went_back_is_accepted_again_within_a_second_and_costs_the_l
     assert_eq!(node.snapshot(at(3100)).peers[0].paths[0].endpoint, endpoint, "no endpoint moved");
     let mut down = packet([8, 8, 8, 8], [198, 51, 100, 9]);
     let mut out = Output::new(0);
-    node.handle_ip(at(3200), [&mut down[..]], &mut out);
+    node.handle_ip(at(3200), Duration::ZERO, [&mut down[..]], &mut out);
     assert_eq!(out.transmits()[0].to, somewhere());
     assert_eq!(take(&mut tunn, out.bytes()), down, "on the session that was confirmed");
 }
@@ -219,7 +224,7 @@ fn many_unconfirmed_handshakes_do_not_replace_the_live_session() {
     assert_eq!(out.deliveries(), [up]);
     let mut down = packet([8, 8, 8, 8], [198, 51, 100, 9]);
     let mut out = Output::new(0);
-    node.handle_ip(at(300), [&mut down[..]], &mut out);
+    node.handle_ip(at(300), Duration::ZERO, [&mut down[..]], &mut out);
     assert_eq!(take(&mut tunn, out.bytes()), down);
 }
 
@@ -232,7 +237,7 @@ fn a_core_never_initiates() {
     for second in 1..60 {
         let mut out = Output::new(0);
         let mut down = packet([8, 8, 8, 8], [198, 51, 100, 9]);
-        node.handle_ip(at(second * 1000), [&mut down[..]], &mut out);
+        node.handle_ip(at(second * 1000), Duration::ZERO, [&mut down[..]], &mut out);
         node.handle_timeout(at(second * 1000), &mut out);
         assert!(out.transmits().iter().all(|transmit| out.bytes()[transmit.range.start] == 4));
     }

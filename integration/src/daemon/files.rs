@@ -133,8 +133,7 @@ impl Files {
         };
         let mut text = format!(
             "schema = 1\nprefixes = {}\nsecret_file = \"secret.key\"\nmiddlebox = {}\ncontrol = \"{}\"\n\
-             state = \"state\"\n[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\n\
-             endpoints = {}\n",
+             state = \"state\"\n[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = {}\n",
             quoted(&middlebox.prefixes),
             middlebox.number,
             self.control(name).display(),

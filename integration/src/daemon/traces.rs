@@ -48,18 +48,22 @@ impl Traces {
     }
 }
 
-/// Without what the world changes: carrier and queue numbers of links that the timeline cuts, ages of routes.
+/// Without what the world changes: carrier and queue numbers of links that the timeline cuts, interface numbers of those
+/// that it plugs in again, ages of routes.
 fn without_state(line: &str) -> String {
     let mut words = Vec::new();
     let mut skip = false;
-    for word in line.split_whitespace() {
+    for (place, word) in line.split_whitespace().enumerate() {
         if std::mem::take(&mut skip) {
             continue;
         }
         match word {
-            "state" | "expires" | "qdisc" => skip = true,
+            "state" | "expires" | "qdisc" | "link-netnsid" => skip = true,
             "linkdown" | "dead" | "NO-CARRIER" => {}
             flags if flags.starts_with('<') => {}
+            number if place == 0 && number.ends_with(':') => {}
+            // "wan0@if2:", with the number of its other end.
+            name if name.ends_with(':') && name.contains("@if") => words.extend(name.split('@').next()),
             _ => words.push(word),
         }
     }
@@ -89,6 +93,9 @@ mod tests {
         let line = "2: wan0@if2: <BROADCAST,UP> mtu 1500 qdisc netem state UP mode DEFAULT";
         let cut = "2: wan0@if2: <NO-CARRIER,BROADCAST,UP> mtu 1500 qdisc noqueue state DOWN mode DEFAULT";
         assert_eq!(without_state(line), without_state(cut));
+        let plugged_in_again =
+            "1001: wan0@if7: <BROADCAST,UP> mtu 1500 qdisc netem state UP mode DEFAULT link-netnsid 0";
+        assert_eq!(without_state(line), without_state(plugged_in_again));
         let before = Traces(["rule: a".to_owned()].into());
         let after = Traces(["rule: a".to_owned(), "rule: b".to_owned()].into());
         assert_eq!(after.beyond(&before), ["new: rule: b"]);

@@ -27,7 +27,8 @@ impl Wall {
             bail!("the wall clock is set only in a guest, never this machine's own: use --kernel virtual or uml");
         }
         let to_ns = match to {
-            WallClock::Day(seconds) => seconds * 1_000_000_000,
+            // Linux lets no clock show less than the time since the start: in 1970 a machine without a battery does just that.
+            WallClock::Day(seconds) => seconds * 1_000_000_000 + nanos(clock_gettime(ClockId::Monotonic)),
             WallClock::Step(seconds) => nanos(clock_gettime(ClockId::Realtime)) + seconds * 1_000_000_000,
             WallClock::Right => nanos(clock_gettime(ClockId::Monotonic)) + self.right_ns,
         };

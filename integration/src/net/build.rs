@@ -1,7 +1,7 @@
 //! From a scenario's hosts and links to namespaces with everything in them.
 
 use super::change::Unplugged;
-use super::{Filter, Namespace, Netlink, Protocol, drops, filter};
+use super::{Filter, Namespace, Netlink, Protocol, filter, router};
 use crate::scenario::{Direction, End, Host, Link, Route, Scenario};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,9 +61,10 @@ impl Network {
         for (name, node) in &network.hosts {
             let script = network.addresses(name, &node.host);
             network.ip(name, &script).with_context(|| format!("cannot address host {name}"))?;
-            filter::set_up(node).with_context(|| format!("cannot set up the filters of router {name}"))?;
+            router::set_up(node).with_context(|| format!("cannot set up the filters of router {name}"))?;
             if node.host.filter_icmp {
-                node.feed(NFT, &drops::icmp_errors()).with_context(|| format!("cannot filter ICMP at host {name}"))?;
+                let script = filter::icmp_errors();
+                node.feed(NFT, &script).with_context(|| format!("cannot filter ICMP at host {name}"))?;
             }
         }
         for (name, link) in &network.links {

@@ -2,8 +2,8 @@
 //! do it.
 
 use super::build::{Network, end_script, route_script};
-use super::filter::{self, Binding};
 use super::netlink::Protocol;
+use super::router::{self, Binding};
 use super::{Namespace, Netlink};
 use crate::scenario::{Link, Route};
 use anyhow::{Context, Result};
@@ -122,7 +122,7 @@ impl Network {
         let mut networks: Vec<IpNet> = addresses.iter().copied().flatten().map(IpNet::trunc).collect();
         networks.sort();
         networks.dedup();
-        filter::set_ingress(node, isp, &networks)
+        router::set_ingress(node, isp, &networks)
     }
 
     /// Pulls the near end out.
@@ -194,7 +194,7 @@ impl Network {
                 Binding::Ports(from, from + 999)
             }
         };
-        filter::rebind(node, isp, &to)?;
+        router::rebind(node, isp, &to)?;
         Netlink::open(&node.namespace, Protocol::Netfilter)?
             .forget_connections()
             .with_context(|| format!("cannot have the NAT of {host} forget its mappings"))

@@ -99,16 +99,6 @@ impl Netlink {
         self.request(RTM_NEWLINK, 0, &message)
     }
 
-    /// Sets an interface's MTU.
-    pub fn set_mtu(&self, interface: &str, mtu: u32) -> io::Result<()> {
-        let mut message = Vec::with_capacity(24);
-        message.extend([0; 4]); // ifinfomsg: family, padding, type
-        message.extend(self.index(interface)?.to_ne_bytes());
-        message.extend([0; 8]); // no flag is changed
-        attribute(&mut message, IFLA_MTU, &mtu.to_ne_bytes());
-        self.request(RTM_NEWLINK, 0, &message)
-    }
-
     /// Moves an interface to another namespace, where it has the number `index`, or the one it has here.
     pub(super) fn move_to(&self, interface: &str, to: &Namespace, index: Option<u32>) -> io::Result<()> {
         let mut message = Vec::with_capacity(32);
@@ -125,6 +115,16 @@ impl Netlink {
     /// Has the namespace forget all connections, and so all mappings of its NAT. A message of [`Protocol::Netfilter`].
     pub(super) fn forget_connections(&self) -> io::Result<()> {
         self.request(CONNECTIONS_DELETE, 0, &[0; 4]) // nfgenmsg: any family
+    }
+
+    /// Sets an interface's MTU.
+    pub fn set_mtu(&self, interface: &str, mtu: u32) -> io::Result<()> {
+        let mut message = Vec::with_capacity(24);
+        message.extend([0; 4]); // ifinfomsg: family, padding, type
+        message.extend(self.index(interface)?.to_ne_bytes());
+        message.extend([0; 8]); // no flags, none changed
+        attribute(&mut message, IFLA_MTU, &mtu.to_ne_bytes());
+        self.request(RTM_NEWLINK, 0, &message)
     }
 
     fn index(&self, interface: &str) -> io::Result<u32> {

@@ -162,6 +162,12 @@ pub struct PeerSample {
     pub current_slot: Option<u8>,
     /// Changes of that slot since the daemon's start.
     pub path_changes: u64,
+    /// Packets sent in fragments.
+    #[serde(default)]
+    pub fragmented: u64,
+    /// Packets put together from fragments.
+    #[serde(default)]
+    pub reassembled: u64,
     /// What was dropped of this peer's, by reason; those of zero left out.
     pub drops: BTreeMap<String, u64>,
     /// Its paths.
@@ -182,6 +188,9 @@ pub struct PathSample {
     /// Seconds since the last handshake.
     #[serde(default)]
     pub handshake_s: Option<f64>,
+    /// The largest inner packet that goes in one datagram.
+    #[serde(default)]
+    pub mtu: Option<u16>,
 }
 
 impl StatusSample {
@@ -195,6 +204,8 @@ impl StatusSample {
             reachable: peer.reachable,
             current_slot: peer.current_slot,
             path_changes: peer.path_changes,
+            fragmented: peer.fragmented,
+            reassembled: peer.reassembled,
             drops: nonzero(&peer.drops),
             paths: peer
                 .paths
@@ -204,7 +215,9 @@ impl StatusSample {
                     state: p.state,
                     rtt_ms: p.rtt_ms,
                     loss: p.loss,
+                    mtu: p.mtu,
                     handshake_s: p.handshake_s,
+                    mtu: p.mtu,
                 })
                 .collect(),
         });

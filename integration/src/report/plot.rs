@@ -365,6 +365,7 @@ impl<'a> Plot<'a> {
             let (class, word) = match state {
                 PathState::Up => ("up", "up"),
                 PathState::Suspect => ("suspect", "suspect"),
+                PathState::Impaired => ("suspect", "impaired"),
                 PathState::Down => ("down", "down"),
                 PathState::Absent => ("absent", "absent"),
             };

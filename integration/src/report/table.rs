@@ -155,6 +155,7 @@ fn paths(node: &StatusSample, colours: bool) -> String {
             let (word, colour) = match path.state {
                 PathState::Up => ("up", GREEN),
                 PathState::Suspect => ("suspect", YELLOW),
+                PathState::Impaired => ("impaired", YELLOW),
                 PathState::Down => ("down", RED),
                 PathState::Absent => ("absent", GREY),
             };

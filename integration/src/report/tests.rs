@@ -72,7 +72,8 @@ fn story() -> Report {
             _ => None,
         };
         for (node, peer) in [("box", "pop-a"), ("core", "home")] {
-            let path = |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None, handshake_s: None };
+            let path =
+                |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None, handshake_s: None, mtu: None };
             status.push(StatusSample {
                 at_ms,
                 node: node.into(),
@@ -82,6 +83,8 @@ fn story() -> Report {
                     reachable: current.is_some(),
                     current_slot: current,
                     path_changes: 0,
+                    fragmented: 0,
+                    reassembled: 0,
                     drops: BTreeMap::new(),
                     paths: vec![path(0, a), path(1, b)],
                 }],

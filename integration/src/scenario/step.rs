@@ -2,7 +2,7 @@
 
 use super::Change;
 use crate::meter::Span;
-use crate::net::Filter;
+use crate::net;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
@@ -40,7 +40,7 @@ pub struct Step {
     /// mtu: the MTU that both ends of the link have from then on.
     pub mtu: Option<u32>,
     /// filter: what the link drops from then on.
-    pub filter: Option<Filter>,
+    pub filter: Option<net::Filter>,
     /// exec: what is run in the host's namespace; it must end with status 0.
     pub command: Option<Vec<String>>,
     /// renumber: the near end's new addresses.
@@ -64,7 +64,7 @@ pub struct Step {
 /// What the wall clock is set to. All hosts of a run have one clock between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WallClock {
-    /// "1970-01-01": the beginning of that day, UTC, in seconds since 1970.
+    /// "1970-01-01": that day, UTC, as long after midnight as the guest runs, in seconds since 1970.
     Day(i64),
     /// "+1d", "-1d": by so many seconds from what it shows.
     Step(i64),
@@ -239,6 +239,9 @@ impl Step {
             Renumber | Unplug | Plug | Rename | Mtu | Filter if no_link => Some("link"),
             Flap | FlapCarrier if self.period.is_none_or(|p| p.0.is_zero()) => Some("period"),
             Flap | FlapCarrier if self.duration.is_none() => Some("for"),
+            // 68 octets is the least that IPv4 knows (RFC 791).
+            Mtu if self.mtu.is_none_or(|mtu| !(68..=65_535).contains(&mtu)) => Some("mtu"),
+            Filter if self.filter.is_none() => Some("filter"),
             Restart | Kill | Stop | Start | Reload | Exec | Rebind | Freeze | Thaw if self.host.is_none() => {
                 Some("host")
             }

@@ -130,8 +130,28 @@ struct End {
     out: Output,
     /// All events, with their time.
     events: Vec<(Instant, Event)>,
-    /// A stopped process: nothing reaches it, and it does nothing.
+    /// A killed process: nothing reaches it, and it does nothing.
     running: bool,
+    /// A process that stands still: what comes waits for it.
+    frozen: Option<Frozen>,
+}
+
+/// What waits for a process that stands still, as the kernel would keep it.
+struct Frozen {
+    since: Instant,
+    datagrams: Vec<InFlight>,
+    octets: usize,
+    packets: Vec<Vec<u8>>,
+}
+
+impl Frozen {
+    /// The receive buffer of a daemon's sockets, and a TUN's queue.
+    const BUFFER: usize = 4 * 1024 * 1024;
+    const QUEUE: usize = 500;
+
+    fn new(since: Instant) -> Self {
+        Frozen { since, datagrams: Vec::new(), octets: 0, packets: Vec::new() }
+    }
 }
 
 struct InFlight {
@@ -187,7 +207,7 @@ impl World {
         let mut rng = StdRng::seed_from_u64(config.seed);
         let ends = [Side::Box, Side::Core].map(|side| {
             let node = Self::node(side, &config, rng.random(), Instant::ZERO);
-            End { node, out: Output::new(0), events: Vec::new(), running: true }
+            End { node, out: Output::new(0), events: Vec::new(), running: true, frozen: None }
         });
         World {
             now: Instant::ZERO,
@@ -365,12 +385,32 @@ impl World {
         self.ends[side as usize].running = false;
     }
 
+    /// An end's process stands still (SIGSTOP, a paused machine).
+    pub fn freeze(&mut self, side: Side) {
+        self.ends[side as usize].frozen = Some(Frozen::new(self.now));
+    }
+
+    /// It goes on: as the daemons' loop does it, with all that has waited.
+    pub fn thaw(&mut self, side: Side) {
+        let Some(frozen) = self.ends[side as usize].frozen.take() else { return };
+        let waited = self.now.since(frozen.since);
+        self.ends[side as usize].node.stood_still(self.now);
+        for datagram in frozen.datagrams {
+            self.receive(&datagram, waited);
+        }
+        let end = &mut self.ends[side as usize];
+        for mut packet in frozen.packets {
+            end.node.handle_ip(self.now, waited, [&mut packet[..]], &mut end.out);
+        }
+        self.settle(side);
+    }
+
     /// An end's process is started anew.
     pub fn start(&mut self, side: Side) {
         let seed = self.rng.random();
         let node = Self::node(side, &self.config, seed, self.now);
         let end = &mut self.ends[side as usize];
-        (end.node, end.running) = (node, true);
+        (end.node, end.running, end.frozen) = (node, true, None);
         self.settle(side);
     }
 
@@ -391,7 +431,13 @@ impl World {
     /// Gives an end a packet from its TUN.
     pub fn offer(&mut self, side: Side, packet: &mut [u8]) {
         let end = &mut self.ends[side as usize];
-        end.node.handle_ip(self.now, [packet], &mut end.out);
+        if let Some(frozen) = &mut end.frozen {
+            if frozen.packets.len() < Frozen::QUEUE {
+                frozen.packets.push(packet.to_vec());
+            }
+            return;
+        }
+        end.node.handle_ip(self.now, Duration::ZERO, [packet], &mut end.out);
         self.settle(side);
     }
 
@@ -401,7 +447,7 @@ impl World {
             let queued = self.queue.peek().map(|entry| entry.0.0);
             let timer = [Side::Box, Side::Core]
                 .into_iter()
-                .filter(|&side| self.ends[side as usize].running)
+                .filter(|&side| self.ends[side as usize].running && self.ends[side as usize].frozen.is_none())
                 .filter_map(|side| Some((self.ends[side as usize].node.poll_timeout()?.at, side)))
                 .min();
             let next = [queued, timer.map(|timer| timer.0)].into_iter().flatten().min();
@@ -435,13 +481,14 @@ impl World {
                 if !end.running {
                     return;
                 }
-                let (link, to) = match datagram.to {
-                    Side::Box => (LinkId(datagram.link as u16), None),
-                    Side::Core => (LinkId(0), Some(datagram.to_address.ip())),
-                };
-                let datagram_view = Datagram { link, from: datagram.from, to, ecn: 0, data: &datagram.data };
-                end.node.handle_datagrams(self.now, [datagram_view], &mut end.out);
-                self.settle(datagram.to);
+                if let Some(frozen) = &mut end.frozen {
+                    if frozen.octets + datagram.data.len() <= Frozen::BUFFER {
+                        frozen.octets += datagram.data.len();
+                        frozen.datagrams.push(datagram);
+                    }
+                    return;
+                }
+                self.receive(&datagram, Duration::ZERO);
             }
             Next::Packet(at) => {
                 if let Some((side, mut packet, next)) = self.traffic.send(at, self.now) {
@@ -454,6 +501,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// An end reads a datagram.
+    fn receive(&mut self, datagram: &InFlight, waited: Duration) {
+        let (link, to) = match datagram.to {
+            Side::Box => (LinkId(datagram.link as u16), None),
+            Side::Core => (LinkId(0), Some(datagram.to_address.ip())),
+        };
+        let view = Datagram { link, from: datagram.from, to, ecn: 0, waited, data: &datagram.data };
+        let end = &mut self.ends[datagram.to as usize];
+        end.node.handle_datagrams(self.now, [view], &mut end.out);
+        self.settle(datagram.to);
     }
 
     /// Takes what an end has produced.

@@ -41,6 +41,8 @@ pub const LEAST_VERSION: u8 = 1;
 
 /// Octets in front of the first item.
 const PREFIX: usize = IPV6_HEADER + 4;
+/// The shortest link message that says anything: a PING.
+pub(crate) const LEAST_MESSAGE: usize = PREFIX + 2;
 /// The longest link message but for probes of the path MTU and fragments, which know what fits: sealed and with outer
 /// headers, it fits into the least MTU of IPv6 (1,280).
 pub const MAX_MESSAGE: usize = 1024;

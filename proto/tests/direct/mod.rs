@@ -92,7 +92,7 @@ impl Direct {
 
     /// Gives an end a packet from its TUN.
     pub(crate) fn offer(&mut self, end: usize, packet: &mut [u8]) {
-        self.ends[end].handle_ip(self.now, [packet], &mut self.outs[end]);
+        self.ends[end].handle_ip(self.now, Duration::ZERO, [packet], &mut self.outs[end]);
         self.exchange();
     }
 
@@ -109,6 +109,7 @@ impl Direct {
                     from: ADDRESSES[end].into(),
                     to: None,
                     ecn: 0,
+                    waited: Duration::ZERO,
                     data: &from.bytes()[transmit.range.clone()],
                 });
                 self.ends[1 - end].handle_datagrams(self.now, datagrams, to);

@@ -48,6 +48,8 @@ fn report(kernel: Kernel) -> Report {
             reachable: true,
             current_slot: Some(0),
             path_changes,
+            fragmented: 0,
+            reassembled: 0,
             drops: BTreeMap::from([("data_replayed".to_owned(), 1)]),
             paths: Vec::new(),
         }],
