@@ -118,7 +118,7 @@ fn a_link_that_narrows_in_mid_flow_is_seen_within_a_second() {
     for (interval, bar) in [(1, ms(300)), (100, ms(1_000))] {
         let mut longest = Duration::ZERO;
         for seed in 0..10 {
-            let mut world = world(&[link(1_500)], false, seed);
+            let mut world = world(&[link(1_500); 2], false, seed);
             for side in SIDES {
                 world.add_flow(Flow { interval: ms(interval), ..flow(side, 1_380, 1_000, 10_000) });
             }
@@ -137,6 +137,7 @@ fn a_link_that_narrows_in_mid_flow_is_seen_within_a_second() {
             for side in SIDES {
                 let found = path(&world, side, 0).mtu;
                 assert!(found.is_some_and(|mtu| (1_233..=1_240).contains(&mtu)), "{found:?}");
+                assert_eq!(world.snapshot(side).peers[0].path_changes, 0, "a narrow path is as good as any");
             }
         }
         println!("longest gap, a packet each {interval} ms, as the link narrows at RTT 20 ms: {longest:?}");
