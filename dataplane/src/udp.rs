@@ -62,6 +62,13 @@ impl Socket {
         Ok(Socket { io, state, local })
     }
 
+    /// The same socket once more: open until both are closed.
+    pub fn share(&self) -> io::Result<Self> {
+        let io = self.io.try_clone()?;
+        let state = UdpSocketState::new((&io).into())?;
+        Ok(Socket { io, state, local: self.local })
+    }
+
     /// The address it is bound to.
     pub fn local(&self) -> SocketAddr {
         self.local

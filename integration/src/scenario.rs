@@ -506,6 +506,13 @@ impl Scenario {
         self.links.get(link).is_some_and(|l| l.filter.is_some()) || steps.flat_map(Step::links).any(|l| l == link)
     }
 
+    /// The links that have a filter at any time.
+    pub fn filtered(&self) -> BTreeSet<String> {
+        let steps = self.timeline.iter().filter(|step| step.action == Action::Filter).flat_map(Step::links);
+        let links = self.links.iter().filter(|(_, link)| link.filter.is_some()).map(|(name, _)| name.as_str());
+        steps.chain(links).map(str::to_owned).collect()
+    }
+
     /// Whether our own daemons take part.
     pub fn has_daemons(&self) -> bool {
         self.daemons && self.hosts.values().any(|host| host.middlebox.is_some() || host.core.is_some())

@@ -421,7 +421,17 @@ fn keepalive(table: &UplinkTable, document: &Document, key: &str) -> Result<Keep
         return Ok(Keepalive::default());
     }
     let Octets(budget) = table.keepalive_budget.map_or(BUDGET, |text| text.0);
-    Ok(Keepalive::metered(budget))
+    let keepalive = Keepalive::metered(budget);
+    // What cannot be kept is brought to the longest interval there is, as a budget of nothing is.
+    if keepalive == Keepalive::metered(0) {
+        let problem = format!(
+            "{} MB cannot be kept: a path is asked at least each {} s, lest a NAT forget it; expected \"45 MB\" or more",
+            budget / 1_000_000,
+            keepalive.idle.as_secs()
+        );
+        return Err(document.error(key, problem));
+    }
+    Ok(keepalive)
 }
 
 #[cfg(test)]

@@ -113,6 +113,11 @@ impl Slots {
             slots.pins[usize::from(uplink.slot)] = Some((uplink.interface.clone(), order));
         }
         for kept in kept {
+            // A slot that the operator has since given to another interface is that one's.
+            let pin = slots.pin(kept.slot);
+            if pin.is_some_and(|pin| kept.pin.as_deref() != Some(pin) && kept.name != pin) {
+                continue;
+            }
             if let Some(holder) = slots.holders.get_mut(usize::from(kept.slot)) {
                 let (name, hardware) = (kept.name.clone(), kept.hardware.clone());
                 *holder = Some(Holder { name, hardware, index: None, metric: u32::MAX, seen: 0 });
@@ -125,7 +130,7 @@ impl Slots {
     pub(crate) fn kept(&self) -> Vec<Kept> {
         let holder = |(holder, slot): (&Option<Holder>, u8)| {
             let Holder { name, hardware, .. } = holder.clone()?;
-            Some(Kept { slot, name, hardware })
+            Some(Kept { slot, name, hardware, pin: self.pin(slot).map(str::to_owned) })
         };
         self.holders.iter().zip(0..).filter_map(holder).collect()
     }

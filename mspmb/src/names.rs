@@ -34,6 +34,8 @@ const AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Du
 const PATIENCE: Duration = Duration::from_secs(12);
 /// How soon a question that got no answer is asked anew, at first and at last.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The latter where octets cost money: a month of it is below 2 MB.
+const RETRY_METERED: Duration = Duration::from_secs(600);
 /// Bounds of the time for which an answer is believed: below, the core's operator wants to move it at once, which the
 /// tunnel's own endpoint follows sooner; above, a lie or a mistake must end.
 const TTL: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
@@ -58,6 +60,18 @@ pub(crate) enum Learnt {
     Dhcpcd,
     /// It is the uplink's next hop: home routers answer questions.
     Gateway,
+}
+
+impl fmt::Display for Learnt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Learnt::Configuration => "configured",
+            Learnt::Networkd => "networkd",
+            Learnt::Resolvconf => "resolvconf",
+            Learnt::Dhcpcd => "dhcpcd",
+            Learnt::Gateway => "gateway",
+        })
+    }
 }
 
 /// A resolver.
@@ -238,7 +252,7 @@ async fn keep_asking(place: Arc<Place>, question: Question, answers: watch::Send
                 let addresses =
                     answers.borrow().get(&question).map(|known| known.addresses.clone()).unwrap_or_default();
                 let wait = retry;
-                retry = (retry * 2).min(RETRY.1);
+                retry = (retry * 2).min(if place.metered { RETRY_METERED } else { RETRY.1 });
                 (Answer { addresses, problem: Some(problem) }, wait)
             }
         };

@@ -120,8 +120,9 @@ impl<'a> Site<'a> {
         let interfaces = self.host.netlink().interfaces().await.context("cannot ask the kernel for the interfaces")?;
         let found = self.uplinks.find(&interfaces);
         let mut wanted = lan::parameters(&self.config.prefixes, &found.uplinks);
-        wanted.extend(lan::inward(&self.config.prefixes, &found.overlaps));
         wanted.extend(lan::routing(&self.config.prefixes, &self.config.tun.name));
+        // Last: whatever stands in the main table, a route that cannot be repeated must not keep the rest from being set.
+        wanted.extend(lan::inward(&self.config.prefixes, &found.overlaps));
         // An interface can go between the looking and the setting, or somebody has set the TUN down.
         let problem = self.host.set(&wanted).await.err().map(|error| error.to_string());
         if problem != self.problem {

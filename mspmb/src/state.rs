@@ -39,6 +39,9 @@ pub(crate) struct Kept {
     pub(crate) name: String,
     /// Its hardware address, if it has one.
     pub(crate) hardware: Option<String>,
+    /// What the configuration called it, if it named an interface for the slot.
+    #[serde(default)]
+    pub(crate) pin: Option<String>,
 }
 
 /// The state on the disk.
@@ -124,7 +127,7 @@ mod tests {
         assert_eq!(read(&path), Ok(State::default()), "a first start");
         let state = State {
             schema: SCHEMA,
-            slots: vec![Kept { slot: 3, name: "wan0".into(), hardware: Some("52:54:00:01:02:03".into()) }],
+            slots: vec![Kept { slot: 3, name: "wan0".into(), hardware: Some("52:54:00:01:02:03".into()), pin: None }],
             core: "key".into(),
             proven: vec!["192.0.2.1:51820".parse().expect("an address")],
         };

@@ -95,6 +95,16 @@ fn table(status: &Status) -> String {
     }
     text.push_str("\n\n");
     text.push_str(&aligned(&rows));
+    text.push('\n');
+    text.push_str(&aligned(&networks(&status.uplinks)));
+    for uplink in &status.uplinks {
+        for note in uplink.warnings.iter().chain(&uplink.unresolved) {
+            let _ = writeln!(text, "{}: {note}", uplink.interface);
+        }
+    }
+    for unused in &status.unused {
+        let _ = writeln!(text, "{} is not used: {}", unused.interface, unused.reason);
+    }
     let drops: Vec<String> = [Some(&status.node.drops), peer.map(|peer| &peer.drops)]
         .into_iter()
         .flatten()
@@ -135,9 +145,29 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
         path.map_or_else(dash, |path| octets(path.tx.bytes)),
         path.map_or_else(dash, |path| octets(path.rx.bytes)),
         uplink.local.map_or_else(dash, |local| local.to_string()),
-        uplink.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
+        path.and_then(|path| path.endpoint).or(uplink.endpoint).map_or_else(dash, |endpoint| endpoint.to_string()),
         why,
     ]
+}
+
+/// What each uplink's network gives it.
+fn networks(uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
+    let header = ["SLOT", "UPLINK", "MTU", "IDLE", "ADDRESSES", "GATEWAYS", "RESOLVERS", "NAT64", "TRIED"];
+    let listed = |texts: Vec<String>| if texts.is_empty() { "-".to_owned() } else { texts.join(" ") };
+    let row = |uplink: &UplinkStatus| {
+        vec![
+            uplink.slot.to_string(),
+            uplink.interface.clone(),
+            uplink.mtu.map_or_else(|| "-".to_owned(), |mtu| mtu.to_string()),
+            format!("{:.0} s{}", uplink.idle_s, if uplink.metered { ", metered" } else { "" }),
+            listed(uplink.addresses.iter().map(ToString::to_string).collect()),
+            listed(uplink.gateways.iter().map(ToString::to_string).collect()),
+            listed(uplink.dns.iter().map(|server| format!("{} ({})", server.address.ip(), server.learnt)).collect()),
+            uplink.nat64.clone().unwrap_or_else(|| "-".to_owned()),
+            listed(uplink.endpoints.iter().map(ToString::to_string).collect()),
+        ]
+    };
+    std::iter::once(header.map(str::to_owned).to_vec()).chain(uplinks.iter().map(row)).collect()
 }
 
 /// Columns as wide as their widest cell.

@@ -122,13 +122,13 @@ struct Link {
 }
 
 /// How a link is used: where one of these differs, it is used anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Told {
     index: Option<u32>,
     /// Its own address of each family.
     local: [Option<IpAddr>; 2],
-    /// What its sockets are bound to.
-    bound: [Option<SocketAddr>; 2],
+    /// The sockets there, which the loop has too.
+    sockets: [Option<Socket>; 2],
     uplink: Uplink,
     /// The candidates that `uplink.endpoints` are.
     candidates: Vec<Candidate>,
@@ -244,8 +244,8 @@ impl<'a> Uplinks<'a> {
     fn note_proven(&mut self, node: &Snapshot) {
         for path in node.peers.iter().flat_map(|peer| &peer.paths) {
             let told = self.links.get(usize::from(path.id.slot)).and_then(|link| link.told.as_ref());
-            let alive = matches!(path.state, PathState::Up | PathState::Suspect);
-            let (Some(told), Some(endpoint), true) = (told, path.endpoint, alive) else { continue };
+            let works = path.state == PathState::Up;
+            let (Some(told), Some(endpoint), true) = (told, path.endpoint, works) else { continue };
             let Some(candidate) = told.candidates.iter().find(|candidate| candidate.to == endpoint) else { continue };
             let given = |endpoint: &Endpoint| *endpoint == Endpoint::Address(candidate.core);
             if !self.proven.contains(&candidate.core) && !self.config.core.endpoints.iter().any(given) {
@@ -299,7 +299,7 @@ impl<'a> Uplinks<'a> {
         let same = link.index == index;
         link.index = index.or(link.index);
 
-        let before = link.told.as_ref().filter(|_| same);
+        let before = link.told.as_ref().filter(|_| same).map_or([None; 2], |told| told.local);
         let local = interface.map_or([None; 2], |interface| own_addresses(interface, &self.config.prefixes, before));
         let ready = interface.is_some_and(|interface| interface.running) && local != [None; 2];
         // Where IPv4 has no way out, it may have one by IPv6.
@@ -318,6 +318,7 @@ impl<'a> Uplinks<'a> {
         status.nat64 = prefix.map(|prefix| prefix.to_string());
         status.unresolved = answers
             .iter()
+            .filter(|(question, _)| nat64 || question.name != nat64::NAME)
             .filter_map(|(question, answer)| Some(format!("{question}: {}", answer.problem.as_ref()?)))
             .collect();
 
@@ -340,7 +341,13 @@ impl<'a> Uplinks<'a> {
             keepalive: pin.map_or_else(Keepalive::default, |pin| pin.keepalive),
         });
         if wanted.is_none() && status.problem.is_none() {
-            status.problem = Some(why_not(interface, local, first, &status.unresolved, &self.config.prefixes));
+            let asked = if answers.is_empty() { &self.config.core.endpoints[..] } else { &[] };
+            let asked = asked.iter().find(|endpoint| matches!(endpoint, Endpoint::Name(..)));
+            let unresolved = match asked {
+                Some(name) => vec![format!("{name}: no answer yet")],
+                None => status.unresolved.clone(),
+            };
+            status.problem = Some(why_not(interface, local, first, &unresolved, &self.config.prefixes));
         }
         self.tell(slot, interface, local, wanted, reachable, status).await
     }
@@ -356,37 +363,43 @@ impl<'a> Uplinks<'a> {
         status: &mut UplinkStatus,
     ) -> anyhow::Result<bool> {
         let link = &mut self.links[usize::from(slot)];
-        let same_sockets = link.told.as_ref().is_some_and(|told| told.local == local && told.index == link.index);
+        let before = link.told.as_ref().filter(|told| told.index == link.index);
+        let same_sockets = before.is_some_and(|told| told.local == local);
         if link.told.as_ref().map(|told| &told.uplink) == wanted.as_ref() && (same_sockets || wanted.is_none()) {
             return Ok(true);
         }
-        let (mut well, mut bound, mut sockets) = (true, [None; 2], None);
-        match (&wanted, interface) {
-            (Some(_), Some(interface)) if !same_sockets => {
-                let mut opened = Vec::new();
-                for address in local.into_iter().flatten() {
-                    match Socket::on_uplink(&interface.name, address) {
-                        Ok(socket) => {
-                            bound[usize::from(address.is_ipv6())] = Some(socket.local());
-                            opened.push(socket);
-                        }
-                        Err(error) => {
-                            well = false;
-                            status.problem = Some(format!("cannot open a socket on {address}: {error}"));
-                        }
-                    }
+        let (mut well, mut sockets) = (true, [None, None]);
+        for (family, address) in local.into_iter().enumerate() {
+            let (Some(address), Some(interface), true) = (address, interface, wanted.is_some()) else { continue };
+            // A family's socket goes on as it is, with its port, when the other's address changes.
+            let kept = before
+                .filter(|told| told.local[family] == Some(address))
+                .and_then(|told| told.sockets[family].as_ref());
+            match kept.map_or_else(|| Socket::on_uplink(&interface.name, address), Socket::share) {
+                Ok(socket) => sockets[family] = Some(socket),
+                Err(error) => {
+                    well = false;
+                    status.problem = Some(format!("cannot open a socket on {address}: {error}"));
                 }
-                sockets = Some(opened);
             }
-            _ => bound = link.told.as_ref().map_or(bound, |told| told.bound),
         }
-        let usable = wanted.filter(|_| bound != [None; 2]);
+        let usable = wanted.filter(|_| sockets.iter().any(Option::is_some));
+        let shared = match same_sockets {
+            true => Ok(None),
+            false => sockets.iter().flatten().map(Socket::share).collect::<Result<Vec<_>, _>>().map(Some),
+        };
         link.told = None;
-        if let Err(error) = self.handle.set_uplink(LinkId(slot.into()), sockets, usable.clone()).await? {
+        let told = match shared {
+            Ok(shared) => self.handle.set_uplink(LinkId(slot.into()), shared, usable.clone()).await?,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = told {
             status.problem = Some(format!("cannot listen on it: {error}"));
             return Ok(false);
         }
-        link.told = usable.map(|uplink| Told { index: link.index, local, bound, uplink, candidates });
+        // Only where there is a socket: for the other family the next look tries again.
+        let local = [0, 1].map(|family| local[family].filter(|_| sockets[family].is_some()));
+        link.told = usable.map(|uplink| Told { index: link.index, local, sockets, uplink, candidates });
         Ok(well)
     }
 
@@ -397,7 +410,8 @@ impl<'a> Uplinks<'a> {
         let in_use = paths.filter(|path| path.id.slot == slot).find_map(|path| path.endpoint);
         status.endpoints.clone_from(&told.uplink.endpoints);
         status.endpoint = in_use.filter(|to| status.endpoints.contains(to)).or(status.endpoints.first().copied());
-        status.local = status.endpoint.and_then(|to| told.bound[usize::from(to.is_ipv6())]);
+        status.local =
+            status.endpoint.and_then(|to| told.sockets[usize::from(to.is_ipv6())].as_ref()).map(Socket::local);
     }
 }
 
@@ -409,12 +423,12 @@ fn has_default(interface: &Interface, ipv4: bool) -> bool {
 /// The address of each family to send from: none of the site's own, one of the Internet before one of a private
 /// IPv6 network (RFC 4193), and the one in use before others, so that an address that comes in addition (a privacy
 /// address, every day) moves nothing.
-fn own_addresses(interface: &Interface, prefixes: &[IpNet], before: Option<&Told>) -> [Option<IpAddr>; 2] {
+fn own_addresses(interface: &Interface, prefixes: &[IpNet], before: [Option<IpAddr>; 2]) -> [Option<IpAddr>; 2] {
     let private = |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unique_local());
     [false, true].map(|ipv6| {
         let family = interface.usable().filter(|address| address.is_ipv6() == ipv6);
         let own = family.filter(|address| !prefixes.iter().any(|prefix| prefix.contains(address)));
-        let in_use = before.and_then(|told| told.local[usize::from(ipv6)]);
+        let in_use = before[usize::from(ipv6)];
         own.min_by_key(|address| (private(address), Some(*address) != in_use))
     })
 }

@@ -161,7 +161,7 @@ impl<'a> Stage<'a> {
         for due in plan {
             clock.sleep_until(due.at.0);
             self.event(clock, &due.name, &due.label)?;
-            let done = timeline::act(&mut self.network, self.scenario, due).and_then(|printed| {
+            let done = timeline::act(&mut self.network, due).and_then(|printed| {
                 self.notes.extend(printed);
                 self.act(due, clock)
             });

@@ -93,7 +93,7 @@ pub(crate) fn plan(scenario: &Scenario, seed: u64) -> Vec<Due> {
 
 /// Does what is due to links, for which nothing is spawned where a run is measured to the millisecond; and runs a
 /// command, of which it returns what it printed.
-pub(crate) fn act(network: &mut Network, scenario: &Scenario, due: &Due) -> Result<Option<String>> {
+pub(crate) fn act(network: &mut Network, due: &Due) -> Result<Option<String>> {
     let step = &due.step;
     for name in step.links() {
         match (due.action, &due.renumbering, &step.to) {

@@ -105,7 +105,7 @@ impl Network {
     /// Makes a link drop what a filter says, and nothing else.
     pub fn set_filter(&self, link: &Link, filter: Option<&Filter>) -> Result<()> {
         for (end, direction) in [(&link.far, Direction::Up), (&link.near, Direction::Down)] {
-            let script = drops::arriving(&end.interface, direction, filter);
+            let script = filter::arriving(&end.interface, direction, filter);
             self.host(&end.host)?.feed(NFT, &script)?;
         }
         Ok(())

@@ -217,7 +217,6 @@ impl StatusSample {
                     loss: p.loss,
                     mtu: p.mtu,
                     handshake_s: p.handshake_s,
-                    mtu: p.mtu,
                 })
                 .collect(),
         });

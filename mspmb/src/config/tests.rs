@@ -42,6 +42,15 @@ fn without_uplinks_they_are_found_and_without_finding_there_must_be_one() {
 }
 
 #[test]
+fn a_metered_uplink_has_a_budget_also_if_the_file_gives_none() {
+    let keepalive = |more: &str| load(&GOOD.replace("slot = 4", more)).expect("it is good").uplinks[1].keepalive;
+    assert_eq!(keepalive("slot = 4"), Keepalive::default());
+    assert_eq!(keepalive("metered = true"), keepalive("keepalive_budget = \"50 MB\""));
+    assert!(keepalive("metered = true").metered);
+    assert!(keepalive("keepalive_budget = \"45 MB\"").idle > keepalive("keepalive_budget = \"1 GB\"").idle);
+}
+
+#[test]
 fn a_name_of_the_core_is_one_that_a_resolver_can_be_asked_for() {
     for (text, expected) in [
         ("Core.Example.net.:51820", "core.example.net:51820"),
@@ -162,6 +171,12 @@ fn a_wrong_file_is_refused_with_place_key_and_what_was_expected() {
             "metered = false\nkeepalive_budget = \"50 MB\"",
             "box.toml:14:20: uplink[1].keepalive_budget: only a metered uplink has a budget: leave it out, or \
           `metered = false`",
+        ),
+        (
+            "slot = 4",
+            "keepalive_budget = \"20 MB\"",
+            "box.toml:13:20: uplink[1].keepalive_budget: 20 MB cannot be kept: a path is asked at least each 25 s, lest a \
+          NAT forget it; expected \"45 MB\" or more",
         ),
         (
             "slot = 4",

@@ -39,15 +39,15 @@ fn all(interfaces: impl IntoIterator<Item = Interface>) -> BTreeMap<u32, Interfa
 }
 
 /// A box that looks again and again.
-struct Box {
+struct Middlebox {
     config: Config,
     slots: Slots,
 }
 
-impl Box {
+impl Middlebox {
     fn new(more: &str, kept: &[Kept]) -> Self {
         let config = config(more);
-        Box { slots: Slots::new(&config, kept), config }
+        Middlebox { slots: Slots::new(&config, kept), config }
     }
 
     /// The slots after a look, as "slot name", and how many have none.
@@ -62,7 +62,7 @@ impl Box {
     }
 
     fn restart(&self, more: &str) -> Self {
-        Box::new(more, &self.slots.kept())
+        Middlebox::new(more, &self.slots.kept())
     }
 }
 
@@ -92,13 +92,16 @@ fn what_has_a_default_route_and_is_not_the_lan_is_an_uplink() {
     assert_eq!(roles_of("", vec![lan, wan("198.51.100.9/24")]), [Role::Lan, Role::Uplink]);
     assert_eq!(roles_of("", vec![wan("198.51.100.9/24")]), [Role::Lan]);
     assert_eq!(roles_of("[[uplink]]\ninterface = \"wan0\"\n", vec![wan("198.51.100.9/24")]), [Role::Both]);
-    let off = config("").find && !load(&FILE.replace("ignore", "find = false\nignore")).is_ok_and(|config| config.find);
-    assert!(off, "without finding there must be one in the file");
+    let mut off = config("[[uplink]]\ninterface = \"wan0\"\n");
+    off.find = false;
+    let there = all([interface(8, "wan1", "192.168.2.2/24", Some(1)), wan("192.168.1.2/24")]);
+    let found: Vec<Role> = roles(&off, &there, &Slots::new(&off, &[])).into_values().collect();
+    assert_eq!(found, [Role::Neither, Role::Uplink], "only what the file names");
 }
 
 #[test]
 fn a_slot_stays_with_its_link_through_rename_pull_and_restart() {
-    let mut at = Box::new("", &[]);
+    let mut at = Middlebox::new("", &[]);
     let (a, b) = (interface(3, "wan0", "192.168.1.2/24", Some(200)), interface(4, "wan1", "192.168.1.3/24", Some(100)));
     assert_eq!(at.look(&all([a.clone(), b.clone()])).0, ["0 wan0", "1 wan1"]);
     assert_eq!(at.slots.preferences()[..2], [1, 0], "by the routes' metrics");
@@ -123,8 +126,8 @@ fn a_slot_stays_with_its_link_through_rename_pull_and_restart() {
 #[test]
 fn the_configuration_pins_slot_and_order_also_under_another_name() {
     let file = "[[uplink]]\ninterface = \"wan1\"\nslot = 5\n[[uplink]]\ninterface = \"wan0\"\nslot = 2\n";
-    let mut at = Box::new(file, &[]);
-    let (a, b) = (interface(3, "wan0", "192.168.1.2/24", Some(1)), interface(4, "wan1", "192.168.1.3/24", None));
+    let mut at = Middlebox::new(file, &[]);
+    let (a, b) = (interface(3, "wan0", "192.168.1.2/24", Some(1)), interface(4, "wan1", "192.168.1.3/24", Some(7)));
     let other = interface(5, "lte0", "10.0.0.2/24", Some(0));
     assert_eq!(at.look(&all([a.clone(), b.clone(), other])).0, ["0 lte0", "2 wan0", "5 wan1"]);
     let preferences = at.slots.preferences();
@@ -132,12 +135,17 @@ fn the_configuration_pins_slot_and_order_also_under_another_name() {
     // Renamed while the box was off, it is known by its hardware.
     let mut at = at.restart(file);
     let renamed = Interface { index: 13, name: "eth3".into(), ..b };
-    assert_eq!(at.look(&all([renamed, a])).0, ["2 wan0", "5 eth3"]);
+    assert_eq!(at.look(&all([renamed.clone(), a.clone()])).0, ["2 wan0", "5 eth3"]);
+    // A slot that the file gives to another interface from now on is not kept for it.
+    let mut at = at.restart("[[uplink]]\ninterface = \"sfp0\"\nslot = 5\n");
+    let new = interface(14, "sfp0", "10.0.0.3/24", None);
+    assert_eq!(at.look(&all([renamed, a])).0, ["1 eth3", "2 wan0"], "0 is lte0's");
+    assert_eq!(at.look(&all([new])).0, ["5 sfp0"]);
 }
 
 #[test]
 fn vlans_of_one_card_keep_each_their_own() {
-    let mut at = Box::new("", &[]);
+    let mut at = Middlebox::new("", &[]);
     let vlan = |index, name: &str| Interface {
         hardware: Some("one card".into()),
         ..interface(index, name, "10.0.0.1/24", Some(1))
@@ -149,7 +157,7 @@ fn vlans_of_one_card_keep_each_their_own() {
 
 #[test]
 fn the_ninth_has_no_slot_until_one_is_away() {
-    let mut at = Box::new("", &[]);
+    let mut at = Middlebox::new("", &[]);
     let nine: Vec<Interface> =
         (1..=9).map(|index| interface(index, &format!("wan{index}"), "10.0.0.1/24", Some(1))).collect();
     assert_eq!(at.look(&all(nine.clone())).1, 1);
@@ -162,7 +170,7 @@ proptest! {
     /// refused only when all are taken by who is there.
     #[test]
     fn slots_are_never_shared_or_lost(steps in prop::collection::vec(prop::collection::btree_map(1u32..14, 0u32..14, 0..12), 1..12)) {
-        let mut at = Box::new("[[uplink]]\ninterface = \"wan3\"\nslot = 6\n", &[]);
+        let mut at = Middlebox::new("[[uplink]]\ninterface = \"wan3\"\nslot = 6\n", &[]);
         let mut before: BTreeMap<u32, u8> = BTreeMap::new();
         for step in steps {
             let mut names = std::collections::HashSet::new();
