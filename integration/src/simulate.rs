@@ -66,7 +66,7 @@ impl<'a> Simulation<'a> {
         let expect = scenario.expect.iter().filter_map(without_kernel).collect();
         let (uplinks, flows, left_out) = (Vec::new(), Vec::new(), Vec::new());
         let mut simulation = Simulation { loaded, site, core: &middlebox.core, uplinks, flows, expect, left_out };
-        for interface in &middlebox.uplinks {
+        for interface in &scenario.uplinks(site) {
             let link = scenario.links.iter().find(|(_, l)| l.near.host == *site && l.near.interface == *interface);
             let (name, link) = link.with_context(|| format!("no link has its near end at {site} {interface}"))?;
             let beyond = simulation.beyond(&link.far.host, name)?;
