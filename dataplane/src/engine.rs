@@ -260,6 +260,8 @@ impl Dataplane {
             received: Received::new(),
             out: Output::new(tun::HEADROOM),
             counters: Counters::default(),
+            now: clock::now(),
+            stalled: Duration::ZERO,
         };
         let thread = std::thread::Builder::new()
             .name("packets".into())
@@ -295,52 +297,52 @@ struct Engine {
     received: Received,
     out: Output,
     counters: Counters,
+    /// As the clock was last read.
+    now: Instant,
+    /// After a stall, how long what is read now may have waited, until all of it has been read.
+    stalled: Duration,
 }
 
 impl Engine {
     fn run(mut self) -> Result<(), EngineError> {
         let mut ready = Vec::with_capacity(READY);
         let mut put_off = 0;
-        let mut last_round = clock::now();
         loop {
-            let expected = self.node.poll_timeout().map(|deadline| deadline.at.max(last_round));
+            let deadline = self.node.poll_timeout().map(|deadline| deadline.at);
             self.wait(&mut ready)?;
-            let now = clock::now();
-            let waited = now.since(std::mem::replace(&mut last_round, now));
-            if expected.is_some_and(|at| now.since(at) >= STALL) {
-                self.catch_up(now, waited)?;
+            self.read_clock(deadline);
+            if self.stalled > Duration::ZERO {
+                self.catch_up()?;
             }
             // A deadline that has passed proves silence only of what was listened to: then all sockets are read, also
             // those that became readable between the wait and the reading of the clock.
-            let due = self.node.poll_timeout().is_some_and(|deadline| deadline.at <= now);
+            let due = self.node.poll_timeout().is_some_and(|deadline| deadline.at <= self.now);
             let mut all_read = true;
             if due {
                 for token in self.sockets.tokens() {
-                    all_read &= !self.drain_socket(token, now, Duration::ZERO)?;
+                    all_read &= !self.drain_socket(token)?;
                 }
             } else {
                 for event in ready.iter().filter(|event| event.data.u64() < CLOCK) {
-                    self.drain_socket(event.data.u64(), now, Duration::ZERO)?;
+                    self.drain_socket(event.data.u64())?;
                 }
             }
             let has = |token| ready.iter().any(|event| event.data.u64() == token);
             if has(TUN) {
-                self.tun.receive(&mut self.counters).map_err(|error| self.tun_gone(error))?;
-                self.node.handle_ip(now, Duration::ZERO, self.tun.packets(), &mut self.out);
-                self.flush()?;
+                self.drain_tun()?;
             }
             if has(CLOCK) && self.clock.was_set() {
                 tracing::info!(unix_time = clock::unix_time().as_secs(), "the wall clock was set");
-                self.node.clock_stepped(now);
+                self.node.clock_stepped(self.now);
             }
-            if has(WAKE) && self.take_messages(now) {
+            if has(WAKE) && self.take_messages() {
                 return Ok(());
             }
             if due {
                 if all_read || put_off >= PUT_OFF {
                     put_off = 0;
-                    self.node.handle_timeout(now, &mut self.out);
-                    debug_assert!(self.node.poll_timeout().is_none_or(|deadline| deadline.at > now));
+                    self.node.handle_timeout(self.now, &mut self.out);
+                    debug_assert!(self.node.poll_timeout().is_none_or(|deadline| deadline.at > self.now));
                     self.flush()?;
                 } else {
                     put_off += 1;
@@ -350,29 +352,34 @@ impl Engine {
         }
     }
 
+    /// Reads the clock, which nobody expects to stand before `expected`. Where it is far beyond that, and beyond the last
+    /// reading, the process stood still in between, and the node is told.
+    fn read_clock(&mut self, expected: Option<Instant>) {
+        let before = std::mem::replace(&mut self.now, clock::now());
+        if expected.is_some_and(|at| self.now.since(at.max(before)) >= STALL) {
+            self.stalled = self.now.since(before);
+            self.node.stood_still(self.now);
+        }
+    }
+
     /// After a stall: what has piled up meanwhile is read to its end, and the node knows how old it may be. What comes
     /// during that is taken for as old: little, and of a kind that is sent again.
-    fn catch_up(&mut self, now: Instant, waited: Duration) -> Result<(), EngineError> {
-        tracing::warn!(
-            seconds = waited.as_secs_f64(),
-            "the process stood still; what is older than a second is dropped"
-        );
-        self.node.stood_still(now);
+    fn catch_up(&mut self) -> Result<(), EngineError> {
+        let seconds = self.stalled.as_secs_f64();
+        tracing::warn!(seconds, "the process stood still; packets that waited for more than a second are dropped");
         for token in self.sockets.tokens() {
             for _ in 0..PUT_OFF {
-                if !self.drain_socket(token, now, waited)? {
+                if !self.drain_socket(token)? {
                     break;
                 }
             }
         }
         for _ in 0..PUT_OFF {
-            self.tun.receive(&mut self.counters).map_err(|error| self.tun_gone(error))?;
-            if self.tun.is_empty() {
+            if !self.drain_tun()? {
                 break;
             }
-            self.node.handle_ip(now, waited, self.tun.packets(), &mut self.out);
-            self.flush()?;
         }
+        self.stalled = Duration::ZERO;
         Ok(())
     }
 
@@ -391,13 +398,16 @@ impl Engine {
         }
     }
 
-    /// Reads one batch from a socket, which has waited for so long at most; whether there may be more.
-    fn drain_socket(&mut self, token: u64, now: Instant, waited: Duration) -> Result<bool, EngineError> {
-        let Engine { node, tun, sockets, received, out, counters, .. } = self;
-        let Some((link, socket)) = sockets.by_token(token) else { return Ok(false) };
+    /// Reads one batch from a socket; whether there may be more.
+    fn drain_socket(&mut self, token: u64) -> Result<bool, EngineError> {
+        let Some((link, socket)) = self.sockets.by_token(token) else { return Ok(false) };
+        let more = self.received.read(socket, &mut self.counters);
+        // A process is stopped where it leaves the kernel: with what it has just read, which may be old by now.
+        self.read_clock(Some(self.now));
+        let Engine { node, tun, sockets, received, out, counters, now, stalled, .. } = self;
         let mut gone = None;
-        let more = received.drain(link, socket, waited, counters, |datagrams, counters| {
-            node.handle_datagrams(now, datagrams, out);
+        received.hand(link, *stalled, counters, |datagrams, counters| {
+            node.handle_datagrams(*now, datagrams, out);
             sockets.send(out, counters);
             gone = tun.send(out.deliveries(), counters).err().or(gone.take());
             out.clear();
@@ -406,6 +416,15 @@ impl Engine {
             Some(error) => Err(self.tun_gone(error)),
             None => Ok(more),
         }
+    }
+
+    /// Reads one batch from the TUN; whether there was anything.
+    fn drain_tun(&mut self) -> Result<bool, EngineError> {
+        self.tun.receive(&mut self.counters).map_err(|error| self.tun_gone(error))?;
+        self.read_clock(Some(self.now));
+        self.node.handle_ip(self.now, self.stalled, self.tun.packets(), &mut self.out);
+        self.flush()?;
+        Ok(!self.tun.is_empty())
     }
 
     fn flush(&mut self) -> Result<(), EngineError> {
@@ -420,16 +439,16 @@ impl Engine {
     }
 
     /// Carries out what was asked; whether to stop.
-    fn take_messages(&mut self, now: Instant) -> bool {
+    fn take_messages(&mut self) -> bool {
         let mut count = [0; 8];
         // Read before the messages: one that comes in between wakes the loop again.
         let _ = rustix::io::read(&*self.wake, &mut count);
         while let Ok(message) = self.inbox.try_recv() {
             match message {
-                Message::Command(command) => command(&mut self.node, &mut self.sockets, now),
+                Message::Command(command) => command(&mut self.node, &mut self.sockets, self.now),
                 Message::Counters(sender) => {
                     // Whoever asked may have gone.
-                    let _ = sender.send((self.node.snapshot(now), self.counters));
+                    let _ = sender.send((self.node.snapshot(self.now), self.counters));
                 }
                 Message::Stop => return true,
             }

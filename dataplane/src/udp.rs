@@ -222,46 +222,49 @@ fn run_length(transmits: &[Transmit], most: usize) -> usize {
 pub(crate) struct Received {
     buffers: Vec<Vec<u8>>,
     meta: [RecvMeta; BATCH_SIZE],
+    /// How many of them were read last.
+    filled: usize,
 }
 
 impl Received {
     pub(crate) fn new() -> Self {
-        Received { buffers: vec![vec![0; LARGEST]; BATCH_SIZE], meta: [RecvMeta::default(); BATCH_SIZE] }
+        Received { buffers: vec![vec![0; LARGEST]; BATCH_SIZE], meta: [RecvMeta::default(); BATCH_SIZE], filled: 0 }
     }
 
-    /// Reads one batch, which has waited for so long at most, and hands it to `handle` in portions. Whether the socket may
-    /// have more.
-    pub(crate) fn drain(
+    /// Reads one batch, for [`Received::hand`]. Whether the socket may have more.
+    pub(crate) fn read(&mut self, socket: &Socket, counters: &mut Counters) -> bool {
+        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = {
+            let mut buffers = self.buffers.iter_mut();
+            std::array::from_fn(|_| IoSliceMut::new(buffers.next().map_or(&mut [], Vec::as_mut_slice)))
+        };
+        self.filled = match socket.state.recv((&socket.io).into(), &mut slices, &mut self.meta) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Nothing to read, yet epoll may have reported an error that is waiting: taken, or it reports for ever.
+                if let Ok(Some(error)) = socket.io.take_error() {
+                    tracing::debug!(%error, local = %socket.local, "error on a socket");
+                    counters.udp_receive_errors += 1;
+                }
+                0
+            }
+            Err(error) => {
+                tracing::debug!(%error, local = %socket.local, "cannot receive");
+                counters.udp_receive_errors += 1;
+                0
+            }
+        };
+        self.filled == BATCH_SIZE
+    }
+
+    /// Hands what was read last, by a link, to `handle` in portions. It has waited for so long at most.
+    pub(crate) fn hand(
         &mut self,
         link: LinkId,
-        socket: &Socket,
         waited: Duration,
         counters: &mut Counters,
         mut handle: impl FnMut(&mut dyn Iterator<Item = Datagram<'_>>, &mut Counters),
-    ) -> bool {
-        let count = {
-            let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = {
-                let mut buffers = self.buffers.iter_mut();
-                std::array::from_fn(|_| IoSliceMut::new(buffers.next().map_or(&mut [], Vec::as_mut_slice)))
-            };
-            match socket.state.recv((&socket.io).into(), &mut slices, &mut self.meta) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // Nothing to read, yet epoll may have reported an error that is waiting: taken, or it reports for ever.
-                    if let Ok(Some(error)) = socket.io.take_error() {
-                        tracing::debug!(%error, local = %socket.local, "error on a socket");
-                        counters.udp_receive_errors += 1;
-                    }
-                    return false;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, local = %socket.local, "cannot receive");
-                    counters.udp_receive_errors += 1;
-                    return false;
-                }
-            }
-        };
-        let mut messages = self.meta[..count].iter().zip(&self.buffers).peekable();
+    ) {
+        let mut messages = self.meta[..self.filled].iter().zip(&self.buffers).peekable();
         while messages.peek().is_some() {
             let mut handed = 0;
             let mut portion = std::iter::from_fn(|| {
@@ -275,7 +278,6 @@ impl Received {
             portion.for_each(drop);
             counters.udp_received += handed as u64;
         }
-        count == BATCH_SIZE
     }
 }
 
@@ -340,7 +342,8 @@ mod tests {
     /// What a socket receives, as (octets, ECN bits, to).
     fn drain(received: &mut Received, socket: &Socket, counters: &mut Counters) -> Vec<(Vec<u8>, u8, Option<IpAddr>)> {
         let mut all = Vec::new();
-        received.drain(LinkId(3), socket, Duration::ZERO, counters, |datagrams, _| {
+        received.read(socket, counters);
+        received.hand(LinkId(3), Duration::ZERO, counters, |datagrams, _| {
             all.extend(datagrams.map(|datagram| {
                 assert_eq!(datagram.link, LinkId(3));
                 (datagram.data.to_vec(), datagram.ecn, datagram.to)

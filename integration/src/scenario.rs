@@ -179,7 +179,8 @@ pub struct Middlebox {
     pub number: u32,
     /// The host of its core.
     pub core: String,
-    /// Its uplinks, in order of preference.
+    /// Its uplinks, in order of preference; without them, it finds them itself.
+    #[serde(default)]
     pub uplinks: Vec<String>,
     /// The site's own prefixes.
     pub prefixes: Vec<IpNet>,
@@ -198,6 +199,19 @@ pub struct Middlebox {
 
 fn default_mtu() -> u16 {
     1380
+}
+
+impl Middlebox {
+    /// The uplinks that the box is told of by name: those in order, then those of which something else is said.
+    pub fn named_uplinks(&self) -> Vec<&String> {
+        let mut named: Vec<&String> = self.uplinks.iter().collect();
+        for uplink in self.dns.keys().chain(self.nat64.keys()) {
+            if !named.contains(&uplink) {
+                named.push(uplink);
+            }
+        }
+        named
+    }
 }
 
 /// What a core is told.
@@ -498,6 +512,22 @@ impl Scenario {
     /// Whether the wall clock is set, for which only a guest will do.
     pub fn sets_clock(&self) -> bool {
         self.clock.is_some() || self.timeline.iter().any(|step| step.action == Action::SetClock)
+    }
+
+    /// The uplinks of a box in order of preference: as it is told, or as it finds them by its default routes.
+    pub fn uplinks(&self, host: &str) -> Vec<String> {
+        let Some(host) = self.hosts.get(host) else { return Vec::new() };
+        let mut uplinks = host.middlebox.as_ref().map(|middlebox| middlebox.uplinks.clone()).unwrap_or_default();
+        if uplinks.is_empty() {
+            let mut routes: Vec<&Route> = host.routes.iter().filter(|route| route.to == "default").collect();
+            routes.sort_by_key(|route| route.metric);
+            for interface in routes.into_iter().filter_map(|route| route.interface.as_ref()) {
+                if !uplinks.contains(interface) {
+                    uplinks.push(interface.clone());
+                }
+            }
+        }
+        uplinks
     }
 
     /// Whether a link has a filter at any time.

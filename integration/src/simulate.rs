@@ -75,7 +75,7 @@ impl<'a> Simulation<'a> {
         let (uplinks, flows, left_out) = (Vec::new(), Vec::new(), Vec::new());
         let mut simulation = Simulation { loaded, site, core: &middlebox.core, uplinks, flows, expect, left_out };
         let mut ways = Vec::new();
-        for interface in &middlebox.uplinks {
+        for interface in &scenario.uplinks(site) {
             let link = scenario.links.iter().find(|(_, l)| l.near.host == *site && l.near.interface == *interface);
             let (name, link) = link.with_context(|| format!("no link has its near end at {site} {interface}"))?;
             let way = simulation.way_to_core(&link.far.host, name)?;

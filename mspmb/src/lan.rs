@@ -10,21 +10,27 @@
 //! | table 7700: `unreachable default`, last | it goes nowhere when there is no TUN: an ISP never sees it |
 //! | table 7701: the main table's routes, but those out by uplinks | the LAN is reached as before |
 //! | table 7701: `unreachable PREFIX` and `blackhole default`, last | and nothing else |
+//! | `from ADDRESS lookup 7710`, for each address and slot (7710 to 7717) | what the kernel sends by itself from an uplink's address leaves by that uplink |
+//! | table 7710: the uplink's routes and the LAN's | |
 //! | main: `unreachable PREFIX`, last | what comes for an address that nobody has is refused, not sent back |
 //!
 //! Packets from the TUN have the site's addresses as destination and are delivered by the main table. The box's own
-//! traffic and everybody else's has other sources, and meets none of this. Without the first rule the box would pass on
-//! what comes for an address that its ISP has just taken back: by the default route, to the other ISP.
+//! traffic from other addresses, and everybody else's, meets none of this. Without the first rule the box would pass on
+//! what comes for an address that its ISP has just taken back: by the default route, to the other ISP. Without the rules
+//! by address the kernel would answer for a closed port of one uplink (ICMP) by the other, whose ISP filters it.
 
 use crate::overlap::Overlaps;
 use dataplane::host::{Change, Sysctl, effective_rp_filter, read_sysctl};
-use dataplane::netlink::{MAIN, Route, Rule, Target};
+use dataplane::netlink::{Interface, MAIN, Route, Rule, Target, Way};
 use ipnet::IpNet;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The table of where packets from an uplink may go; its rules stand before all others of ours.
 const INWARD: u32 = TABLE + 1;
+/// The table of the uplink in slot 0; the others follow. Their rule stands after all others of ours.
+const OF_UPLINK: u32 = TABLE + 10;
+const FROM_OWN: u32 = TABLE + 2;
 const FROM_UPLINKS: u32 = TABLE - 2;
 const TO_SITE: u32 = TABLE - 1;
 /// The table of the site's packets; also where its rules stand among all. Any number that nobody else uses does; these
@@ -67,21 +73,55 @@ pub(crate) fn inward(prefixes: &[IpNet], overlaps: &Overlaps) -> Vec<Change> {
         changes.push(to(everywhere, LAST, Target::Blackhole));
         changes.extend(family.iter().map(|&prefix| to(prefix, LAST, Target::Unreachable)));
         for (interface, way) in overlaps.inward.iter().filter(|(_, way)| same_family(&way.prefix, &everywhere)) {
-            let target = match way.gateway {
-                Some(gateway) => Target::Gateway(gateway, interface.clone()),
-                None => Target::Interface(interface.clone()),
-            };
-            // IPv6 takes 0 for "no metric given" and makes it this one.
-            changes.push(to(way.prefix, if way.metric == 0 { ORDINARY } else { way.metric }, target));
+            changes.push(Change::Route(copy(interface, way, INWARD)));
         }
         let rule = |by, to, priority| Change::Rule(Rule { by, from: everywhere, to, table: INWARD, priority });
         changes.extend(overlaps.uplinks.iter().map(|uplink| rule(Some(uplink.clone()), None, FROM_UPLINKS)));
         let overlapping = overlaps.prefixes.iter().filter(|prefix| same_family(prefix, &everywhere));
         changes.extend(overlapping.map(|&prefix| rule(None, Some(prefix), TO_SITE)));
     }
-    // A table has one route for a prefix and a metric: of two, the main table takes the first.
+    without_twins(changes)
+}
+
+/// What keeps packets from an uplink's address on that uplink, for the uplinks by their slots, in the order in which it
+/// must come. Our own sockets are bound, and need none of it.
+pub(crate) fn outward(prefixes: &[IpNet], uplinks: &[(u8, &Interface)], overlaps: &Overlaps) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (slot, uplink) in uplinks {
+        let table = OF_UPLINK + u32::from(*slot);
+        let of_the_site = |net: &IpNet| prefixes.iter().any(|prefix| prefix.contains(net));
+        let mut own: Vec<&Way> =
+            uplink.routes.iter().filter(|way| way.is_plain() && !of_the_site(&way.prefix)).collect();
+        // A next hop must be known before a route leads to it.
+        own.sort_by_key(|way| way.gateway.is_some());
+        let own = own.into_iter().map(|way| (&uplink.name, way));
+        for (interface, way) in own.chain(overlaps.inward.iter().map(|(name, way)| (name, way))) {
+            changes.push(Change::Route(copy(interface, way, table)));
+        }
+        for address in uplink.usable().map(IpNet::from).filter(|address| !of_the_site(address)) {
+            changes.push(Change::Rule(Rule { by: None, from: address, to: None, table, priority: FROM_OWN }));
+        }
+    }
+    without_twins(changes)
+}
+
+/// A route of the main table for another one.
+fn copy(interface: &str, way: &Way, table: u32) -> Route {
+    let target = match way.gateway {
+        Some(gateway) => Target::Gateway(gateway, interface.to_owned()),
+        None => Target::Interface(interface.to_owned()),
+    };
+    // IPv6 takes 0 for "no metric given" and makes it this one.
+    Route { prefix: way.prefix, table, metric: if way.metric == 0 { ORDINARY } else { way.metric }, target }
+}
+
+/// A table has one route for a prefix and a metric: of two, the first is taken, as the main table does.
+fn without_twins(mut changes: Vec<Change>) -> Vec<Change> {
     let mut seen = HashSet::new();
-    changes.retain(|change| !matches!(change, Change::Route(route) if !seen.insert((route.prefix, route.metric))));
+    changes.retain(|change| match change {
+        Change::Route(route) => seen.insert((route.table, route.prefix, route.metric)),
+        _ => true,
+    });
     changes
 }
 
@@ -148,7 +188,7 @@ pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32]) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dataplane::netlink::Way;
+    use dataplane::netlink::Address;
 
     fn shown(prefixes: &[&str]) -> Vec<String> {
         let prefixes: Vec<IpNet> = prefixes.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
@@ -199,6 +239,48 @@ mod tests {
         overlaps.prefixes = prefixes.into();
         expected.push("rule 7699: from 0.0.0.0/0 to 198.51.100.0/24 lookup 7701");
         assert_eq!(shown(&overlaps), expected);
+    }
+
+    #[test]
+    fn what_is_sent_from_an_uplinks_address_leaves_by_it_or_goes_to_the_lan() {
+        let prefixes: [IpNet; 1] = ["198.51.100.0/24".parse().expect("a prefix")];
+        let net = |text: &str| text.parse::<IpNet>().expect("a network");
+        let way = |prefix, gateway: Option<&str>| Way {
+            prefix: net(prefix),
+            gateway: gateway.map(|text| text.parse().expect("an address")),
+            metric: 100,
+        };
+        let uplink = Interface {
+            index: 3,
+            name: "wan0".into(),
+            running: true,
+            loopback: false,
+            hardware: None,
+            mtu: 1500,
+            addresses: ["192.168.1.2/24", "198.51.100.9/24"]
+                .map(|text| Address { net: net(text), usable: true, secondary: false })
+                .into(),
+            routes: vec![
+                way("0.0.0.0/0", Some("192.168.1.1")),
+                way("192.168.1.0/24", None),
+                way("198.51.100.0/24", None),
+            ],
+        };
+        let overlaps = Overlaps {
+            inward: vec![("lan0".into(), way("198.51.100.0/24", None)), ("lan0".into(), way("192.168.1.0/24", None))],
+            ..Overlaps::default()
+        };
+        let shown: Vec<String> =
+            outward(&prefixes, &[(2, &uplink)], &overlaps).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "route 192.168.1.0/24 dev wan0 table 7712 metric 100",
+                "route 0.0.0.0/0 via 192.168.1.1 dev wan0 table 7712 metric 100",
+                "route 198.51.100.0/24 dev lan0 table 7712 metric 100",
+                "rule 7702: from 192.168.1.2/32 lookup 7712",
+            ]
+        );
     }
 
     #[test]

@@ -81,9 +81,7 @@ pub(crate) fn examine(
     found.uplinks = of(|role| role == Role::Uplink).map(|uplink| uplink.name.clone()).collect();
     let others = of(|role| role != Role::Uplink).filter(|interface| !interface.loopback && interface.name != tun);
     let ways = others.flat_map(|interface| interface.routes.iter().map(|way| (interface.name.clone(), way.clone())));
-    // A next hop of the other family (RFC 5549) is not for a home's LAN, and cannot be said in a `Route`.
-    let plain = |way: &Way| way.gateway.is_none_or(|gateway| gateway.is_ipv4() == way.prefix.addr().is_ipv4());
-    found.inward = ways.filter(|(_, way)| way.prefix.prefix_len() != 0 && plain(way)).collect();
+    found.inward = ways.filter(|(_, way)| way.prefix.prefix_len() != 0 && way.is_plain()).collect();
     // A next hop must be known before a route leads to it.
     found.inward.sort_by_key(|(_, way)| way.gateway.is_some());
     found

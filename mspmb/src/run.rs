@@ -123,6 +123,8 @@ impl<'a> Site<'a> {
         wanted.extend(lan::routing(&self.config.prefixes, &self.config.tun.name));
         // Last: whatever stands in the main table, a route that cannot be repeated must not keep the rest from being set.
         wanted.extend(lan::inward(&self.config.prefixes, &found.overlaps));
+        let slots = found.uplinks.iter().filter_map(|index| Some((self.uplinks.slot(*index)?, interfaces.get(index)?)));
+        wanted.extend(lan::outward(&self.config.prefixes, &slots.collect::<Vec<_>>(), &found.overlaps));
         // An interface can go between the looking and the setting, or somebody has set the TUN down.
         let problem = self.host.set(&wanted).await.err().map(|error| error.to_string());
         if problem != self.problem {

@@ -173,6 +173,11 @@ impl<'a> Uplinks<'a> {
         &self.shown
     }
 
+    /// The slot of an interface that is there.
+    pub(crate) fn slot(&self, index: u32) -> Option<u8> {
+        self.slots.of(index)
+    }
+
     /// Finds out which interfaces are uplinks, and gives them slots.
     pub(crate) fn find(&mut self, interfaces: &BTreeMap<u32, Interface>) -> Found {
         let config = self.config;

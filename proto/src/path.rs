@@ -141,9 +141,11 @@ impl Path {
         sent
     }
 
-    /// When a probe of the path MTU is due. Only a path that is up is probed: elsewhere a lost one would say nothing.
+    /// When a probe of the path MTU is due. Only a path that answers what is small is probed: elsewhere a lost probe would
+    /// say nothing.
     pub(crate) fn probe_at(&self, active: bool) -> Option<Instant> {
-        self.mtu.deadline(active).filter(|_| self.health.state() == PathState::Up && self.tunnel.has_session())
+        let answers = matches!(self.health.state(), PathState::Up | PathState::Impaired);
+        self.mtu.deadline(active).filter(|_| answers && self.tunnel.has_session())
     }
 
     /// Sends the probe of the path MTU that is due: a PING as large as the size that is tried. It is no question to the

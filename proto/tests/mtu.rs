@@ -118,7 +118,7 @@ fn a_link_that_narrows_in_mid_flow_is_seen_within_a_second() {
     for (interval, bar) in [(1, ms(300)), (100, ms(1_000))] {
         let mut longest = Duration::ZERO;
         for seed in 0..10 {
-            let mut world = world(&[link(1_500)], false, seed);
+            let mut world = world(&[link(1_500); 2], false, seed);
             for side in SIDES {
                 world.add_flow(Flow { interval: ms(interval), ..flow(side, 1_380, 1_000, 10_000) });
             }
@@ -137,6 +137,7 @@ fn a_link_that_narrows_in_mid_flow_is_seen_within_a_second() {
             for side in SIDES {
                 let found = path(&world, side, 0).mtu;
                 assert!(found.is_some_and(|mtu| (1_233..=1_240).contains(&mtu)), "{found:?}");
+                assert_eq!(world.snapshot(side).peers[0].path_changes, 0, "a narrow path is as good as any");
             }
         }
         println!("longest gap, a packet each {interval} ms, as the link narrows at RTT 20 ms: {longest:?}");
@@ -290,4 +291,26 @@ fn nothing_but_packets_is_taken_out_of_fragments() {
     assert_eq!(count(DropReason::PeerSource), 2, "a link message, and a fragment of one: {:?}", core.drops);
     assert_eq!(count(DropReason::PeerMalformed), 1, "longer than its header says: {:?}", core.drops);
     assert_eq!((core.reassembled, core.rx.packets), (4, 1), "the packet");
+}
+
+#[test]
+fn a_lone_link_that_narrows_below_what_is_assumed_is_used_as_far_as_it_goes() {
+    let mut world = world(&[link(1_500)], false, 1);
+    for side in SIDES {
+        world.add_flow(flow(side, 1_380, 1_000, 10_000));
+        world.add_flow(flow(side, 1_100, 1_000, 10_000));
+    }
+    world.run_until(at(3_000));
+    for side in SIDES {
+        world.set_model(0, side, link(1_000));
+    }
+    world.run_until(at(10_500));
+    for report in world.reports() {
+        assert!(report.longest_gap.0 < ms(2_000), "{report:?}");
+        assert!(report.last_arrival.is_some_and(|last| last > at(9_900)), "{report:?}");
+    }
+    for side in SIDES {
+        let found = path(&world, side, 0);
+        assert!(found.mtu.is_some_and(|mtu| (933..=940).contains(&mtu)), "{found:?}");
+    }
 }

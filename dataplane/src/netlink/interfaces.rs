@@ -57,6 +57,13 @@ pub struct Way {
     pub metric: u32,
 }
 
+impl Way {
+    /// Its next hop is of its own family, as a [`super::Route`] can say it (RFC 5549 has others).
+    pub fn is_plain(&self) -> bool {
+        self.gateway.is_none_or(|gateway| gateway.is_ipv4() == self.prefix.addr().is_ipv4())
+    }
+}
+
 impl Interface {
     /// Its addresses that packets can be sent from now; those that stay before those that change.
     pub fn usable(&self) -> impl Iterator<Item = IpAddr> + '_ {

@@ -142,7 +142,7 @@ impl Files {
             self.secret(&middlebox.core).public(),
             endpoints,
         );
-        for uplink in &middlebox.uplinks {
+        for uplink in middlebox.named_uplinks() {
             let _ = write!(text, "[[uplink]]\ninterface = \"{uplink}\"\n");
             if let Some(servers) = middlebox.dns.get(uplink) {
                 let _ = writeln!(text, "dns = {}", quoted(servers));
