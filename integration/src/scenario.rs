@@ -182,6 +182,9 @@ pub struct Middlebox {
     /// Its uplinks, in order of preference; without them, it finds them itself.
     #[serde(default)]
     pub uplinks: Vec<String>,
+    /// Those of its uplinks whose octets cost money.
+    #[serde(default)]
+    pub metered: Vec<String>,
     /// The site's own prefixes.
     pub prefixes: Vec<IpNet>,
     /// The core's addresses or names, with ports; without them, the core's own `endpoints`.
@@ -205,7 +208,7 @@ impl Middlebox {
     /// The uplinks that the box is told of by name: those in order, then those of which something else is said.
     pub fn named_uplinks(&self) -> Vec<&String> {
         let mut named: Vec<&String> = self.uplinks.iter().collect();
-        for uplink in self.dns.keys().chain(self.nat64.keys()) {
+        for uplink in self.metered.iter().chain(self.dns.keys()).chain(self.nat64.keys()) {
             if !named.contains(&uplink) {
                 named.push(uplink);
             }

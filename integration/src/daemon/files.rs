@@ -144,6 +144,9 @@ impl Files {
         );
         for uplink in middlebox.named_uplinks() {
             let _ = write!(text, "[[uplink]]\ninterface = \"{uplink}\"\n");
+            if middlebox.metered.contains(uplink) {
+                text.push_str("metered = true\n");
+            }
             if let Some(servers) = middlebox.dns.get(uplink) {
                 let _ = writeln!(text, "dns = {}", quoted(servers));
             }
