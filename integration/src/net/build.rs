@@ -176,9 +176,8 @@ impl Node {
             || host.isp.is_some()
             || host.bird.is_some()
             || host.strict_rp
-            || host.middlebox.is_some()
-            || host.core.is_some()
             || host.nat64.is_some();
+        // Our daemons' hosts are as their users have them: that they forward is the daemons' doing, and is undone.
         let mut settings = vec![
             // Addresses must be usable at once; nobody else is on these links.
             ("net/ipv6/conf/default/accept_dad", "0"),

@@ -218,6 +218,7 @@ mod tests {
                 slot: 3,
                 middlebox: 9,
                 keepalive: Some(crate::Keepalive { idle: std::time::Duration::from_secs(25), metered: true }),
+                preference: 5,
                 ..Hello::default()
             }),
             Item::Receipt(Receipt {
