@@ -533,17 +533,19 @@ impl Scenario {
         uplinks
     }
 
-    /// Whether a link has a filter at any time.
-    pub fn filters(&self, link: &str) -> bool {
-        let steps = self.timeline.iter().filter(|step| step.action == Action::Filter);
-        self.links.get(link).is_some_and(|l| l.filter.is_some()) || steps.flat_map(Step::links).any(|l| l == link)
-    }
-
     /// The links that have a filter at any time.
     pub fn filtered(&self) -> BTreeSet<String> {
         let steps = self.timeline.iter().filter(|step| step.action == Action::Filter).flat_map(Step::links);
         let links = self.links.iter().filter(|(_, link)| link.filter.is_some()).map(|(name, _)| name.as_str());
         steps.chain(links).map(str::to_owned).collect()
+    }
+
+    /// Whether packets fare by their lengths anywhere: some link has a filter or an MTU, or will have.
+    pub fn lengths_matter(&self) -> bool {
+        let mut steps = self.timeline.iter();
+        steps.any(|step| step.action == Action::Mtu)
+            || !self.filtered().is_empty()
+            || self.links.values().any(|link| link.mtu.is_some())
     }
 
     /// Whether our own daemons take part.

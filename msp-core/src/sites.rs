@@ -185,7 +185,7 @@ impl Read {
         }
         let (kind, paths) = match (file.middlebox, file.client) {
             (Some(middlebox), None) => (PeerKind::Middlebox, middlebox.paths(&surroundings.key, &document)?),
-            (None, Some(client)) => (PeerKind::Client, vec![path_to(0, 0, &surroundings.key, client.public_key.0)]),
+            (None, Some(client)) => (PeerKind::Client, vec![path_to(0, None, &surroundings.key, client.public_key.0)]),
             (Some(_), Some(_)) => return Err(document.error("client", "a site has [middlebox] or [client], not both")),
             (None, None) => {
                 return Err(document.error("", "neither [middlebox] nor [client] is there: expected one of them"));
@@ -225,10 +225,11 @@ impl Middlebox {
                 return Err(document.error(&place, format!("slot {slot} is listed twice")));
             }
         }
-        // Slots that are not listed come after those that are.
+        // Slots that are not listed come after those that are; without a list the box's order holds.
         let preference = |slot: u8| match self.prefer.iter().position(|&listed| listed == slot) {
-            Some(place) => place as u8,
-            None => self.prefer.len() as u8 + slot,
+            _ if self.prefer.is_empty() => None,
+            Some(place) => Some(place as u8),
+            None => Some(self.prefer.len() as u8 + slot),
         };
         let keys = self.uplink_keys.iter().enumerate();
         Ok(keys.map(|(slot, remote)| path_to(slot as u8, preference(slot as u8), key, remote.0)).collect())
@@ -236,7 +237,7 @@ impl Middlebox {
 }
 
 /// A path that the peer opens, wherever it is.
-fn path_to(slot: u8, preference: u8, local_key: &SecretKey, remote_key: PublicKey) -> PathConfig {
+fn path_to(slot: u8, preference: Option<u8>, local_key: &SecretKey, remote_key: PublicKey) -> PathConfig {
     PathConfig { slot, preference, local_key: local_key.clone(), remote_key, link: None }
 }
 

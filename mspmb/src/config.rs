@@ -253,7 +253,7 @@ impl Config {
         let paths = (0..MAX_SLOTS as u8)
             .map(|slot| PathConfig {
                 slot,
-                preference: slot,
+                preference: None,
                 local_key: self.secret.uplink(slot),
                 remote_key: self.core.public_key,
                 link: Some(LinkId(slot.into())),

@@ -68,8 +68,9 @@ pub struct PeerConfig {
 pub struct PathConfig {
     /// The box's uplink slot, 0 to 7.
     pub slot: u8,
-    /// Lower is preferred; ties go to the lower slot. A box's follows its [`Uplink`].
-    pub preference: u8,
+    /// Lower is preferred; ties go to the lower slot. A box's follows its [`Uplink`]. `None` at a core: as the box says
+    /// in HELLO, and until then by slot.
+    pub preference: Option<u8>,
     /// Our private key on this path.
     pub local_key: SecretKey,
     /// The peer's public key on this path.

@@ -51,6 +51,8 @@ pub(crate) struct Path {
     pub(crate) hellos: u32,
     /// The epoch of the peer that has heard our HELLO by this path: it need not be said again with each session.
     pub(crate) told: Option<u64>,
+    /// The place of this path in the order of the box, where the box is the other end and has said it.
+    wished: Option<u8>,
     /// How the path is asked while idle, if that is known: a box's by its uplink, a core's by HELLO.
     pub(crate) keepalive: Option<Keepalive>,
     /// When we last began a handshake ourselves.
@@ -86,6 +88,7 @@ impl Path {
             hello_at: None,
             hellos: 0,
             told: None,
+            wished: None,
             keepalive: None,
             initiated_at: None,
             attempts: 0,
@@ -253,6 +256,7 @@ impl Path {
             epoch: ctx.epoch,
             // Only a box has uplinks to say that of.
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
+            preference: self.preference(),
             capabilities: Hello::FRAGMENTS,
             ..Hello::default()
         });
@@ -280,6 +284,11 @@ impl Path {
         }
     }
 
+    /// Lower is preferred: as this end is told, or else as the other one wishes.
+    pub(crate) fn preference(&self) -> u8 {
+        self.config.preference.or(self.wished).unwrap_or(self.config.slot)
+    }
+
     /// Says HELLO until it is known to have been heard.
     fn begin_hello(&mut self, now: Instant) {
         self.hellos = 0;
@@ -291,6 +300,7 @@ impl Path {
     pub(crate) fn on_hello(&mut self, ctx: &mut Context<'_>, hello: &Hello) {
         if self.config.link.is_none() {
             self.keepalive = hello.keepalive;
+            self.wished = hello.keepalive.map(|_| hello.preference);
         }
         self.hello_at = None;
         self.told = Some(hello.epoch);
@@ -324,9 +334,11 @@ impl Path {
     /// How the uplink can be used now, if at all.
     pub(crate) fn set_uplink(&mut self, now: Instant, link: LinkId, uplink: Option<&Uplink>) -> Option<Transition> {
         self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints.clone());
-        self.config.preference = uplink.map_or(self.config.preference, |uplink| uplink.preference);
+        let preference = uplink.map(|uplink| uplink.preference).or(self.config.preference);
+        let moved = preference != std::mem::replace(&mut self.config.preference, preference);
         let keepalive = uplink.map(|uplink| uplink.keepalive).or(self.keepalive);
-        if keepalive != std::mem::replace(&mut self.keepalive, keepalive) && self.told.is_some() {
+        let other = keepalive != std::mem::replace(&mut self.keepalive, keepalive);
+        if (other || moved) && self.told.is_some() {
             self.begin_hello(now);
         }
         if self.route.is_some_and(|route| self.endpoints.contains(&route.to)) {

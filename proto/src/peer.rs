@@ -434,9 +434,7 @@ impl Peer {
     fn best_alive(&mut self, now: Instant, except: [bool; MAX_SLOTS]) -> Option<&mut Path> {
         let others = self.paths.iter_mut().filter(|path| path.alive() && !except[usize::from(path.config.slot)]);
         let standing = others.filter_map(|path| Some((path.standing(now)?, path)));
-        standing
-            .min_by_key(|(standing, path)| (*standing, path.config.preference, path.config.slot))
-            .map(|(_, path)| path)
+        standing.min_by_key(|(standing, path)| (*standing, path.preference(), path.config.slot)).map(|(_, path)| path)
     }
 
     // ---- time ----------------------------------------------------------------------------------------------------
@@ -520,7 +518,7 @@ impl Peer {
     /// The choice of path follows what was learnt. Sends nothing.
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
         let candidates = self.paths.iter().filter_map(|path| {
-            let (slot, preference) = (path.config.slot, path.config.preference);
+            let (slot, preference) = (path.config.slot, path.preference());
             Some(Candidate { slot, preference, standing: path.standing(ctx.now)? })
         });
         let chosen = choose(candidates, self.current);

@@ -72,6 +72,22 @@ fn of_two_families_the_one_that_answers_is_used_and_nothing_is_sent_by_the_other
     assert!((2..=4).contains(&initiations.get()), "rekeys, to one address: {}", initiations.get());
 }
 
+/// The core has no order of its own: the box's holds for packets to the site too, and when it changes both follow.
+#[test]
+fn the_core_follows_the_order_of_the_box() {
+    let mut world = dual_stack(2, 1);
+    world.run_until(at(1000));
+    let current = |world: &World| [Side::Box, Side::Core].map(|side| world.snapshot(side).peers[0].current_slot);
+    assert_eq!(current(&world), [Some(0); 2]);
+    let flows = [Side::Box, Side::Core].map(|from| world.add_flow(flow(from, 1000, 4000)));
+    world.prefer(0, 7);
+    world.run_until(at(4200));
+    assert_eq!(current(&world), [Some(1); 2]);
+    for report in flows.map(|flow| world.reports()[flow].clone()) {
+        assert_eq!((report.sent, report.received), (3000, 3000), "a planned move loses nothing");
+    }
+}
+
 #[test]
 fn a_way_whose_return_is_broken_wins_every_race_and_is_not_waited_for() {
     let mut world = dual_stack(1, 2);

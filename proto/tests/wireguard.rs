@@ -26,7 +26,7 @@ fn core() -> Node {
     let key = SecretKey::from_bytes(CORE);
     let path = PathConfig {
         slot: 0,
-        preference: 0,
+        preference: None,
         local_key: key.clone(),
         remote_key: SecretKey::from_bytes(CLIENT).public(),
         link: None,

@@ -72,7 +72,11 @@ impl Network {
                 .set_link(link)
                 .with_context(|| format!("cannot put netem on link {name}; does this kernel have it?"))?;
             if network.filtered.contains(name) {
-                network.prepare_filters(link).with_context(|| format!("cannot filter link {name}"))?;
+                network.set_filter(link, link.filter.as_ref()).with_context(|| format!("cannot filter link {name}"))?;
+            }
+            // A wire has no bundles (GSO). One that has a long packet in it would be dropped whole, the short ones too.
+            for end in [&link.near, &link.far].into_iter().filter(|_| scenario.lengths_matter()) {
+                network.ip(&end.host, &format!("link set {} gso_max_segs 1\n", end.interface))?;
             }
         }
         for (name, _) in scenario.links.iter().filter(|(_, link)| !link.plugged) {
@@ -92,14 +96,6 @@ impl Network {
             self.host(&end.host)?.netlink.set_netem(&end.interface, &link.netem(direction))?;
         }
         Ok(())
-    }
-
-    /// A filter tells packets by their lengths, so none may pass in a bundle that the kernel would split later (GSO).
-    fn prepare_filters(&self, link: &Link) -> Result<()> {
-        for end in [&link.near, &link.far] {
-            self.ip(&end.host, &format!("link set {} gso_max_segs 1\n", end.interface))?;
-        }
-        self.set_filter(link, link.filter.as_ref())
     }
 
     /// Makes a link drop what a filter says, and nothing else.

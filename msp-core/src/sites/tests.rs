@@ -49,7 +49,7 @@ fn a_box_and_a_client_become_peers() {
     assert_eq!(home.withdraw_after, Some(Duration::from_secs(10)));
     // Listed slots first, in their order; the others after them.
     let preferences: Vec<_> = home.peer.paths.iter().map(|path| (path.slot, path.preference)).collect();
-    assert_eq!(preferences, [(0, 1), (1, 3), (2, 0)]);
+    assert_eq!(preferences, [(0, Some(1)), (1, Some(3)), (2, Some(0))]);
     assert_eq!((office.peer.kind, office.peer.paths.len()), (PeerKind::Client, 1));
     assert_eq!(office.withdraw_after, Some(Duration::from_secs(60)));
 }

@@ -234,14 +234,14 @@ impl World {
         let path = |slot: u8| match side {
             Side::Box => PathConfig {
                 slot,
-                preference: slot,
+                preference: None,
                 local_key: box_secret.uplink(slot),
                 remote_key: core_secret.public(),
                 link: Some(LinkId(slot.into())),
             },
             Side::Core => PathConfig {
                 slot,
-                preference: slot,
+                preference: None,
                 local_key: core_secret.clone(),
                 remote_key: box_secret.uplink(slot).public(),
                 link: None,
@@ -368,7 +368,15 @@ impl World {
 
     /// The box's uplink appears or vanishes, and the box knows.
     pub fn set_uplink(&mut self, link: usize, present: bool) {
-        let uplink = present.then(|| self.config.uplink(link as u8));
+        self.tell_uplink(link, present.then(|| self.config.uplink(link as u8)));
+    }
+
+    /// The box gives a link another place in its order: lower is preferred.
+    pub fn prefer(&mut self, link: usize, preference: u8) {
+        self.tell_uplink(link, Some(Uplink { preference, ..self.config.uplink(link as u8) }));
+    }
+
+    fn tell_uplink(&mut self, link: usize, uplink: Option<Uplink>) {
         let now = self.now;
         self.ends[Side::Box as usize].node.set_uplink(now, LinkId(link as u16), uplink);
         self.settle(Side::Box);

@@ -22,12 +22,13 @@ use std::time::Duration;
 /// |                    policy hash (0: no policy)                 |
 /// |                                                               |
 /// +-------------------------------+---------------+-------------+-+
-/// |       idle interval, ms       |  reserved (0) |  reserved   |M|
+/// |       idle interval, ms       |  preference   |  reserved   |M|
 /// +-------------------------------+---------------+-------------+-+
 /// ```
 /// A: this answers the receiver's HELLO, which need not be said again; without it, an answer is asked for.
 /// Idle interval: how often the sender, a box, asks on this path while the bundle is idle; 0 from a core, which does not
-/// ask then. M: octets on it cost the box money. The last line was added later: without it nothing is known of either.
+/// ask then. Preference: the place of this path among the box's, lower is preferred; of a box only. M: octets on it cost
+/// the box money. The last line was added later: without it nothing is known of any of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The version of link messages that the sender would speak.
@@ -50,6 +51,8 @@ pub struct Hello {
     pub policy_hash: u64,
     /// How this path is asked while the bundle is idle; only a box says it.
     pub keepalive: Option<Keepalive>,
+    /// The place of this path among the box's: lower is preferred. Without meaning where `keepalive` is `None`.
+    pub preference: u8,
 }
 
 /// Octets on the wire.
@@ -70,6 +73,7 @@ impl Default for Hello {
             epoch: 0,
             policy_hash: 0,
             keepalive: None,
+            preference: 0,
         }
     }
 }
@@ -89,7 +93,7 @@ impl Hello {
         room[24..32].copy_from_slice(&self.policy_hash.to_be_bytes());
         let idle = self.keepalive.map_or(0, |keepalive| keepalive.idle.as_millis().min(u16::MAX.into()) as u16);
         room[32..34].copy_from_slice(&idle.to_be_bytes());
-        room[34] = 0;
+        room[34] = self.preference;
         room[35] = if self.keepalive.is_some_and(|keepalive| keepalive.metered) { METERED } else { 0 };
         Some(LEN)
     }
@@ -108,11 +112,13 @@ impl Hello {
             epoch: u64::from_be_bytes(take(from)?),
             policy_hash: u64::from_be_bytes(take(from)?),
             keepalive: None,
+            preference: 0,
         };
         if let Some(idle) = take(from).map(u16::from_be_bytes).filter(|idle| *idle > 0)
-            && let Some([_, flags]) = take(from)
+            && let Some([preference, flags]) = take(from)
         {
             hello.keepalive = Some(Keepalive::new(Duration::from_millis(idle.into()), flags & METERED != 0));
+            hello.preference = preference;
         }
         Some(hello)
     }

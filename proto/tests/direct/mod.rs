@@ -31,7 +31,7 @@ pub(crate) fn site(secret: u8) -> PeerConfig {
         prefixes: vec!["198.51.100.0/24".parse().expect("a prefix")],
         paths: vec![PathConfig {
             slot: 0,
-            preference: 0,
+            preference: None,
             local_key: SecretKey::from_bytes([2; 32]),
             remote_key: SecretKey::from_bytes([secret; 32]).uplink(0).public(),
             link: None,
