@@ -1,24 +1,11 @@
 //! What access networks do to a path: several addresses of the core of which some are dead, renumbering, NATs that
 //! forget.
 
-use proto::sim::{Flow, LinkModel, Side, World, WorldConfig};
-use proto::{Instant, Keepalive, PathState};
+use proto::sim::{Flow, LinkModel, Side, World, WorldConfig, at, ms};
+use proto::{Keepalive, PathState};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-fn at(ms: u64) -> Instant {
-    Instant::from_nanos(ms * 1_000_000)
-}
-
-fn flow(from: Side, start: u64, end: u64) -> Flow {
-    Flow { from, interval: ms(1), size: 1000, start: at(start), end: at(end) }
-}
 
 fn core_v6() -> SocketAddr {
     SocketAddr::from(([0x2001, 0xdb8, 1, 0, 0, 0, 0, 1], 51820))
@@ -67,7 +54,7 @@ fn of_two_families_the_one_that_answers_is_used_and_nothing_is_sent_by_the_other
     world.run_until(at(1000));
     assert_eq!(first_path(&world), (PathState::Up, Some(core_v6())), "both answer at once: the preferred one");
     let initiations = count_initiations(&mut world);
-    world.add_flow(flow(Side::Box, 1000, 300_000));
+    world.add_flow(Flow::steady(Side::Box, 1000, 300_000));
     world.run_until(at(300_000));
     assert!((2..=4).contains(&initiations.get()), "rekeys, to one address: {}", initiations.get());
 }
@@ -79,7 +66,7 @@ fn the_core_follows_the_order_of_the_box() {
     world.run_until(at(1000));
     let current = |world: &World| [Side::Box, Side::Core].map(|side| world.snapshot(side).peers[0].current_slot);
     assert_eq!(current(&world), [Some(0); 2]);
-    let flows = [Side::Box, Side::Core].map(|from| world.add_flow(flow(from, 1000, 4000)));
+    let flows = [Side::Box, Side::Core].map(|from| world.add_flow(Flow::steady(from, 1000, 4000)));
     world.prefer(0, 7);
     world.run_until(at(4200));
     assert_eq!(current(&world), [Some(1); 2]);
@@ -102,7 +89,7 @@ fn a_family_that_dies_in_mid_session_costs_less_than_a_second() {
     for side in [vec![Side::Box, Side::Core], vec![Side::Box], vec![Side::Core]] {
         for seed in 0..10 {
             let mut world = dual_stack(1, seed);
-            let flows = [Side::Box, Side::Core].map(|from| world.add_flow(flow(from, 1000, 8000)));
+            let flows = [Side::Box, Side::Core].map(|from| world.add_flow(Flow::steady(from, 1000, 8000)));
             world.run_until(at(2000 + seed * 17));
             for &side in &side {
                 world.set_black_hole(0, side, core_v6(), true);
@@ -120,7 +107,7 @@ fn a_family_that_dies_in_mid_session_costs_less_than_a_second() {
 #[test]
 fn an_uplink_whose_addresses_change_goes_on_with_its_session() {
     let mut world = dual_stack(2, 3);
-    let flows = [Side::Box, Side::Core].map(|from| world.add_flow(flow(from, 1000, 8000)));
+    let flows = [Side::Box, Side::Core].map(|from| world.add_flow(Flow::steady(from, 1000, 8000)));
     world.run_until(at(2000));
     let initiations = count_initiations(&mut world);
     world.renumber(0, SocketAddr::from(([0x2001, 0xdb8, 0xfe, 0, 0, 0, 0, 9], 40000)));
@@ -191,7 +178,7 @@ fn a_metered_standby_costs_no_more_while_the_other_path_carries_traffic() {
     let mut world = World::new(WorldConfig { keepalive, ..WorldConfig::new(&[LinkModel::default(); 2], 5) });
     world.run_until(at(2000));
     for from in [Side::Box, Side::Core] {
-        world.add_flow(Flow { interval: ms(10), ..flow(from, 2000, 605_000) });
+        world.add_flow(Flow { interval: ms(10), ..Flow::steady(from, 2000, 605_000) });
     }
     world.run_until(at(5000));
     let octets = count_octets(&mut world, 1);
@@ -199,7 +186,7 @@ fn a_metered_standby_costs_no_more_while_the_other_path_carries_traffic() {
     let month = octets.get() as f64 / 600.0 * MONTH;
     assert!(month <= 50e6, "{month}");
     // And it is there when it is needed.
-    world.add_flow(flow(Side::Core, 605_000, 610_000));
+    world.add_flow(Flow::steady(Side::Core, 605_000, 610_000));
     world.run_until(at(606_000));
     world.set_cut_both(0, true);
     world.run_until(at(610_000));
@@ -214,7 +201,7 @@ fn the_first_packet_after_ten_idle_minutes_arrives_through_a_nat_that_forgets_af
             for link in 0..2 {
                 world.set_nat_timeout(link, ms(30_000));
             }
-            world.add_flow(flow(from, 600_000, 601_000));
+            world.add_flow(Flow::steady(from, 600_000, 601_000));
             world.run_until(at(602_000));
             let report = &world.reports()[0];
             assert_eq!((report.sent, report.received), (1000, 1000), "{keepalive:?}, from {from:?}: {report:?}");
@@ -229,7 +216,7 @@ fn a_path_that_died_while_idle_is_noticed_by_the_first_packet() {
         let mut world = World::new(WorldConfig::new(&[LinkModel::default(); 2], 7));
         world.run_until(at(100_000));
         world.set_cut_both(0, true);
-        world.add_flow(flow(from, 100_500, 103_000));
+        world.add_flow(Flow::steady(from, 100_500, 103_000));
         world.run_until(at(103_000));
         let lost = world.reports()[0].sent - world.reports()[0].received;
         assert!(lost < 300, "{from:?}: {:?}", world.reports());

@@ -1,22 +1,9 @@
 //! Paths that drop data while their small questions are answered.
 
-use proto::sim::{Flow, LinkModel, Loss, Side, World, WorldConfig};
+use proto::sim::{Flow, LinkModel, Loss, Side, World, WorldConfig, at, ms};
 use proto::{Event, Instant, PathState};
-use std::time::Duration;
 
 const SIDES: [Side; 2] = [Side::Box, Side::Core];
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-fn at(ms: u64) -> Instant {
-    Instant::from_nanos(ms * 1_000_000)
-}
-
-fn flow(from: Side, start: u64, end: u64) -> Flow {
-    Flow { from, interval: ms(1), size: 1000, start: at(start), end: at(end) }
-}
 
 fn path_changes(world: &World, side: Side) -> u64 {
     world.snapshot(side).peers[0].path_changes
@@ -26,7 +13,7 @@ fn path_changes(world: &World, side: Side) -> u64 {
 fn world(seed: u64, end: u64) -> World {
     let mut world = World::new(WorldConfig::new(&[LinkModel::default(); 2], seed));
     for from in SIDES {
-        world.add_flow(flow(from, 1000, end));
+        world.add_flow(Flow::steady(from, 1000, end));
     }
     world.run_until(at(2000));
     world
@@ -63,8 +50,8 @@ fn data_that_is_dropped_by_its_size_is_seen_and_moved_within_a_second() {
 fn the_only_path_is_used_though_it_is_impaired() {
     let mut world = World::new(WorldConfig::new(&[LinkModel::default()], 2));
     for from in SIDES {
-        world.add_flow(flow(from, 1000, 30_000));
-        world.add_flow(Flow { size: 200, ..flow(from, 1000, 30_000) });
+        world.add_flow(Flow::steady(from, 1000, 30_000));
+        world.add_flow(Flow { size: 200, ..Flow::steady(from, 1000, 30_000) });
     }
     world.run_until(at(2000));
     drop_large(&mut world, &SIDES);
@@ -111,7 +98,7 @@ fn heavy_random_loss_is_no_impairment() {
             let lossy = LinkModel { loss: Loss::Random(share), ..LinkModel::default() };
             let mut world = World::new(WorldConfig::new(&[lossy; 2], seed));
             for from in SIDES {
-                world.add_flow(flow(from, 1000, 61_000));
+                world.add_flow(Flow::steady(from, 1000, 61_000));
             }
             world.run_until(at(61_000));
             for side in SIDES {

@@ -1,6 +1,6 @@
 //! Links of every MTU that drop what is too large without a word, in virtual time.
 
-use proto::sim::{Flow, LinkModel, Loss, Side, World, WorldConfig};
+use proto::sim::{Flow, LinkModel, Loss, Side, World, WorldConfig, at, ms};
 use proto::snapshot::PathSnapshot;
 use proto::wire::{Fragment, Item, Writer};
 use proto::{DropReason, Event, Instant, PathState};
@@ -10,14 +10,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 const SIDES: [Side; 2] = [Side::Box, Side::Core];
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-fn at(ms: u64) -> Instant {
-    Instant::from_nanos(ms * 1_000_000)
-}
 
 fn link(mtu: usize) -> LinkModel {
     LinkModel { mtu, ..LinkModel::default() }
@@ -32,7 +24,7 @@ fn world(links: &[LinkModel], ipv6: bool, seed: u64) -> World {
 }
 
 fn flow(from: Side, size: usize, start: u64, end: u64) -> Flow {
-    Flow { from, interval: ms(1), size, start: at(start), end: at(end) }
+    Flow { size, ..Flow::steady(from, start, end) }
 }
 
 fn path(world: &World, side: Side, slot: usize) -> PathSnapshot {

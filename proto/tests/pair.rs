@@ -1,20 +1,12 @@
 //! A box and a core joined by seeded links, in virtual time.
 
 use proptest::prelude::*;
-use proto::sim::{Flow, LinkModel, Loss, PEER, Side, World, WorldConfig};
+use proto::sim::{Flow, LinkModel, Loss, PEER, Side, World, WorldConfig, at, ms};
 use proto::tunnel::wireguard::WireGuard;
 use proto::wire::{Hello, Item, MAX_MESSAGE, Writer};
 use proto::{DropReason, Event, Instant, PathState};
 use std::net::SocketAddr;
 use std::time::Duration;
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-fn at(ms: u64) -> Instant {
-    Instant::from_nanos(ms * 1_000_000)
-}
 
 /// Links of one model each, the same both ways.
 fn world(links: &[LinkModel], seed: u64) -> World {
@@ -30,10 +22,6 @@ fn two_links(seed: u64) -> World {
     world(&[LinkModel { jitter: ms(2), ..LinkModel::default() }, LinkModel::default()], seed)
 }
 
-fn flow(from: Side, start: u64, end: u64) -> Flow {
-    Flow { from, interval: ms(1), size: 1000, start: at(start), end: at(end) }
-}
-
 fn path_changes(world: &World, side: Side) -> u64 {
     world.snapshot(side).peers[0].path_changes
 }
@@ -42,8 +30,8 @@ fn path_changes(world: &World, side: Side) -> u64 {
 fn both_paths_come_up_and_packets_pass_both_ways() {
     for make in [world, with_wireguard] {
         let mut world = make(&[LinkModel::default(); 2], 1);
-        world.add_flow(flow(Side::Box, 500, 1500));
-        world.add_flow(flow(Side::Core, 500, 1500));
+        world.add_flow(Flow::steady(Side::Box, 500, 1500));
+        world.add_flow(Flow::steady(Side::Core, 500, 1500));
         world.run_until(at(2000));
         for side in [Side::Box, Side::Core] {
             let snapshot = world.snapshot(side);
@@ -63,8 +51,8 @@ fn a_silent_cut_is_overcome_within_the_bar_whenever_it_comes() {
     let mut longest = Duration::ZERO;
     for seed in 0..200 {
         let mut world = two_links(seed);
-        world.add_flow(flow(Side::Box, 1000, 5000));
-        world.add_flow(flow(Side::Core, 1000, 5000));
+        world.add_flow(Flow::steady(Side::Box, 1000, 5000));
+        world.add_flow(Flow::steady(Side::Core, 1000, 5000));
         world.run_until(Instant::from_nanos(2_000_000_000 + seed * 7_300_000));
         let before = path_changes(&world, Side::Box);
         world.set_cut_both(0, true);
@@ -83,8 +71,8 @@ fn a_silent_cut_is_overcome_within_the_bar_whenever_it_comes() {
 fn one_direction_cut_moves_that_direction_alone() {
     for (cut, seed) in [(Side::Box, 1), (Side::Core, 2)] {
         let mut world = two_links(seed);
-        world.add_flow(flow(Side::Box, 1000, 5000));
-        world.add_flow(flow(Side::Core, 1000, 5000));
+        world.add_flow(Flow::steady(Side::Box, 1000, 5000));
+        world.add_flow(Flow::steady(Side::Core, 1000, 5000));
         world.run_until(at(2000));
         let before = [cut, cut.other()].map(|side| path_changes(&world, side));
         world.set_cut(0, cut, true);
@@ -101,8 +89,8 @@ fn one_direction_cut_moves_that_direction_alone() {
 fn flapping_moves_traffic_once_and_a_healed_link_is_used_again() {
     for seed in 0..10 {
         let mut world = two_links(seed);
-        world.add_flow(flow(Side::Box, 1000, 135_000));
-        world.add_flow(flow(Side::Core, 1000, 135_000));
+        world.add_flow(Flow::steady(Side::Box, 1000, 135_000));
+        world.add_flow(Flow::steady(Side::Core, 1000, 135_000));
         world.run_until(at(2000));
         let mut after_five_seconds = [0; 2];
         for toggle in 0..60 {
@@ -132,8 +120,8 @@ fn after_both_were_dead_traffic_is_back_within_the_bar_of_the_first_that_returns
         for seed in 0..5 {
             let mut world = two_links(seed);
             let healed = 3000 + outage + seed * 37;
-            world.add_flow(Flow { interval: ms(10), ..flow(Side::Box, 1000, healed + 3000) });
-            world.add_flow(Flow { interval: ms(10), ..flow(Side::Core, 1000, healed + 3000) });
+            world.add_flow(Flow { interval: ms(10), ..Flow::steady(Side::Box, 1000, healed + 3000) });
+            world.add_flow(Flow { interval: ms(10), ..Flow::steady(Side::Core, 1000, healed + 3000) });
             world.run_until(at(3000));
             world.set_cut_both(0, true);
             world.set_cut_both(1, true);
@@ -157,8 +145,8 @@ fn a_restart_of_either_end_is_overcome_within_three_seconds() {
     for side in [Side::Box, Side::Core] {
         for seed in 0..10 {
             let mut world = two_links(seed);
-            world.add_flow(flow(Side::Box, 1000, 20_000));
-            world.add_flow(flow(Side::Core, 1000, 20_000));
+            world.add_flow(Flow::steady(Side::Box, 1000, 20_000));
+            world.add_flow(Flow::steady(Side::Core, 1000, 20_000));
             world.run_until(at(2000 + seed * 13));
             world.kill(side);
             world.run_for(ms(4000));
@@ -177,8 +165,8 @@ fn a_restart_of_either_end_is_overcome_within_three_seconds() {
 #[test]
 fn rekeys_lose_nothing_even_with_most_handshakes_lost() {
     let mut world = two_links(5);
-    world.add_flow(Flow { interval: ms(5), ..flow(Side::Box, 1000, 900_000) });
-    world.add_flow(Flow { interval: ms(5), ..flow(Side::Core, 1000, 900_000) });
+    world.add_flow(Flow { interval: ms(5), ..Flow::steady(Side::Box, 1000, 900_000) });
+    world.add_flow(Flow { interval: ms(5), ..Flow::steady(Side::Core, 1000, 900_000) });
     world.run_until(at(2000));
     // Seven of ten handshake messages lost, by a fixed pattern; data passes.
     let mut count = 0u32;
@@ -206,10 +194,10 @@ fn loss_jitter_and_reordering_are_not_taken_for_death() {
     for (name, model) in cases {
         for seed in 0..5 {
             let mut world = world(&[model, LinkModel::default()], seed);
-            world.add_flow(flow(Side::Box, 5000, 65_000));
-            world.add_flow(flow(Side::Core, 5000, 65_000));
+            world.add_flow(Flow::steady(Side::Box, 5000, 65_000));
+            world.add_flow(Flow::steady(Side::Core, 5000, 65_000));
             // A sparse flow, whose every loss looks like a path that has died.
-            world.add_flow(Flow { interval: ms(250), ..flow(Side::Box, 5000, 65_000) });
+            world.add_flow(Flow { interval: ms(250), ..Flow::steady(Side::Box, 5000, 65_000) });
             world.run_until(at(5000));
             let before = [Side::Box, Side::Core].map(|side| path_changes(&world, side));
             world.run_until(at(66_000));
@@ -240,8 +228,8 @@ fn garbage_truncation_and_replay(mut world: World) {
         tap.borrow_mut().push((link, side, data.to_vec()));
         true
     })));
-    world.add_flow(Flow { interval: ms(10), ..flow(Side::Box, 1000, 5000) });
-    world.add_flow(Flow { interval: ms(10), ..flow(Side::Core, 1000, 5000) });
+    world.add_flow(Flow { interval: ms(10), ..Flow::steady(Side::Box, 1000, 5000) });
+    world.add_flow(Flow { interval: ms(10), ..Flow::steady(Side::Core, 1000, 5000) });
     world.run_until(at(2000));
     world.set_tap(None);
     // What is still under way would be a race between two copies of the same datagram, which either may win.
@@ -274,8 +262,8 @@ fn garbage_truncation_and_replay(mut world: World) {
 #[test]
 fn a_rebound_nat_is_followed_without_a_handshake() {
     let mut world = two_links(4);
-    world.add_flow(flow(Side::Core, 1000, 5000));
-    world.add_flow(flow(Side::Box, 1000, 5000));
+    world.add_flow(Flow::steady(Side::Core, 1000, 5000));
+    world.add_flow(Flow::steady(Side::Box, 1000, 5000));
     world.run_until(at(2000));
     world.rebind(0, SocketAddr::from(([203, 0, 113, 77], 1234)));
     let since = world.now();
@@ -293,8 +281,8 @@ fn a_rebound_nat_is_followed_without_a_handshake() {
 #[test]
 fn carrier_loss_that_is_known_moves_the_box_at_once() {
     let mut world = two_links(6);
-    world.add_flow(flow(Side::Box, 1000, 8000));
-    world.add_flow(flow(Side::Core, 1000, 8000));
+    world.add_flow(Flow::steady(Side::Box, 1000, 8000));
+    world.add_flow(Flow::steady(Side::Core, 1000, 8000));
     world.run_until(at(2000));
     world.set_cut_both(0, true);
     world.set_uplink(0, false);
@@ -337,8 +325,8 @@ fn the_same_seed_gives_the_same_run() {
             &[LinkModel { loss: Loss::Random(0.02), jitter: ms(4), ordered: false, ..LinkModel::default() }; 2],
             seed,
         );
-        world.add_flow(flow(Side::Box, 500, 3000));
-        world.add_flow(flow(Side::Core, 500, 3000));
+        world.add_flow(Flow::steady(Side::Box, 500, 3000));
+        world.add_flow(Flow::steady(Side::Core, 500, 3000));
         world.run_until(at(1500));
         world.set_cut_both(0, true);
         world.run_until(at(4000));
@@ -426,8 +414,8 @@ fn nothing_that_is_not_the_sites_enters_or_leaves_by_the_tun() {
 fn a_step_of_the_clock_is_followed_by_a_new_handshake_without_a_gap() {
     for make in [world, with_wireguard] {
         let mut world = make(&[LinkModel::default(); 2], 10);
-        world.add_flow(flow(Side::Box, 1000, 5000));
-        world.add_flow(flow(Side::Core, 1000, 5000));
+        world.add_flow(Flow::steady(Side::Box, 1000, 5000));
+        world.add_flow(Flow::steady(Side::Core, 1000, 5000));
         world.run_until(at(2000));
         let initiations = std::rc::Rc::new(std::cell::Cell::new(0));
         let count = initiations.clone();
@@ -513,8 +501,8 @@ proptest! {
     ) {
         let count = links.len();
         let mut world = World::new(WorldConfig { links, ..WorldConfig::new(&[], seed) });
-        world.add_flow(Flow { interval: ms(5), size: 1380, ..flow(Side::Box, 100, 15_000) });
-        world.add_flow(Flow { interval: ms(5), ..flow(Side::Core, 100, 15_000) });
+        world.add_flow(Flow { interval: ms(5), size: 1380, ..Flow::steady(Side::Box, 100, 15_000) });
+        world.add_flow(Flow { interval: ms(5), ..Flow::steady(Side::Core, 100, 15_000) });
         for (link, from_box, cut, pause) in cuts {
             world.set_cut(link % count, if from_box { Side::Box } else { Side::Core }, cut);
             world.run_for(ms(pause));

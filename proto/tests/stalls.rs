@@ -1,22 +1,9 @@
 //! A process that stands still: stopped, starved, or in a machine that was paused.
 
-use proto::sim::{Flow, LinkModel, Side, World, WorldConfig};
-use proto::{DropReason, Instant, PathState};
-use std::time::Duration;
+use proto::sim::{Flow, LinkModel, Side, World, WorldConfig, at, ms};
+use proto::{DropReason, PathState};
 
 const SIDES: [Side; 2] = [Side::Box, Side::Core];
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-fn at(ms: u64) -> Instant {
-    Instant::from_nanos(ms * 1_000_000)
-}
-
-fn flow(from: Side, start: u64, end: u64) -> Flow {
-    Flow { from, interval: ms(1), size: 1000, start: at(start), end: at(end) }
-}
 
 #[test]
 fn after_a_stall_of_either_end_all_is_back_within_a_second_and_nothing_stale_is_delivered() {
@@ -24,7 +11,7 @@ fn after_a_stall_of_either_end_all_is_back_within_a_second_and_nothing_stale_is_
         for stall in [500, 2_000, 60_000, 200_000] {
             let mut world = World::new(WorldConfig::new(&[LinkModel::default(); 2], stall));
             let thawed = 2000 + stall;
-            let flows = SIDES.map(|from| world.add_flow(flow(from, 1000, thawed + 5000)));
+            let flows = SIDES.map(|from| world.add_flow(Flow::steady(from, 1000, thawed + 5000)));
             world.run_until(at(2000));
             world.freeze(side);
             world.run_until(at(thawed));
@@ -62,7 +49,7 @@ fn a_stall_makes_no_path_fail_at_the_end_that_stood_still() {
     for side in SIDES {
         let mut world = World::new(WorldConfig::new(&[LinkModel::default(); 2], 1));
         for from in SIDES {
-            world.add_flow(flow(from, 1000, 40_000));
+            world.add_flow(Flow::steady(from, 1000, 40_000));
         }
         world.run_until(at(2000));
         world.freeze(side);

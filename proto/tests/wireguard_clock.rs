@@ -2,20 +2,11 @@
 //! `cargo test -p proto --features mock-clock --test wireguard_clock`.
 
 use mock_instant::MockClock;
-use proto::sim::{Flow, LinkModel, Side, World, WorldConfig};
+use proto::sim::{Flow, LinkModel, Side, World, WorldConfig, at, ms};
 use proto::tunnel::wireguard::WireGuard;
 use proto::{Event, Instant, PathState};
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-fn at(ms: u64) -> Instant {
-    Instant::from_nanos(ms * 1_000_000)
-}
 
 /// Both clocks together, in steps below the 250 ms in which a tunnel's clock is moved.
 fn run_until(world: &mut World, until: Instant) {

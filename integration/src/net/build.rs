@@ -172,11 +172,8 @@ pub(super) fn route_script(verb: &str, route: &Route) -> String {
 impl Node {
     fn create(host: &Host) -> Result<Self> {
         let namespace = Namespace::create()?;
-        let forwards = host.forward
-            || host.isp.is_some()
-            || host.bird.is_some()
-            || host.strict_rp
-            || host.nat64.is_some();
+        let forwards =
+            host.forward || host.isp.is_some() || host.bird.is_some() || host.strict_rp || host.nat64.is_some();
         // Our daemons' hosts are as their users have them: that they forward is the daemons' doing, and is undone.
         let mut settings = vec![
             // Addresses must be usable at once; nobody else is on these links.

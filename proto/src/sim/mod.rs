@@ -8,7 +8,7 @@ mod link;
 mod traffic;
 
 pub use link::{LinkModel, Loss};
-pub use traffic::{Arrival, Flow, Report};
+pub use traffic::{Arrival, Flow, Report, at, ms};
 
 use crate::tunnel::Suite;
 use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};

@@ -20,6 +20,23 @@ pub struct Flow {
     pub end: Instant,
 }
 
+impl Flow {
+    /// A packet of 1,000 octets each millisecond, from one time to another, in milliseconds since the start of the world.
+    pub fn steady(from: Side, start: u64, end: u64) -> Flow {
+        Flow { from, interval: ms(1), size: 1000, start: at(start), end: at(end) }
+    }
+}
+
+/// So many milliseconds.
+pub fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// So many milliseconds after the start of the world.
+pub fn at(ms: u64) -> Instant {
+    Instant::ZERO + Duration::from_millis(ms)
+}
+
 /// How a flow fared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
