@@ -62,6 +62,14 @@ drop_reasons! {
     PeerQuote => "peer_quote",
     /// from the TUN or a peer: it waited for more than a second, while this process stood still
     Stale => "stale",
+    /// from a peer: a packet that had come already, by another path or by this one
+    Duplicate => "duplicate",
+    /// from a peer: a copy of a packet so old that whether it had come already is forgotten
+    CopyStale => "copy_stale",
+    /// to a peer: never acknowledged, and too old to be sent again when a path was there
+    Aged => "aged",
+    /// to a peer: not acknowledged yet, and no longer kept for another try, as later ones needed the room
+    ReplayBound => "replay_bound",
     /// from a peer: a link message that cannot be read
     LinkMessageMalformed => "link_message_malformed",
     /// from a peer: a version of the link messages that we don't speak

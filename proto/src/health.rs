@@ -157,6 +157,7 @@ pub(crate) struct Health {
     rtt: [Option<Rtt>; MAX_SLOTS],
     /// Share of packets lost, smoothed over about the last 64.
     loss: f64,
+    lost: u64,
     /// When something was last sent that asks for a receipt; `None`: ask now.
     last_asked: Option<Instant>,
     /// Questions since the path went down.
@@ -183,6 +184,7 @@ impl Health {
             sent: SentLog::default(),
             rtt: [None; MAX_SLOTS],
             loss: 0.0,
+            lost: 0,
             last_asked: None,
             asked: 0,
             impairment: Impairment::default(),
@@ -218,6 +220,11 @@ impl Health {
 
     pub(crate) fn loss(&self) -> f64 {
         self.loss
+    }
+
+    /// Datagrams lost since the start.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// Smoothed round trip and its variation, by the receipt path that is sampled last.
@@ -267,6 +274,7 @@ impl Health {
         for _ in 0..learnt.acknowledged {
             self.loss -= self.loss / 64.0;
         }
+        self.lost += u64::from(learnt.lost);
         for _ in 0..learnt.lost {
             self.loss += (1.0 - self.loss) / 64.0;
         }
@@ -379,7 +387,9 @@ impl Health {
     }
 
     fn fail(&mut self, now: Instant, to: PathState, probation: Duration, reason: &'static str) -> Option<Transition> {
-        for _ in 0..self.sent.abandon() {
+        let lost = self.sent.abandon();
+        self.lost += u64::from(lost);
+        for _ in 0..lost {
             self.loss += (1.0 - self.loss) / 64.0;
         }
         if matches!(self.state, PathState::Up | PathState::Suspect) {

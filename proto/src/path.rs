@@ -436,6 +436,7 @@ impl Path {
             rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
             rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),
             loss: rtt.map(|_| self.health.loss()),
+            lost: self.health.lost(),
             mtu: self.mtu.measured().map(|_| self.packet_mtu(tun_mtu)),
             handshake_s: self.tunnel.session_since().map(|since| now.since(since).as_secs_f64()),
             tx: self.tx,

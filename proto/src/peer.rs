@@ -69,6 +69,8 @@ pub(crate) struct Peer {
     reassembly: Reassembly,
     /// Packets put together from fragments.
     reassembled: u64,
+    copies: Traffic,
+    receipts_sent: Traffic,
     tx: Traffic,
     rx: Traffic,
     drops: Drops,
@@ -109,6 +111,8 @@ impl Peer {
             fragmented: 0,
             reassembly: Reassembly::default(),
             reassembled: 0,
+            copies: Traffic::default(),
+            receipts_sent: Traffic::default(),
             tx: Traffic::default(),
             rx: Traffic::default(),
             drops: Drops::default(),
@@ -617,6 +621,8 @@ impl Peer {
             rx: self.rx,
             fragmented: self.fragmented,
             reassembled: self.reassembled,
+            copies: self.copies,
+            receipts: self.receipts_sent,
             drops: self.drops.clone(),
             paths,
         }

@@ -38,6 +38,13 @@ pub struct PeerSnapshot {
     /// Packets that were put together from fragments.
     #[serde(default)]
     pub reassembled: u64,
+    /// Copies of packets sent, beside their first transmissions: replayed ones, and those sent on two paths while one was
+    /// suspect. Octets are those of the datagrams, outer IP headers not counted.
+    #[serde(default)]
+    pub copies: Traffic,
+    /// Receipts sent: datagrams of their own, or trailers on data; octets of those datagrams or trailers.
+    #[serde(default)]
+    pub receipts: Traffic,
     /// What was dropped of this peer's.
     pub drops: Drops,
     /// Its paths, in the order of their slots.
@@ -63,6 +70,10 @@ pub struct PathSnapshot {
     pub rtt_var_ms: Option<f64>,
     /// Share of the last packets that were lost, 0 to 1.
     pub loss: Option<f64>,
+    /// Datagrams sent by it that must be lost, since the start: later ones have arrived, or the path went down before
+    /// they were acknowledged.
+    #[serde(default)]
+    pub lost: u64,
     /// The largest inner packet that goes by it in one datagram, in octets: the TUN's MTU, or less on a narrow link, on
     /// which larger ones go as fragments. `None`: not known, or not asked for, as the peer knows no fragments.
     #[serde(default)]
