@@ -31,6 +31,7 @@ mod path;
 mod peer;
 mod reassembly;
 mod received;
+mod replay;
 mod route;
 mod schedule;
 mod sent;

@@ -7,10 +7,11 @@ use crate::node::PathState;
 use crate::output::Route;
 use crate::peer::Context;
 use crate::received::ReceivedLog;
+use crate::replay::{Again, Origin, Replay, Ticket};
 use crate::schedule::Standing;
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
-use crate::wire::{Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
+use crate::wire::{Copy, Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
 use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -101,10 +102,37 @@ impl Path {
 
     /// Seals and sends. `false`: there is no session or no way.
     pub(crate) fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> bool {
-        self.send_numbered(ctx, plaintext, eliciting).is_some()
+        self.send_numbered(ctx, plaintext, eliciting, Ticket::NONE).is_some()
     }
 
-    fn send_numbered(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> Option<PacketId> {
+    /// Sends a packet in one datagram, with a trailer that may be empty.
+    pub(crate) fn send_whole(
+        &mut self,
+        ctx: &mut Context<'_>,
+        packet: &[u8],
+        trailer: &[u8],
+        ticket: Ticket,
+        eliciting: bool,
+    ) -> Option<PacketId> {
+        if trailer.is_empty() {
+            return self.send_numbered(ctx, packet, eliciting, ticket);
+        }
+        let mut both = std::mem::take(ctx.scratch);
+        both.clear();
+        both.extend_from_slice(packet);
+        both.extend_from_slice(trailer);
+        let id = self.send_numbered(ctx, &both, eliciting, ticket);
+        *ctx.scratch = both;
+        id
+    }
+
+    fn send_numbered(
+        &mut self,
+        ctx: &mut Context<'_>,
+        plaintext: &[u8],
+        eliciting: bool,
+        ticket: Ticket,
+    ) -> Option<PacketId> {
         let route = self.route?;
         let room = (plaintext.len() + OVERHEAD).max(HANDSHAKE_MAX);
         let (tunnel, now) = (&mut self.tunnel, ctx.now);
@@ -114,7 +142,7 @@ impl Path {
         });
         let sealed = sealed?;
         self.tx.add(sealed.len);
-        self.health.on_sent(sealed.id, sealed.len, ctx.now, eliciting);
+        self.health.on_sent(sealed.id, sealed.len, ctx.now, eliciting, ticket);
         Some(sealed.id)
     }
 
@@ -129,19 +157,52 @@ impl Path {
         self.mtu.measured().map_or(tun_mtu, |size| tun_mtu.min(size - OVERHEAD as u16))
     }
 
-    /// Seals and sends a packet that does not fit. `false`: there is no session or no way; a fragment sent before that
-    /// turned out is lost as on any path.
-    pub(crate) fn send_fragments(&mut self, ctx: &mut Context<'_>, packet: &[u8], id: u32) -> bool {
+    /// Seals and sends a packet that does not fit, and says in how many datagrams. 0: there is no session or no way. A path
+    /// loses both between two datagrams of one call at most when its session's numbers end, after two million years.
+    pub(crate) fn send_fragments(
+        &mut self,
+        ctx: &mut Context<'_>,
+        packet: &[u8],
+        id: u32,
+        copy: Option<Copy>,
+        ticket: Ticket,
+    ) -> u8 {
         let size = self.mtu.size();
+        let room = size - if copy.is_some() { Copy::ROOM as u16 } else { 0 };
         let mut buffer = std::mem::take(ctx.scratch);
-        let sent = Fragment::cut(packet, id, size).all(|fragment| {
+        let mut sent = 0;
+        for fragment in Fragment::cut(packet, id, room) {
             buffer.resize(usize::from(size), 0);
             let mut message = Writer::new(&mut buffer);
+            if let Some(copy) = copy {
+                message.add(&Item::Copy(copy));
+            }
             message.add(&Item::Fragment(fragment));
-            self.send(ctx, message.finish(), true)
-        });
+            if self.send_numbered(ctx, message.finish(), true, ticket).is_none() {
+                break;
+            }
+            sent += 1;
+        }
         *ctx.scratch = buffer;
         sent
+    }
+
+    /// Sends a packet that was sent before, and says in how many datagrams. `fragmented` numbers what goes in fragments.
+    pub(crate) fn send_again(&mut self, ctx: &mut Context<'_>, again: &Again<'_>, fragmented: &mut u64) -> u8 {
+        match again.origin {
+            Origin::Fragments(id) => self.send_fragments(ctx, again.packet, id, None, again.ticket),
+            Origin::Whole(slot, id) if self.fits(again.packet.len() + Copy::ROOM) => {
+                let mut trailer = [0; Copy::ROOM];
+                let mut items = Writer::trailer(&mut trailer);
+                items.add(&Item::Copy(Copy::of(slot, id)));
+                self.send_whole(ctx, again.packet, items.finish(), again.ticket, true).map_or(0, |_| 1)
+            }
+            Origin::Whole(slot, id) => {
+                let number = *fragmented as u32;
+                *fragmented += 1;
+                self.send_fragments(ctx, again.packet, number, Some(Copy::of(slot, id)), again.ticket)
+            }
+        }
     }
 
     /// When a probe of the path MTU is due. Only a path that answers what is small is probed: elsewhere a lost probe would
@@ -170,7 +231,7 @@ impl Path {
         let mut message = Writer::new(&mut buffer);
         message.add(&Item::Ping);
         message.pad();
-        let id = self.send_numbered(ctx, message.finish(), eliciting);
+        let id = self.send_numbered(ctx, message.finish(), eliciting, Ticket::NONE);
         *ctx.scratch = buffer;
         id
     }
@@ -193,7 +254,7 @@ impl Path {
         });
         // Numbered is numbered, also where there was no way to send it.
         if let Some(id) = number {
-            self.health.on_sent(id, OVERHEAD, ctx.now, false);
+            self.health.on_sent(id, OVERHEAD, ctx.now, false, Ticket::NONE);
         }
         if let Some(len) = written {
             self.tx.add(len);
@@ -257,7 +318,7 @@ impl Path {
             // Only a box has uplinks to say that of.
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             preference: self.preference(),
-            capabilities: Hello::FRAGMENTS,
+            capabilities: Hello::FRAGMENTS | Hello::COPIES,
             ..Hello::default()
         });
         self.send_item(ctx, &hello);
@@ -310,9 +371,22 @@ impl Path {
     }
 
     /// Takes a receipt for packets of this path, which came by the path of slot `via`.
-    pub(crate) fn on_receipt(&mut self, receipt: &Receipt, via: u8, now: Instant) -> Option<Transition> {
+    pub(crate) fn on_receipt(
+        &mut self,
+        receipt: &Receipt,
+        via: u8,
+        now: Instant,
+        replay: &mut Replay,
+    ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
-        let transition = self.health.on_receipt(receipt, via, now, |len, arrived| {
+        let (slot, was_silent) = (self.config.slot, self.health.was_silent(now));
+        let transition = self.health.on_receipt(receipt, via, now, |len, arrived, ticket| {
+            match arrived {
+                true => replay.on_acknowledged(ticket),
+                // What a silence has swallowed is sent again; a loss now and then is the flow's own to repair.
+                false if was_silent => replay.forget_try(ticket, slot),
+                false => {}
+            }
             self.mtu.on_judged(len, arrived);
             len <= self.mtu.size()
         });

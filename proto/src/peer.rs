@@ -2,18 +2,19 @@
 
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
-use crate::health::{RECEIPT_INTERVAL, Surroundings, Transition};
+use crate::health::{LEAST_MARGIN, RECEIPT_INTERVAL, Surroundings, Transition};
 use crate::node::{Datagram, Event, MAX_AGE, PathState};
 use crate::output::{Output, Route};
 use crate::packet::{IpView, clamp_mss};
 use crate::path::Path;
 use crate::reassembly::Reassembly;
+use crate::replay::{Again, Origin, Replay};
 use crate::route::Routes;
-use crate::schedule::{Candidate, FlowTable, choose};
+use crate::schedule::{Candidate, FlowTable, MOVE_GRACE, choose};
 use crate::snapshot::{PeerSnapshot, Traffic};
 use crate::timer::Armed;
-use crate::tunnel::{Indices, PacketId, PathRef, Role, Suite};
-use crate::wire::{self, Fragment, Hello, Item, MAX_MESSAGE, ReadError, Writer};
+use crate::tunnel::{Indices, OVERHEAD, PacketId, PathRef, Role, Suite};
+use crate::wire::{self, Fragment, Hello, Item, MAX_MESSAGE, ReadError, Receipt, Writer};
 use crate::{Identity, Instant, LinkId, MAX_SLOTS, PathId, Uplink};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -21,6 +22,13 @@ use std::time::Duration;
 /// A bundle is active this long after its last inner packet: its standby paths are asked more often, so that a dead one
 /// is known before it is needed.
 const ACTIVE: Duration = Duration::from_secs(5);
+
+/// How much before they are due receipts go with a packet that is sent anyway, and so cost 24 octets instead of 98: one
+/// in a stream of a thousand packets a second.
+const RIDES_EARLY: Duration = Duration::from_millis(1);
+
+/// The longest trailer that is read: receipts for two sessions on each of two paths, with the most ranges, and a COPY.
+const MOST_TRAILER: usize = 512;
 
 /// What a call of the node lends to its peers.
 pub(crate) struct Context<'a> {
@@ -69,6 +77,11 @@ pub(crate) struct Peer {
     reassembly: Reassembly,
     /// Packets put together from fragments.
     reassembled: u64,
+    replay: Replay,
+    /// A path is in doubt or has failed, or one works again: what is kept may want another path.
+    rescue_wanted: bool,
+    /// Flows that don't pause are to follow from the path of this slot, after a planned move.
+    leaving: Option<u8>,
     copies: Traffic,
     receipts_sent: Traffic,
     tx: Traffic,
@@ -84,6 +97,32 @@ fn spread(paths: &[Path]) -> Duration {
         (least.min(smoothed), most.max(smoothed + variation * 4))
     });
     most.saturating_sub(least)
+}
+
+/// Receipts that are about to be sent.
+struct Receipts<'a> {
+    /// As a link message.
+    message: &'a [u8],
+    /// The slots of the paths by which something came that asks for them.
+    with_news: [bool; MAX_SLOTS],
+}
+
+/// Sends a kept packet by the path of `slot`, and counts it.
+fn send_again(
+    paths: &mut [Path],
+    ctx: &mut Context<'_>,
+    slot: u8,
+    again: &Again<'_>,
+    copies: &mut Traffic,
+    fragmented: &mut u64,
+) -> u8 {
+    let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return 0 };
+    let before = path.tx.bytes;
+    let datagrams = path.send_again(ctx, again, fragmented);
+    if datagrams > 0 {
+        copies.add((path.tx.bytes - before) as usize);
+    }
+    datagrams
 }
 
 impl Peer {
@@ -111,6 +150,9 @@ impl Peer {
             fragmented: 0,
             reassembly: Reassembly::default(),
             reassembled: 0,
+            replay: Replay::default(),
+            rescue_wanted: false,
+            leaving: None,
             copies: Traffic::default(),
             receipts_sent: Traffic::default(),
             tx: Traffic::default(),
@@ -174,6 +216,11 @@ impl Peer {
         self.capabilities & Hello::FRAGMENTS != 0
     }
 
+    /// The peer drops second copies: only then a packet may be sent twice.
+    fn takes_copies(&self) -> bool {
+        self.capabilities & Hello::COPIES != 0
+    }
+
     fn path_mut(&mut self, slot: u8) -> Option<&mut Path> {
         self.paths.iter_mut().find(|path| path.config.slot == slot)
     }
@@ -193,16 +240,98 @@ impl Peer {
             alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
         }
         let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, || spread(&self.paths));
-        let (receipts, fragments, id) = (self.receipts(), self.puts_together(), self.fragmented);
-        let Some(path) = self.path_mut(slot) else { return };
-        let whole = !fragments || path.fits(packet.len());
-        let sent = if whole { path.send(ctx, packet, receipts) } else { path.send_fragments(ctx, packet, id as u32) };
-        if sent {
-            self.tx.add(packet.len());
-            self.fragmented += u64::from(!whole);
-        } else {
-            self.drops.add(DropReason::NoPath);
+        let fragments = self.puts_together();
+        if ctx.now.since(self.moved_at) >= MOVE_GRACE
+            && let Some(from) = self.leaving.take()
+        {
+            self.overtake(ctx, from, current);
         }
+        let mut buffer = [0; MAX_MESSAGE];
+        let receipts = self.receipts_to_ride(ctx.now, &mut buffer);
+        let (eliciting, id, ticket) = (self.receipts(), self.fragmented, self.replay.next());
+        let Some(path) = self.path_mut(slot) else { return };
+        let origin = if !fragments || path.fits(packet.len()) {
+            let trailer = receipts.as_ref().map_or(&[][..], |receipts| wire::items_of(receipts.message));
+            let trailer = if path.fits(packet.len() + trailer.len()) { trailer } else { &[] };
+            let id = path.send_whole(ctx, packet, trailer, ticket, eliciting);
+            id.map(|id| (Origin::Whole(slot, id), 1, trailer.len()))
+        } else {
+            let datagrams = path.send_fragments(ctx, packet, id as u32, None, ticket);
+            (datagrams > 0).then_some((Origin::Fragments(id as u32), datagrams, 0))
+        };
+        let doubtful = path.health.state() == PathState::Suspect;
+        if let Some(receipts) = receipts {
+            let ridden = origin.is_some_and(|(.., trailer)| trailer > 0).then_some(slot);
+            self.send_receipts(ctx, &receipts, ridden);
+        }
+        let Some((origin, datagrams, _)) = origin else {
+            self.drops.add(DropReason::NoPath);
+            return;
+        };
+        self.tx.add(packet.len());
+        self.fragmented += u64::from(matches!(origin, Origin::Fragments(_)));
+        if self.takes_copies() {
+            self.replay.keep(ctx.now, packet, origin, slot, datagrams, &mut self.drops);
+            if doubtful {
+                self.double(ctx, slot);
+            }
+        }
+    }
+
+    /// Sends the packet kept last by the best path but this one, too: what is suspected may be dead, and the other may be
+    /// dead as well and not be known to be.
+    fn double(&mut self, ctx: &mut Context<'_>, first: u8) {
+        let Some(&slot) = self.ranked(ctx.now).iter().flatten().find(|slot| **slot != first) else { return };
+        let Peer { paths, replay, copies, fragmented, .. } = self;
+        replay.double(slot, |again| send_again(paths, ctx, slot, &again, copies, fragmented));
+    }
+
+    /// Sends again what no path that works has carried, by the best that have not.
+    fn rescue(&mut self, ctx: &mut Context<'_>) {
+        if !std::mem::take(&mut self.rescue_wanted) {
+            return;
+        }
+        let works = |path: &&Path| path.health.state() == PathState::Up && path.standing(ctx.now).is_some();
+        let good = self.paths.iter().filter(works).fold(0, |good, path| good | 1 << path.config.slot);
+        let (ranked, mut targets, mut count) = (self.ranked(ctx.now), [0; MAX_SLOTS], 0);
+        for slot in ranked.into_iter().flatten() {
+            targets[count] = slot;
+            count += 1;
+        }
+        let Peer { paths, replay, copies, fragmented, drops, .. } = self;
+        replay.rescue(ctx.now, good, &targets[..count], drops, |slot, again| {
+            send_again(paths, ctx, slot, &again, copies, fragmented)
+        });
+    }
+
+    /// Flows that do not pause go from one path to a faster one, with what they have under way: all that might still
+    /// arrive by the old path after what is sent by the new one goes by the new one too, in front of it. So they keep
+    /// their order, and nobody has to wait for the slower path.
+    fn overtake(&mut self, ctx: &mut Context<'_>, from: u8, to: u8) {
+        if from == to || !self.takes_copies() {
+            return;
+        }
+        // At most the difference of the round trips, if all of it lies in our direction.
+        let trip = |slot| {
+            let path = self.paths.iter().find(|path: &&Path| path.config.slot == slot)?;
+            path.health.rtt()
+        };
+        let (Some((slow, variation)), Some((fast, _))) = (trip(from), trip(to)) else { return };
+        let under_way = (slow + (variation * 4).max(LEAST_MARGIN)).saturating_sub(fast);
+        let Peer { paths, replay, copies, fragmented, .. } = self;
+        replay.overtake(ctx.now, under_way, from, to, |again| send_again(paths, ctx, to, &again, copies, fragmented));
+    }
+
+    /// The slots of the paths that live, the best first.
+    fn ranked(&self, now: Instant) -> [Option<u8>; MAX_SLOTS] {
+        let mut ranked = [None; MAX_SLOTS];
+        let alive = self.paths.iter().filter(|path| path.alive());
+        let standing = alive.filter_map(|path| Some((path.standing(now)?, path.preference(), path.config.slot)));
+        for (place, of) in ranked.iter_mut().zip(standing) {
+            *place = Some(of);
+        }
+        ranked.sort_unstable_by_key(|of| (of.is_none(), *of));
+        ranked.map(|of| of.map(|(_, _, slot)| slot))
     }
 
     // ---- what comes from the peer --------------------------------------------------------------------------------
@@ -277,12 +406,55 @@ impl Peer {
             *ctx.scratch = message;
             return outcome;
         }
-        path.received.note(id, ctx.now, true);
+        let mut trailer = [0; MOST_TRAILER];
+        let behind = opened.plaintext - opened.ip;
+        if receipts && behind > 0 {
+            let whole = &ctx.out.lend(datagram.data.len())[opened.ip..opened.plaintext];
+            trailer.get_mut(..behind).ok_or(DropReason::LinkMessageMalformed)?.copy_from_slice(whole);
+        }
+        let came_as_copy = path.received.note(id, ctx.now, true);
+        self.report(ctx, slot, transition);
         if receipts {
             self.want_receipt(ctx.now, false);
+            match self.on_trailer(ctx, slot, &trailer[..behind.min(MOST_TRAILER)])? {
+                Some(copy) => self.note_copy(ctx.now, copy)?,
+                None if came_as_copy => return Err(DropReason::Duplicate),
+                None => {}
+            }
         }
-        self.report(ctx, slot, transition);
         self.on_packet(ctx, opened.ip)
+    }
+
+    /// What stands behind a packet: receipts, and whether the packet is a copy.
+    fn on_trailer(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        trailer: &[u8],
+    ) -> Result<Option<wire::Copy>, DropReason> {
+        let mut copy = None;
+        let read = wire::read_trailer(trailer, |item| match item {
+            Item::Copy(of) => copy = Some(of),
+            Item::Receipt(receipt) => self.on_receipt(ctx, slot, &receipt),
+            // Nothing else is sent so.
+            _ => {}
+        });
+        read.map(|()| copy).map_err(|_| DropReason::LinkMessageMalformed)
+    }
+
+    /// A copy of a packet is to be delivered: only the first.
+    fn note_copy(&mut self, now: Instant, copy: wire::Copy) -> Result<(), DropReason> {
+        let path = self.path_mut(copy.slot).ok_or(DropReason::LinkMessageMalformed)?;
+        path.received.note_copy(copy, now)
+    }
+
+    /// A receipt that came by the path of slot `via`.
+    fn on_receipt(&mut self, ctx: &mut Context<'_>, via: u8, receipt: &Receipt) {
+        let Peer { paths, replay, .. } = self;
+        if let Some(path) = paths.iter_mut().find(|path| path.config.slot == receipt.slot) {
+            let transition = path.on_receipt(receipt, via, ctx.now, replay);
+            self.report(ctx, receipt.slot, transition);
+        }
     }
 
     /// An inner packet, which lies in the buffer lent last.
@@ -314,12 +486,20 @@ impl Peer {
         Ok(())
     }
 
-    /// A part of an inner packet.
-    fn on_fragment(&mut self, ctx: &mut Context<'_>, fragment: &Fragment<'_>) -> Result<(), DropReason> {
+    /// A part of an inner packet, which was sent before if `copy` says so.
+    fn on_fragment(
+        &mut self,
+        ctx: &mut Context<'_>,
+        fragment: &Fragment<'_>,
+        copy: Option<wire::Copy>,
+    ) -> Result<(), DropReason> {
         let Some(packet) = self.reassembly.insert(ctx.now, fragment, &mut self.drops) else { return Ok(()) };
         self.reassembled += 1;
         let len = packet.len();
         ctx.out.lend(len).copy_from_slice(packet);
+        if let Some(copy) = copy {
+            self.note_copy(ctx.now, copy)?;
+        }
         self.on_packet(ctx, len)
     }
 
@@ -330,7 +510,7 @@ impl Peer {
         id: PacketId,
         message: &[u8],
     ) -> Result<(), DropReason> {
-        let (mut eliciting, mut asked, mut hello, mut fragment) = (false, false, None, None);
+        let (mut eliciting, mut asked, mut hello, mut fragment, mut copy) = (false, false, None, None, None);
         let read = wire::read(message, |item| match item {
             Item::Ping => (eliciting, asked) = (true, true),
             // A message has one; of more, which would each be answered with a datagram, the last one counts.
@@ -344,13 +524,8 @@ impl Peer {
                     self.report(ctx, gone, transition);
                 }
             }
-            Item::Receipt(receipt) => {
-                let to = receipt.slot;
-                if let Some(path) = self.path_mut(to) {
-                    let transition = path.on_receipt(&receipt, slot, ctx.now);
-                    self.report(ctx, to, transition);
-                }
-            }
+            Item::Receipt(receipt) => self.on_receipt(ctx, slot, &receipt),
+            Item::Copy(of) => copy = Some(of),
         });
         if let Some(hello) = hello {
             eliciting = true;
@@ -366,7 +541,7 @@ impl Peer {
             ReadError::Malformed => DropReason::LinkMessageMalformed,
             ReadError::Version(_) => DropReason::LinkMessageVersion,
         })?;
-        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, &fragment))
+        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, &fragment, copy))
     }
 
     fn on_hello(&mut self, ctx: &mut Context<'_>, slot: u8, hello: &Hello) {
@@ -380,6 +555,7 @@ impl Peer {
                 path.health.forget_open();
             }
             self.reassembly.clear();
+            self.replay.clear();
         }
         self.capabilities = hello.capabilities;
         if let Some(path) = self.path_mut(slot) {
@@ -397,40 +573,67 @@ impl Peer {
         self.receipt_due = Some(self.receipt_due.map_or(due, |other| other.min(due)));
     }
 
-    /// Sends the receipts that are wanted, on every path with news and, for the case that this one's way back is
-    /// broken, on one more. That one costs: on a metered path, or when nobody waits, only where there is a doubt.
-    fn send_receipts(&mut self, ctx: &mut Context<'_>) {
-        if self.receipt_due.take_if(|due| *due <= ctx.now).is_none() {
-            return;
-        }
-        self.last_receipt = Some(ctx.now);
-        let mut buffer = [0; MAX_MESSAGE];
-        let mut message = Writer::new(&mut buffer);
+    /// Takes the receipts that are wanted, as a link message.
+    fn take_receipts<'a>(&mut self, now: Instant, buffer: &'a mut [u8; MAX_MESSAGE]) -> Option<Receipts<'a>> {
+        self.receipt_due = None;
+        self.last_receipt = Some(now);
+        let mut message = Writer::new(buffer);
         let mut with_news = [false; MAX_SLOTS];
         for path in &mut self.paths {
             let slot = path.config.slot;
             with_news[usize::from(slot)] = path.received.has_news();
-            path.received.take_receipts(slot, ctx.now, |receipt| {
+            path.received.take_receipts(slot, now, |receipt| {
                 message.add(&Item::Receipt(receipt));
             });
         }
-        if message.is_empty() {
+        (!message.is_empty()).then(|| Receipts { message: message.finish(), with_news })
+    }
+
+    /// Takes the receipts that are wanted, if a packet that is about to be sent can carry them.
+    fn receipts_to_ride<'a>(&mut self, now: Instant, buffer: &'a mut [u8; MAX_MESSAGE]) -> Option<Receipts<'a>> {
+        let due = self.receipt_due? <= now + RIDES_EARLY && self.takes_copies();
+        if due { self.take_receipts(now, buffer) } else { None }
+    }
+
+    /// Sends the receipts that are due by themselves.
+    fn send_due_receipts(&mut self, ctx: &mut Context<'_>) {
+        if self.receipt_due.is_none_or(|due| due > ctx.now) {
             return;
         }
-        let message = message.finish();
+        let mut buffer = [0; MAX_MESSAGE];
+        if let Some(receipts) = self.take_receipts(ctx.now, &mut buffer) {
+            self.send_receipts(ctx, &receipts, None);
+        }
+    }
+
+    /// Sends receipts on every path with news and, for the case that this one's way back is broken, on one more. That one
+    /// costs: on a metered path, or when nobody waits, only where there is a doubt. `ridden`: they went with a packet by
+    /// the path of this slot.
+    fn send_receipts(&mut self, ctx: &mut Context<'_>, receipts: &Receipts<'_>, ridden: Option<u8>) {
+        let &Receipts { message, mut with_news } = receipts;
         let (mut sent, mut doubt) = (0, false);
         for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.config.slot)]) {
             doubt |= path.health.state() != PathState::Up;
-            sent += u32::from(path.send(ctx, message, false));
+            if Some(path.config.slot) == ridden {
+                self.receipts_sent.add(wire::items_of(message).len());
+                sent += 1;
+            } else if path.send(ctx, message, false) {
+                self.receipts_sent.add(message.len() + OVERHEAD);
+                sent += 1;
+            }
         }
         let active = self.is_active(ctx.now);
         for path in &self.paths {
             with_news[usize::from(path.config.slot)] |= !doubt && (path.metered() || !active);
         }
+        if let Some(ridden) = ridden {
+            with_news[usize::from(ridden)] = true;
+        }
         if sent < 2
             && let Some(path) = self.best_alive(ctx.now, with_news)
+            && path.send(ctx, message, false)
         {
-            path.send(ctx, message, false);
+            self.receipts_sent.add(message.len() + OVERHEAD);
         }
     }
 
@@ -463,6 +666,8 @@ impl Peer {
     pub(crate) fn deadline(&self, now: Instant) -> Option<(Instant, &'static str)> {
         let receipts = self.receipt_due.map(|at| (at, "receipt"));
         let lost = self.lost.contains(&true).then_some((now, "an uplink is gone"));
+        let rescue = self.rescue_wanted.then_some((now, "replay"));
+        let expiry = self.replay.expires_at().map(|at| (at, "memory"));
         let paths = self.paths.iter().flat_map(|path| {
             let around = self.surroundings(path, now);
             let health = if self.receipts() { path.health.deadline(around, now) } else { None };
@@ -474,7 +679,7 @@ impl Peer {
                 path.health.probation_end(now).map(|at| (at, "probation")),
             ]
         });
-        paths.chain([receipts, lost]).flatten().min()
+        paths.chain([receipts, lost, rescue, expiry]).flatten().min()
     }
 
     pub(crate) fn on_timeout(&mut self, ctx: &mut Context<'_>) {
@@ -486,8 +691,10 @@ impl Peer {
             let transition = path.on_timeout(ctx, around, receipts, role);
             self.report(ctx, slot, transition);
         }
-        self.send_receipts(ctx);
+        self.send_due_receipts(ctx);
         self.tell_lost(ctx);
+        self.rescue(ctx);
+        self.replay.expire(ctx.now);
         self.reassembly.expire(ctx.now, &mut self.drops);
         // Last: where one does not fit the interface, the kernel refuses a whole run of datagrams that begins with it.
         if self.puts_together() {
@@ -515,7 +722,8 @@ impl Peer {
 
     /// After a batch: what is due at once goes out, and the choice of path follows what was learnt.
     pub(crate) fn settle(&mut self, ctx: &mut Context<'_>) {
-        self.send_receipts(ctx);
+        self.send_due_receipts(ctx);
+        self.rescue(ctx);
         self.choose_path(ctx);
     }
 
@@ -530,6 +738,9 @@ impl Peer {
             return;
         }
         let from = std::mem::replace(&mut self.current, chosen);
+        // A path that lives is left as planned; from one that does not, all has been sent again already.
+        let lives = |slot: &u8| self.paths.iter().any(|path| path.config.slot == *slot && path.alive());
+        self.leaving = from.filter(lives);
         if let Some(slot) = chosen {
             if self.last_slot.replace(slot).is_some_and(|last| last != slot) {
                 self.path_changes += 1;
@@ -546,6 +757,10 @@ impl Peer {
         {
             path.mtu.on_up();
         }
+        if to == PathState::Up && from != PathState::Suspect {
+            self.replay.forget_tries(slot);
+        }
+        self.rescue_wanted = true;
         let path = PathId { peer: self.config.id, slot };
         ctx.events.push_back(Event::Path { path, from, to, reason });
         self.report_reachability(ctx);
@@ -622,6 +837,7 @@ impl Peer {
             fragmented: self.fragmented,
             reassembled: self.reassembled,
             copies: self.copies,
+            kept: Traffic { packets: self.replay.held().0 as u64, bytes: self.replay.held().1 as u64 },
             receipts: self.receipts_sent,
             drops: self.drops.clone(),
             paths,

@@ -2,12 +2,14 @@
 //!
 //! Bounded in memory and time, whatever a peer sends: what does not become whole within [`PATIENCE`] is given up, and what
 //! would take more than [`MOST_MEMORY`] makes the oldest give way. Fragments may come in any order, by any path of the
-//! bundle. One that contradicts another of its packet condemns the packet (as RFC 5722 has it for IPv6): nobody honest
-//! sends that.
+//! bundle, and again in other pieces where a packet is sent again by a narrower path. One that contradicts another of its
+//! packet condemns the packet (as RFC 5722 has it for IPv6): nobody honest sends that. A packet becomes whole once: what
+//! comes of it later is known by its number.
 
 use crate::Instant;
 use crate::config::MOST_MTU;
 use crate::counters::{DropReason, Drops};
+use crate::received::Window;
 use crate::wire::Fragment;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -36,12 +38,14 @@ pub(crate) struct Reassembly {
     /// Octets of all buffers, those in `partial` and in `spare`.
     held: usize,
     last: Instant,
+    /// The numbers of packets that became whole.
+    whole: Window,
 }
 
 #[derive(Debug, Default)]
 struct Buffer {
     bytes: Vec<u8>,
-    /// Places of the octets that have come, as first and end.
+    /// Places of the octets that have come, as first and end; none touches another.
     pieces: Vec<(usize, usize)>,
 }
 
@@ -49,8 +53,6 @@ struct Buffer {
 struct Partial {
     id: u32,
     since: Instant,
-    /// Octets that have come.
-    have: usize,
     buffer: Buffer,
 }
 
@@ -65,32 +67,49 @@ impl Reassembly {
             drops.add(DropReason::FragmentMalformed);
             return None;
         }
+        let number = self.whole.whole(fragment.id);
+        if self.whole.has(number) != Some(false) {
+            drops.add(DropReason::FragmentDuplicate);
+            return None;
+        }
         // From the newest: fragments of a packet mostly come one behind the other.
         let at = match self.partial.iter().rposition(|partial| partial.id == fragment.id) {
             Some(at) => at,
             None => {
                 let buffer = self.buffer(total, drops);
-                self.partial.push_back(Partial { id: fragment.id, since: now, have: 0, buffer });
+                self.partial.push_back(Partial { id: fragment.id, since: now, buffer });
                 self.partial.len() - 1
             }
         };
-        let Partial { have, buffer: Buffer { bytes, pieces }, .. } = &mut self.partial[at];
-        if pieces.contains(&(first, end)) && bytes[first..end] == *fragment.content {
-            drops.add(DropReason::FragmentDuplicate);
-            return None;
-        }
-        let overlaps = pieces.iter().any(|&(other, its_end)| first < its_end && other < end);
-        if overlaps || bytes.len() != total || pieces.len() == MOST_PIECES {
+        let Buffer { bytes, pieces } = &mut self.partial[at].buffer;
+        let agrees = bytes.len() == total
+            && pieces.iter().filter(|piece| first < piece.1 && piece.0 < end).all(|&(its_first, its_end)| {
+                let (from, to) = (first.max(its_first), end.min(its_end));
+                bytes[from..to] == fragment.content[from - first..to - first]
+            });
+        if !agrees || pieces.len() == MOST_PIECES {
             drops.add(DropReason::FragmentMalformed);
             self.give_up(at);
             return None;
         }
-        bytes[first..end].copy_from_slice(fragment.content);
-        pieces.push((first, end));
-        *have += end - first;
-        if *have < total {
+        if pieces.iter().any(|&(its_first, its_end)| its_first <= first && end <= its_end) {
+            drops.add(DropReason::FragmentDuplicate);
             return None;
         }
+        bytes[first..end].copy_from_slice(fragment.content);
+        let mut joined = (first, end);
+        pieces.retain(|&(its_first, its_end)| {
+            let touches = its_first <= joined.1 && joined.0 <= its_end;
+            if touches {
+                joined = (joined.0.min(its_first), joined.1.max(its_end));
+            }
+            !touches
+        });
+        pieces.push(joined);
+        if joined != (0, total) {
+            return None;
+        }
+        self.whole.insert(number);
         self.give_up(at);
         self.spare.last().map(|buffer| buffer.bytes.as_slice())
     }
@@ -231,9 +250,9 @@ mod tests {
             (&[piece(90, 100, &whole[..11])], DropReason::FragmentMalformed, "beyond the end"),
             (&[piece(0, u16::MAX, whole)], DropReason::FragmentMalformed, "larger than any packet"),
             (
-                &[piece(0, 100, &whole[..60]), piece(50, 100, &whole[..50])],
+                &[piece(0, 100, &whole[..60]), piece(50, 100, &[2; 50])],
                 DropReason::FragmentMalformed,
-                "overlapping",
+                "two contents where they overlap",
             ),
             (
                 &[piece(0, 100, &whole[..60]), piece(60, 110, &whole[..50])],
@@ -251,9 +270,36 @@ mod tests {
         }
         let (mut reassembly, mut drops) = (Reassembly::default(), Drops::default());
         for at in 0..=MOST_PIECES as u16 {
-            reassembly.insert(Instant::ZERO, &piece(at, 100, &[1]), &mut drops);
+            reassembly.insert(Instant::ZERO, &piece(2 * at, 100, &[1]), &mut drops);
         }
         assert_eq!(drops.get(DropReason::FragmentMalformed), 1, "too many");
+    }
+
+    proptest! {
+        /// A packet that is sent again in other pieces, some of either lost, becomes whole once, when all octets are there.
+        #[test]
+        fn pieces_of_two_sizes_make_one_packet(
+            len in 1_000usize..3_000,
+            sizes in (548u16..1_445, 548u16..1_445),
+            lost in any::<u16>(),
+        ) {
+            let packet = packet(1, len);
+            let pieces: Vec<_> = Fragment::cut(&packet, 1, sizes.0).chain(Fragment::cut(&packet, 1, sizes.1)).collect();
+            let (mut reassembly, mut drops) = (Reassembly::default(), Drops::default());
+            let (mut have, mut whole) = (vec![false; len], 0);
+            for (at, piece) in pieces.iter().enumerate().filter(|(at, _)| lost >> at & 1 == 0) {
+                let first = usize::from(piece.offset);
+                have[first..first + piece.content.len()].fill(true);
+                let complete = have.iter().all(|&have| have) && whole == 0;
+                let came = reassembly.insert(Instant::ZERO, piece, &mut drops);
+                prop_assert_eq!(came.is_some(), complete, "piece {}", at);
+                if let Some(came) = came {
+                    prop_assert_eq!(came, &packet);
+                    whole += 1;
+                }
+            }
+            prop_assert_eq!(drops.get(DropReason::FragmentMalformed), 0);
+        }
     }
 
     #[test]

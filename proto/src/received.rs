@@ -1,16 +1,28 @@
-//! Which packet numbers came by a path: the receiving half of receipts.
+//! Which packet numbers came by a path: the receiving half of receipts, and what finds out second copies.
 
-use crate::Instant;
+use crate::counters::DropReason;
 use crate::tunnel::PacketId;
 use crate::wire::{MAX_RANGES, Receipt};
+use crate::{Instant, wire};
+use std::time::Duration;
 
-/// Numbers remembered below the largest: WireGuard's own replay window in boringtun; older ones it would not let in.
-const WINDOW: u64 = 1024;
-const WORDS: usize = (WINDOW / 64) as usize;
+/// Numbers below the largest that a receipt tells: WireGuard's own replay window in boringtun; older ones it would not
+/// let in.
+const TOLD: u64 = 1024;
+
+/// The numbers of a session of which is known whether they came. What is sent again was sent first at most a second ago
+/// ([`crate::node::MAX_AGE`]), or a little more by a slow path: at 50,000 packets a second that is this many. A session
+/// takes 8 KiB for it at most, and 128 octets as long as it has carried little.
+const LEAST_WINDOW: u64 = 1024;
+const MOST_WINDOW: u64 = 64 * 1024;
 
 /// Sessions remembered: the live one, the one before it (packets under way at a rekey), and two for handshakes that
 /// cross or are repeated.
 const SESSIONS: usize = 4;
+
+/// A session of which nothing came for this long is forgotten when another begins: ten times as long as anything is
+/// sent again after its first transmission.
+const KEEP: Duration = Duration::from_secs(10);
 
 /// What came by one path.
 #[derive(Debug, Default)]
@@ -21,69 +33,135 @@ pub(crate) struct ReceivedLog {
 #[derive(Debug)]
 struct ReceivedSession {
     session: u32,
-    largest: u64,
+    /// What came by this path.
+    arrived: Window,
+    /// What came as a copy, by whichever path. A receipt must not tell it: it says nothing of this path.
+    copied: Window,
     largest_at: Instant,
-    /// Bit `n % WINDOW` for number n, for the numbers in (largest - WINDOW, largest].
-    bits: [u64; WORDS],
+    used_at: Instant,
     /// Something that asks for a receipt came since the last one.
     news: bool,
 }
 
-impl ReceivedSession {
-    fn bit(number: u64) -> (usize, u64) {
-        let at = number % WINDOW;
+/// A set of numbers that mostly grow, as far back from the largest as it reaches.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    /// The largest number, plus one.
+    end: u64,
+    /// Bit `n % capacity` for number n. A power of two of them; none until the first number comes.
+    bits: Vec<u64>,
+}
+
+impl Window {
+    fn capacity(&self) -> u64 {
+        self.bits.len() as u64 * 64
+    }
+
+    fn place(&self, number: u64) -> (usize, u64) {
+        let at = number % self.capacity();
         ((at / 64) as usize, 1 << (at % 64))
     }
 
-    fn has(&self, number: u64) -> bool {
-        let (word, bit) = Self::bit(number);
-        self.bits[word] & bit != 0
+    /// The whole number of which this is the low half: the one nearest to the largest.
+    pub(crate) fn whole(&self, low: u32) -> u64 {
+        let near = self.end;
+        let same = near & !u64::from(u32::MAX) | u64::from(low);
+        let others = [same.checked_sub(1 << 32), same.checked_add(1 << 32)];
+        others.into_iter().flatten().fold(same, |a, b| if b.abs_diff(near) < a.abs_diff(near) { b } else { a })
     }
 
-    fn note(&mut self, number: u64, now: Instant) {
-        if number > self.largest {
-            for skipped in (self.largest + 1..=number).rev().take(WINDOW as usize) {
-                let (word, bit) = Self::bit(skipped);
+    /// Whether it is in the set; `None`: it is too old to tell.
+    pub(crate) fn has(&self, number: u64) -> Option<bool> {
+        if number >= self.end {
+            return Some(false);
+        }
+        if self.end - number > self.capacity() {
+            return None;
+        }
+        let (word, bit) = self.place(number);
+        Some(self.bits[word] & bit != 0)
+    }
+
+    /// Puts it in the set, unless it is too old.
+    pub(crate) fn insert(&mut self, number: u64) {
+        if number >= self.capacity() && self.capacity() < MOST_WINDOW {
+            // No number has been as large as the capacity yet, so each stays in its place.
+            let wanted = number.saturating_add(1).checked_next_power_of_two().unwrap_or(MOST_WINDOW);
+            let capacity = wanted.clamp(LEAST_WINDOW, MOST_WINDOW);
+            self.bits.resize((capacity / 64) as usize, 0);
+        }
+        let capacity = self.capacity();
+        if number >= self.end {
+            for skipped in (self.end..number).rev().take(capacity as usize) {
+                let (word, bit) = self.place(skipped);
                 self.bits[word] &= !bit;
             }
-            self.largest = number;
-            self.largest_at = now;
+            self.end = number + 1;
+        } else if self.end - number > capacity {
+            return;
         }
-        if self.largest - number < WINDOW {
-            let (word, bit) = Self::bit(number);
-            self.bits[word] |= bit;
-        }
+        let (word, bit) = self.place(number);
+        self.bits[word] |= bit;
     }
 }
 
 impl ReceivedLog {
-    /// Notes a packet that decrypted. `eliciting`: it asks for a receipt.
-    pub(crate) fn note(&mut self, id: PacketId, now: Instant, eliciting: bool) {
-        let at = match self.sessions.iter().position(|s| s.session == id.session) {
+    fn session(&mut self, session: u32, now: Instant) -> &mut ReceivedSession {
+        let at = match self.sessions.iter().position(|s| s.session == session) {
             Some(at) => at,
             None => {
+                self.sessions.retain(|s| now.since(s.used_at) < KEEP);
                 if self.sessions.len() == SESSIONS {
                     // The first is the oldest: sessions are only ever added at the end.
                     self.sessions.remove(0);
                 }
                 self.sessions.push(ReceivedSession {
-                    session: id.session,
-                    largest: id.number,
+                    session,
+                    arrived: Window::default(),
+                    copied: Window::default(),
                     largest_at: now,
-                    bits: [0; WORDS],
+                    used_at: now,
                     news: false,
                 });
                 self.sessions.len() - 1
             }
         };
         let session = &mut self.sessions[at];
-        session.note(id.number, now);
+        session.used_at = now;
+        session
+    }
+
+    /// Notes a packet that decrypted. `eliciting`: it asks for a receipt. Whether a copy of it had come already.
+    pub(crate) fn note(&mut self, id: PacketId, now: Instant, eliciting: bool) -> bool {
+        // The last number is never sent: a session has ended long before it.
+        let number = id.number.min(u64::MAX - 1);
+        let session = self.session(id.session, now);
+        if number >= session.arrived.end {
+            session.largest_at = now;
+        }
+        session.arrived.insert(number);
         session.news |= eliciting;
+        session.copied.has(number) == Some(true)
+    }
+
+    /// Notes a copy of a packet that was sent first by this path, unless the packet has come already, or may have.
+    pub(crate) fn note_copy(&mut self, copy: wire::Copy, now: Instant) -> Result<(), DropReason> {
+        let session = self.session(copy.session, now);
+        let newest = if session.arrived.end > session.copied.end { &session.arrived } else { &session.copied };
+        let number = newest.whole(copy.number);
+        match (session.arrived.has(number), session.copied.has(number)) {
+            (Some(true), _) | (_, Some(true)) => Err(DropReason::Duplicate),
+            (None, _) | (_, None) => Err(DropReason::CopyStale),
+            (Some(false), Some(false)) => {
+                session.copied.insert(number);
+                Ok(())
+            }
+        }
     }
 
     /// Whether nothing of its session came that was sent later.
     pub(crate) fn is_newest(&self, id: PacketId) -> bool {
-        self.sessions.iter().find(|s| s.session == id.session).is_none_or(|session| id.number > session.largest)
+        self.sessions.iter().find(|s| s.session == id.session).is_none_or(|session| id.number >= session.arrived.end)
     }
 
     /// Whether a receipt is wanted.
@@ -95,10 +173,12 @@ impl ReceivedLog {
     pub(crate) fn take_receipts(&mut self, slot: u8, now: Instant, mut each: impl FnMut(Receipt)) {
         for session in self.sessions.iter_mut().filter(|session| session.news) {
             session.news = false;
-            let lowest = session.largest.saturating_sub(WINDOW - 1);
+            let arrived = &session.arrived;
+            let Some(largest) = arrived.end.checked_sub(1) else { continue };
+            let lowest = arrived.end.saturating_sub(TOLD);
             let mut ranges: Vec<(u64, u64)> = Vec::new();
-            for number in (lowest..=session.largest).rev() {
-                if !session.has(number) {
+            for number in (lowest..=largest).rev() {
+                if arrived.has(number) != Some(true) {
                     continue;
                 }
                 let told = ranges.len();
@@ -109,7 +189,7 @@ impl ReceivedLog {
                 }
             }
             let delay_us = u32::try_from(now.since(session.largest_at).as_micros()).unwrap_or(u32::MAX);
-            each(Receipt { slot, session: session.session, largest: session.largest, delay_us, ranges });
+            each(Receipt { slot, session: session.session, largest, delay_us, ranges });
         }
     }
 }
@@ -148,11 +228,72 @@ mod tests {
             let mut high = None::<u64>;
             for &number in &numbers {
                 high = Some(high.map_or(number, |h| h.max(number)));
-                if high.expect("set above") - number < WINDOW { in_window.insert(number); }
+                if high.expect("set above") - number < TOLD { in_window.insert(number); }
             }
-            let expected: BTreeSet<u64> = in_window.into_iter().filter(|&n| n >= lowest_told && largest - n < WINDOW).collect();
+            let expected: BTreeSet<u64> = in_window.into_iter().filter(|&n| n >= lowest_told && largest - n < TOLD).collect();
             prop_assert_eq!(told, expected);
         }
+    }
+
+    proptest! {
+        /// Against a plain set as the model: whatever comes in whatever order, as a copy or not, each packet is let in
+        /// once, and only what is far behind the newest is refused without being known.
+        #[test]
+        fn each_packet_is_let_in_once(
+            arrivals in proptest::collection::vec((0u64..200_000, any::<bool>()), 1..400),
+            base in prop_oneof![Just(0u64), Just((1u64 << 32) - 100_000)],
+        ) {
+            let mut log = ReceivedLog::default();
+            let (mut seen, mut own, mut newest) = (BTreeSet::new(), BTreeSet::new(), base);
+            log.note(PacketId { session: 5, number: base }, Instant::ZERO, true);
+            own.insert(base);
+            seen.insert(base);
+            for (number, is_copy) in arrivals {
+                let number = number + base;
+                if !is_copy && !own.insert(number) {
+                    continue; // WireGuard lets no number in twice
+                }
+                let id = PacketId { session: 5, number };
+                let let_in = if is_copy {
+                    let outcome = log.note_copy(wire::Copy::of(0, id), Instant::ZERO);
+                    prop_assert!(outcome != Err(DropReason::CopyStale) || newest - number >= LEAST_WINDOW);
+                    outcome.is_ok()
+                } else {
+                    // What is far behind would not have come in; the tunnel's window is narrower than ours.
+                    if number + LEAST_WINDOW <= newest { own.remove(&number); continue; }
+                    !log.note(id, Instant::ZERO, true)
+                };
+                if let_in {
+                    prop_assert!(seen.insert(number), "{} came twice", number);
+                }
+                newest = newest.max(number);
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_is_no_news_of_the_path_that_its_packet_was_sent_by() {
+        let mut log = ReceivedLog::default();
+        log.note(PacketId { session: 5, number: 1 }, Instant::ZERO, true);
+        assert_eq!(log.note_copy(wire::Copy { slot: 0, session: 5, number: 2 }, Instant::ZERO), Ok(()));
+        assert_eq!(receipt(&mut log, Instant::ZERO).ranges, [(1, 1)]);
+        assert!(log.note(PacketId { session: 5, number: 2 }, Instant::ZERO, true), "the copy was first");
+        let again = log.note_copy(wire::Copy { slot: 0, session: 5, number: 2 }, Instant::ZERO);
+        assert_eq!(again, Err(DropReason::Duplicate));
+    }
+
+    #[test]
+    fn memory_grows_with_what_a_session_carries_up_to_its_bound_and_goes_with_the_session() {
+        let mut log = ReceivedLog::default();
+        let octets = |log: &ReceivedLog| log.sessions.iter().map(|s| (s.arrived.bits.len() + s.copied.bits.len()) * 8).sum::<usize>();
+        log.note(PacketId { session: 1, number: 0 }, Instant::ZERO, true);
+        assert_eq!(octets(&log), 128);
+        for number in 0..300_000 {
+            log.note(PacketId { session: 1, number }, Instant::ZERO, true);
+        }
+        assert_eq!(octets(&log), 8192);
+        log.note(PacketId { session: 2, number: 0 }, Instant::ZERO + KEEP, true);
+        assert_eq!(octets(&log), 128);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(crate) fn choose(candidates: impl IntoIterator<Item = Candidate>, current: O
 
 /// After a planned move (back to a preferred path), flows follow at their first pause; those that never pause follow
 /// after this long. TCP's bursts pause once a round trip, and by then a preferred path that fell again has been noticed.
-const MOVE_GRACE: Duration = Duration::from_millis(300);
+pub(crate) const MOVE_GRACE: Duration = Duration::from_millis(300);
 
 const SETS: usize = 128;
 const WAYS: usize = 2;

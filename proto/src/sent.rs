@@ -1,6 +1,7 @@
 //! Which packet numbers were sent by a path and not yet acknowledged: the sending half of receipts.
 
 use crate::Instant;
+use crate::replay::Ticket;
 use crate::tunnel::PacketId;
 use crate::wire::Receipt;
 use std::collections::VecDeque;
@@ -33,6 +34,8 @@ struct Sent {
     /// Of the datagram, in octets; none is longer than UDP allows.
     len: u16,
     fate: Fate,
+    /// What is kept of it.
+    ticket: Ticket,
 }
 
 #[derive(Debug)]
@@ -70,7 +73,7 @@ pub(crate) struct Learnt {
 
 impl SentLog {
     /// Notes a packet in a datagram of `len` octets. Numbers of one session only ever grow by one.
-    pub(crate) fn note(&mut self, id: PacketId, len: usize, now: Instant, eliciting: bool) {
+    pub(crate) fn note(&mut self, id: PacketId, len: usize, now: Instant, eliciting: bool, ticket: Ticket) {
         let at = match self.sessions.iter().position(|s| s.session == id.session && s.end() == id.number) {
             Some(at) => at,
             None => {
@@ -92,17 +95,18 @@ impl SentLog {
         };
         let session = &mut self.sessions[at];
         let fate = if eliciting { Fate::Open } else { Fate::Quiet };
-        session.packets.push_back(Sent { at: now, len: u16::try_from(len).unwrap_or(u16::MAX), fate });
+        let len = u16::try_from(len).unwrap_or(u16::MAX);
+        session.packets.push_back(Sent { at: now, len, fate, ticket });
         session.trim(now);
     }
 
     /// Takes a receipt. A packet is lost when one sent `reordering` or more after it has arrived. `judged` hears of each
-    /// one that asked for a receipt its length and whether it arrived, when that is first known.
+    /// one that asked for a receipt its length, whether it arrived, when that is first known, and its ticket.
     pub(crate) fn on_receipt(
         &mut self,
         receipt: &Receipt,
         reordering: Duration,
-        mut judged: impl FnMut(u16, bool),
+        mut judged: impl FnMut(u16, bool, Ticket),
     ) -> Learnt {
         let mut learnt = Learnt::default();
         let Some(session) = self.sessions.iter_mut().find(|s| s.session == receipt.session) else { return learnt };
@@ -122,7 +126,7 @@ impl SentLog {
                 // A packet that was given up for lost may come after all; it counts as arrived then.
                 if matches!(packet.fate, Fate::Open | Fate::Lost) {
                     learnt.acknowledged += 1;
-                    judged(packet.len, true);
+                    judged(packet.len, true, packet.ticket);
                 }
                 packet.fate = Fate::Acknowledged;
             }
@@ -138,7 +142,7 @@ impl SentLog {
                 if packet.fate == Fate::Open {
                     packet.fate = Fate::Lost;
                     learnt.lost += 1;
-                    judged(packet.len, false);
+                    judged(packet.len, false, packet.ticket);
                 }
             }
             session.advance();
@@ -224,7 +228,7 @@ mod tests {
     fn log(count: u64) -> SentLog {
         let mut log = SentLog::default();
         for number in 0..count {
-            log.note(PacketId { session: 1, number }, 100, at(number), true);
+            log.note(PacketId { session: 1, number }, 100, at(number), true, Ticket::NONE);
         }
         log
     }
@@ -233,20 +237,20 @@ mod tests {
     fn the_oldest_open_one_counts_and_new_sends_never_move_it() {
         let mut log = log(10);
         assert_eq!(log.oldest_open(), Some(at(0)));
-        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5), |_, _| {});
+        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5), |_, _, _| {});
         let four = Some(at(4));
         assert_eq!(learnt, Learnt { acknowledged: 5, lost: 0, largest_sent_at: four, sample_from: four });
         assert_eq!(log.oldest_open(), Some(at(5)));
-        log.note(PacketId { session: 1, number: 10 }, 100, at(99), true);
+        log.note(PacketId { session: 1, number: 10 }, 100, at(99), true, Ticket::NONE);
         assert_eq!(log.oldest_open(), Some(at(5)));
     }
 
     #[test]
     fn a_gap_is_lost_once_later_ones_have_arrived_and_may_still_turn_up() {
         let mut log = log(10);
-        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Duration::from_millis(5), |_, _| {});
+        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Duration::from_millis(5), |_, _, _| {});
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 0), "two milliseconds later may be reordering");
-        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5), |_, _| {});
+        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5), |_, _, _| {});
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 1));
         assert_eq!(log.oldest_open(), Some(at(9)));
     }
@@ -254,9 +258,9 @@ mod tests {
     #[test]
     fn the_end_of_an_old_session_is_lost_when_the_new_one_is_acknowledged() {
         let mut log = log(10);
-        log.note(PacketId { session: 2, number: 0 }, 100, at(100), true);
+        log.note(PacketId { session: 2, number: 0 }, 100, at(100), true, Ticket::NONE);
         let second = Receipt { session: 2, ..receipt(0, &[(0, 0)]) };
-        assert_eq!(log.on_receipt(&second, Duration::from_millis(5), |_, _| {}).lost, 10);
+        assert_eq!(log.on_receipt(&second, Duration::from_millis(5), |_, _, _| {}).lost, 10);
         assert_eq!(log.oldest_open(), None);
     }
 
@@ -265,30 +269,30 @@ mod tests {
         let mut log = SentLog::default();
         let all = 3 * MAX_KEPT as u64;
         for number in 0..all {
-            log.note(PacketId { session: 1, number }, 100, at(number / 1000), true);
+            log.note(PacketId { session: 1, number }, 100, at(number / 1000), true, Ticket::NONE);
         }
         assert_eq!(log.oldest_open(), Some(at(0)));
-        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Duration::from_millis(5), |_, _| {});
+        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Duration::from_millis(5), |_, _, _| {});
         assert_eq!((learnt.acknowledged, learnt.largest_sent_at), (1, None), "how many and when is forgotten");
         assert_eq!(log.oldest_open(), Some(at((all - MAX_KEPT as u64) / 1000)));
-        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Duration::from_millis(5), |_, _| {});
+        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Duration::from_millis(5), |_, _, _| {});
         assert_eq!(log.oldest_open(), None);
     }
 
     #[test]
     fn an_index_that_the_peer_uses_again_begins_anew() {
         let mut log = log(10);
-        log.note(PacketId { session: 1, number: 0 }, 100, at(100), true);
+        log.note(PacketId { session: 1, number: 0 }, 100, at(100), true, Ticket::NONE);
         assert_eq!(log.oldest_open(), Some(at(100)));
-        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Duration::ZERO, |_, _| {}).largest_sent_at, Some(at(100)));
+        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Duration::ZERO, |_, _, _| {}).largest_sent_at, Some(at(100)));
     }
 
     #[test]
     fn receipts_that_claim_too_much_or_nothing_known_teach_nothing() {
         let mut log = log(3);
-        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO, |_, _| {}), Learnt::default());
+        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO, |_, _, _| {}), Learnt::default());
         let foreign = Receipt { session: 9, ..receipt(1, &[(0, 1)]) };
-        assert_eq!(log.on_receipt(&foreign, Duration::ZERO, |_, _| {}), Learnt::default());
+        assert_eq!(log.on_receipt(&foreign, Duration::ZERO, |_, _, _| {}), Learnt::default());
         assert_eq!(log.oldest_open(), Some(at(0)));
     }
 
@@ -296,16 +300,16 @@ mod tests {
     fn quiet_packets_are_never_waited_for_and_memory_is_bounded() {
         let mut log = SentLog::default();
         for number in 0..100_000 {
-            log.note(PacketId { session: 1, number }, 100, at(number / 100), false);
+            log.note(PacketId { session: 1, number }, 100, at(number / 100), false, Ticket::NONE);
         }
         assert_eq!(log.oldest_open(), None);
         assert!(log.sessions[0].packets.len() <= MAX_KEPT);
         for session in 2..20 {
-            log.note(PacketId { session, number: 0 }, 100, at(0), true);
+            log.note(PacketId { session, number: 0 }, 100, at(0), true, Ticket::NONE);
         }
         assert_eq!(log.sessions.len(), SESSIONS);
         assert_eq!(log.abandon(), 4);
-        log.note(PacketId { session: 20, number: 0 }, 100, at(10_000), true);
+        log.note(PacketId { session: 20, number: 0 }, 100, at(10_000), true, Ticket::NONE);
         assert_eq!(log.sessions.len(), 1, "the memory of what is settled is given back");
         log.abandon();
         assert_eq!(log.oldest_open(), None);

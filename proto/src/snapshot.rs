@@ -42,6 +42,9 @@ pub struct PeerSnapshot {
     /// suspect. Octets are those of the datagrams, outer IP headers not counted.
     #[serde(default)]
     pub copies: Traffic,
+    /// Packets that are not acknowledged yet, and kept in case that another path must carry them.
+    #[serde(default)]
+    pub kept: Traffic,
     /// Receipts sent: datagrams of their own, or trailers on data; octets of those datagrams or trailers.
     #[serde(default)]
     pub receipts: Traffic,

@@ -81,6 +81,8 @@ impl Default for Hello {
 impl Hello {
     /// The capability to put fragments together.
     pub const FRAGMENTS: u32 = 1 << 0;
+    /// The capability to read trailers, and to drop what came already of packets that are sent again.
+    pub const COPIES: u32 = 1 << 1;
 
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let room = room.get_mut(..LEN)?;

@@ -18,16 +18,22 @@
 //! |     type      |    length     |   ...
 //! ```
 //!
-//! Type 0 is one octet of padding, without a length. FRAGMENT ends its message: its content follows its value. The same
-//! items, but for FRAGMENT, ride behind an IP packet as its trailer.
+//! Type 0 is one octet of padding, without a length. FRAGMENT ends its message: its content follows its value.
+//!
+//! The same items, but for FRAGMENT, ride behind an IP packet as its trailer, where WireGuard has its padding: a plain
+//! peer, which cuts a packet to its IP length, never sees them. COPY and RECEIPT are sent so, and only to a peer that has
+//! [`Hello::COPIES`].
+//!
 //! The rule for changes: an item of an unknown type is skipped by its length, so new types need no new version; a
 //! known item may grow at its end, and readers ignore what is beyond what they know; anything else needs a new
 //! version, which is spoken only to a peer whose HELLO says that it understands it.
 
+mod copy;
 mod fragment;
 mod hello;
 mod receipt;
 
+pub use copy::Copy;
 pub use fragment::Fragment;
 pub use hello::Hello;
 pub use receipt::{MAX_RANGES, Receipt};
@@ -52,6 +58,7 @@ const ADDRESS_BASE: [u8; 15] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x6d, 0x73, 
 /// Types of items. Those without a reader yet are reserved by the design for what comes next.
 mod kind {
     pub(super) const PADDING: u8 = 0;
+    pub(super) const COPY: u8 = 1;
     pub(super) const RECEIPT: u8 = 3;
     pub(super) const FRAGMENT: u8 = 5;
     pub(super) const HELLO: u8 = 6;
@@ -71,6 +78,8 @@ pub enum Item<'a> {
     /// The uplink of this slot is gone at the sender: nothing that is sent there arrives. One octet. It is said once, by
     /// another path; if that is lost, the absence of receipts tells the same a little later.
     Lost(u8),
+    /// The packet that this goes with is not a first transmission.
+    Copy(Copy),
     /// A part of a packet; nothing follows it.
     Fragment(Fragment<'a>),
 }
@@ -91,9 +100,11 @@ pub fn is_link_message(packet: &[u8]) -> bool {
     packet.len() >= IPV6_HEADER && packet[0] >> 4 == 6 && packet[6] == NO_NEXT_HEADER && packet[8..23] == ADDRESS_BASE
 }
 
-/// Writes a link message into a buffer, as far as there is room.
+/// Writes a link message, or a trailer, into a buffer, as far as there is room.
 pub struct Writer<'a> {
     buffer: &'a mut [u8],
+    /// Where the first item is: 0 in a trailer.
+    first: usize,
     len: usize,
 }
 
@@ -111,12 +122,17 @@ impl<'a> Writer<'a> {
         buffer[24..39].copy_from_slice(&ADDRESS_BASE);
         buffer[39] = 2;
         buffer[IPV6_HEADER] = VERSION;
-        Writer { buffer, len: PREFIX }
+        Writer { buffer, first: PREFIX, len: PREFIX }
+    }
+
+    /// Begins a trailer: items alone, to stand behind a packet.
+    pub fn trailer(buffer: &'a mut [u8]) -> Self {
+        Writer { buffer, first: 0, len: 0 }
     }
 
     /// Nothing has been added yet.
     pub fn is_empty(&self) -> bool {
-        self.len == PREFIX
+        self.len == self.first
     }
 
     /// Adds an item; `false`: there is no room left.
@@ -128,6 +144,7 @@ impl<'a> Writer<'a> {
             Item::Lost(slot) => (kind::LOST, room.first_mut().map(|octet| *octet = *slot).map(|()| whole(1))),
             Item::Hello(hello) => (kind::HELLO, hello.write(room).map(whole)),
             Item::Receipt(receipt) => (kind::RECEIPT, receipt.write(room).map(whole)),
+            Item::Copy(copy) => (kind::COPY, copy.write(room).map(whole)),
             Item::Fragment(fragment) => (kind::FRAGMENT, fragment.write(room)),
         };
         let Some((len, written)) = written else { return false };
@@ -143,21 +160,36 @@ impl<'a> Writer<'a> {
         self.len = self.buffer.len();
     }
 
-    /// The message.
+    /// The message, or the trailer.
     pub fn finish(self) -> &'a [u8] {
-        let payload = (self.len - IPV6_HEADER) as u16;
-        self.buffer[4..6].copy_from_slice(&payload.to_be_bytes());
+        if self.first == PREFIX {
+            let payload = (self.len - IPV6_HEADER) as u16;
+            self.buffer[4..6].copy_from_slice(&payload.to_be_bytes());
+        }
         &self.buffer[..self.len]
     }
 }
 
 /// Reads a link message: calls `each` for every item it knows.
-pub fn read<'a>(message: &'a [u8], mut each: impl FnMut(Item<'a>)) -> Result<(), ReadError> {
+pub fn read<'a>(message: &'a [u8], each: impl FnMut(Item<'a>)) -> Result<(), ReadError> {
     let header = message.get(IPV6_HEADER..PREFIX).ok_or(ReadError::Malformed)?;
     if !(LEAST_VERSION..=VERSION).contains(&header[0]) {
         return Err(ReadError::Version(header[0]));
     }
-    let mut rest = &message[PREFIX..];
+    read_items(&message[PREFIX..], each)
+}
+
+/// The items of a link message that was written here, to stand behind a packet as its trailer.
+pub(crate) fn items_of(message: &[u8]) -> &[u8] {
+    &message[PREFIX..]
+}
+
+/// Reads a trailer in the same way.
+pub fn read_trailer<'a>(trailer: &'a [u8], each: impl FnMut(Item<'a>)) -> Result<(), ReadError> {
+    read_items(trailer, each)
+}
+
+fn read_items<'a>(mut rest: &'a [u8], mut each: impl FnMut(Item<'a>)) -> Result<(), ReadError> {
     while let Some((&kind, after)) = rest.split_first() {
         if kind == kind::PADDING {
             rest = after;
@@ -170,6 +202,7 @@ pub fn read<'a>(message: &'a [u8], mut each: impl FnMut(Item<'a>)) -> Result<(),
             kind::PING => each(Item::Ping),
             kind::LOST => each(Item::Lost(*value.first().ok_or(ReadError::Malformed)?)),
             kind::HELLO => each(Item::Hello(Hello::read(value).ok_or(ReadError::Malformed)?)),
+            kind::COPY => each(Item::Copy(Copy::read(value).ok_or(ReadError::Malformed)?)),
             kind::RECEIPT => each(Item::Receipt(Receipt::read(value).ok_or(ReadError::Malformed)?)),
             kind::FRAGMENT => {
                 let content = std::mem::take(&mut rest);
