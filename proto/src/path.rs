@@ -438,7 +438,12 @@ impl Path {
     pub(crate) fn standing(&self, now: Instant) -> Option<Standing> {
         let health = &self.health;
         let session = self.tunnel.has_session() && self.route.is_some();
-        Standing::of(health.state(), health.on_probation(now), now.since(health.since()), session)
+        // A doubt makes an impaired path no better.
+        let state = match health.state() {
+            PathState::Suspect if health.is_impaired() => PathState::Impaired,
+            state => state,
+        };
+        Standing::of(state, health.on_probation(now), now.since(health.since()), session)
     }
 
     pub(crate) fn metered(&self) -> bool {
@@ -509,6 +514,7 @@ impl Path {
             endpoint: self.route.map(|route| route.to),
             rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
             rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),
+            rtt_min_ms: self.health.least_rtt().map(ms),
             loss: rtt.map(|_| self.health.loss()),
             lost: self.health.lost(),
             mtu: self.mtu.measured().map(|_| self.packet_mtu(tun_mtu)),

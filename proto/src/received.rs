@@ -2,7 +2,7 @@
 
 use crate::counters::DropReason;
 use crate::tunnel::PacketId;
-use crate::wire::{MAX_RANGES, Receipt};
+use crate::wire::{Ranges, Receipt};
 use crate::{Instant, wire};
 use std::time::Duration;
 
@@ -176,16 +176,17 @@ impl ReceivedLog {
             let arrived = &session.arrived;
             let Some(largest) = arrived.end.checked_sub(1) else { continue };
             let lowest = arrived.end.saturating_sub(TOLD);
-            let mut ranges: Vec<(u64, u64)> = Vec::new();
+            let mut ranges = Ranges::default();
             for number in (lowest..=largest).rev() {
                 if arrived.has(number) != Some(true) {
                     continue;
                 }
-                let told = ranges.len();
-                match ranges.last_mut() {
-                    Some((first, _)) if *first == number + 1 => *first = number,
-                    _ if told == MAX_RANGES => break,
-                    _ => ranges.push((number, number)),
+                if let Some((first, _)) = ranges.last_mut()
+                    && *first == number + 1
+                {
+                    *first = number;
+                } else if !ranges.push((number, number)) {
+                    break;
                 }
             }
             let delay_us = u32::try_from(now.since(session.largest_at).as_micros()).unwrap_or(u32::MAX);
@@ -276,7 +277,7 @@ mod tests {
         let mut log = ReceivedLog::default();
         log.note(PacketId { session: 5, number: 1 }, Instant::ZERO, true);
         assert_eq!(log.note_copy(wire::Copy { slot: 0, session: 5, number: 2 }, Instant::ZERO), Ok(()));
-        assert_eq!(receipt(&mut log, Instant::ZERO).ranges, [(1, 1)]);
+        assert_eq!(*receipt(&mut log, Instant::ZERO).ranges, [(1, 1)]);
         assert!(log.note(PacketId { session: 5, number: 2 }, Instant::ZERO, true), "the copy was first");
         let again = log.note_copy(wire::Copy { slot: 0, session: 5, number: 2 }, Instant::ZERO);
         assert_eq!(again, Err(DropReason::Duplicate));
@@ -285,7 +286,9 @@ mod tests {
     #[test]
     fn memory_grows_with_what_a_session_carries_up_to_its_bound_and_goes_with_the_session() {
         let mut log = ReceivedLog::default();
-        let octets = |log: &ReceivedLog| log.sessions.iter().map(|s| (s.arrived.bits.len() + s.copied.bits.len()) * 8).sum::<usize>();
+        let octets = |log: &ReceivedLog| {
+            log.sessions.iter().map(|s| (s.arrived.bits.len() + s.copied.bits.len()) * 8).sum::<usize>()
+        };
         log.note(PacketId { session: 1, number: 0 }, Instant::ZERO, true);
         assert_eq!(octets(&log), 128);
         for number in 0..300_000 {

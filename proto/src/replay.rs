@@ -216,11 +216,12 @@ impl Replay {
         }
     }
 
-    /// Has `send` transmit, oldest first, what was sent by none of the paths in `good` (a bit for each slot), by the
-    /// first of the paths of `targets` by which it was not sent yet. What is too old is forgotten and counted.
+    /// Has `send` transmit, oldest first, what was sent by a path in `bad` or by none, and by none in `good` (a bit for each
+    /// slot), by the first of the paths of `targets` by which it was not sent yet. What is too old is forgotten and counted.
     pub(crate) fn rescue(
         &mut self,
         now: Instant,
+        bad: u8,
         good: u8,
         targets: &[u8],
         drops: &mut Drops,
@@ -228,7 +229,8 @@ impl Replay {
     ) {
         for at in 0..self.kept.len() {
             let kept = &self.kept[at];
-            if kept.packet.is_empty() || kept.tried & good != 0 {
+            let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
+            if kept.packet.is_empty() || !wanted {
                 continue;
             }
             let Some(&slot) = targets.iter().find(|&&slot| kept.tried & 1 << slot == 0) else { continue };
@@ -308,7 +310,7 @@ mod tests {
     /// What a rescue sends, by slot and number.
     fn rescued(replay: &mut Replay, now: u64, good: u8, targets: &[u8], drops: &mut Drops) -> Vec<(u8, u64)> {
         let mut sent = Vec::new();
-        replay.rescue(at(now), good, targets, drops, |slot, again| {
+        replay.rescue(at(now), !good, good, targets, drops, |slot, again| {
             let Origin::Whole(_, id) = again.origin else { panic!("they were whole") };
             assert_eq!(again.packet, packet(id.number));
             sent.push((slot, id.number));

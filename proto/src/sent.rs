@@ -120,7 +120,7 @@ impl SentLog {
         learnt.largest_sent_at = largest.map(|packet| packet.at);
         learnt.sample_from = largest.filter(|packet| packet.fate != Fate::Lost).map(|packet| packet.at);
         let open_from = session.base + session.open_from as u64;
-        for &(first, last) in &receipt.ranges {
+        for &(first, last) in receipt.ranges.iter() {
             for number in first.max(open_from)..=last {
                 let packet = &mut session.packets[(number - session.base) as usize];
                 // A packet that was given up for lost may come after all; it counts as arrived then.
@@ -222,7 +222,7 @@ mod tests {
     }
 
     fn receipt(largest: u64, ranges: &[(u64, u64)]) -> Receipt {
-        Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges: ranges.to_vec() }
+        Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges: ranges.iter().copied().collect() }
     }
 
     fn log(count: u64) -> SentLog {

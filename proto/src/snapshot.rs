@@ -71,6 +71,9 @@ pub struct PathSnapshot {
     pub rtt_ms: Option<f64>,
     /// Its variation (RFC 9002, section 5.3), in milliseconds.
     pub rtt_var_ms: Option<f64>,
+    /// The least round-trip time of the last half to whole minute, in milliseconds: the way without a queue.
+    #[serde(default)]
+    pub rtt_min_ms: Option<f64>,
     /// Share of the last packets that were lost, 0 to 1.
     pub loss: Option<f64>,
     /// Datagrams sent by it that must be lost, since the start: later ones have arrived, or the path went down before

@@ -36,7 +36,7 @@ mod receipt;
 pub use copy::Copy;
 pub use fragment::Fragment;
 pub use hello::Hello;
-pub use receipt::{MAX_RANGES, Receipt};
+pub use receipt::{MAX_RANGES, Ranges, Receipt};
 
 use crate::packet::{IPV6_HEADER, NO_NEXT_HEADER};
 
@@ -67,6 +67,7 @@ mod kind {
 }
 
 /// What an item says.
+#[allow(clippy::large_enum_variant, reason = "it is handed from a reader to a closure, never kept")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item<'a> {
     /// Who the sender is.
@@ -259,7 +260,7 @@ mod tests {
                 session: 0xdead_beef,
                 largest: 1 << 40,
                 delay_us: 77,
-                ranges: vec![(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)],
+                ranges: [(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)].into_iter().collect(),
             }),
             Item::Fragment(Fragment { id: 1 << 31, offset: 700, total: 1380, content: &[7; 680] }),
         ];

@@ -35,7 +35,61 @@ pub struct Receipt {
     /// How long ago it was, in microseconds.
     pub delay_us: u32,
     /// Numbers received, (first, last) inclusive, the highest range first; at most [`MAX_RANGES`].
-    pub ranges: Vec<(u64, u64)>,
+    pub ranges: Ranges,
+}
+
+/// Ranges of numbers, (first, last) inclusive; in place, since receipts are written between packets of a batch. Beyond
+/// [`MAX_RANGES`] nothing is added.
+#[derive(Clone, Copy, Default)]
+pub struct Ranges {
+    ranges: [(u64, u64); MAX_RANGES],
+    len: usize,
+}
+
+impl Ranges {
+    /// Adds one below the others; `false`: there is no room.
+    pub fn push(&mut self, range: (u64, u64)) -> bool {
+        let room = self.ranges.get_mut(self.len).map(|place| *place = range).is_some();
+        self.len += usize::from(room);
+        room
+    }
+
+    /// The lowest one.
+    pub(crate) fn last_mut(&mut self) -> Option<&mut (u64, u64)> {
+        self.ranges[..self.len].last_mut()
+    }
+}
+
+impl std::ops::Deref for Ranges {
+    type Target = [(u64, u64)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.ranges[..self.len]
+    }
+}
+
+impl FromIterator<(u64, u64)> for Ranges {
+    fn from_iter<T: IntoIterator<Item = (u64, u64)>>(ranges: T) -> Self {
+        let mut all = Ranges::default();
+        for range in ranges {
+            all.push(range);
+        }
+        all
+    }
+}
+
+impl PartialEq for Ranges {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Ranges {}
+
+impl std::fmt::Debug for Ranges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.iter().collect::<Vec<_>>().fmt(f)
+    }
 }
 
 const FIXED: usize = 20;
@@ -74,7 +128,7 @@ impl Receipt {
         let largest = u64::from_be_bytes(take(from)?);
         let delay_us = u32::from_be_bytes(take(from)?);
         let mut first = largest.checked_sub(count.checked_sub(1)?)?;
-        let mut ranges = vec![(first, largest)];
+        let mut ranges = Ranges::from_iter([(first, largest)]);
         while ranges.len() < MAX_RANGES && !from.is_empty() {
             let missing = u64::from(u16::from_be_bytes(take(from)?));
             let count = u64::from(u16::from_be_bytes(take(from)?));

@@ -1,0 +1,242 @@
+//! What comes from a peer: handshakes, packets, and what the two ends say to each other.
+
+use super::{Context, Peer};
+use crate::Instant;
+use crate::counters::DropReason;
+use crate::node::{Datagram, MAX_AGE};
+use crate::output::Route;
+use crate::packet::{IpView, clamp_mss};
+use crate::tunnel::{PacketId, Role};
+use crate::wire::{self, Fragment, Hello, Item, ReadError, Receipt};
+
+/// The longest trailer that is read: receipts for two sessions on each of two paths, with the most ranges, and a COPY.
+const MOST_TRAILER: usize = 512;
+
+impl Peer {
+    /// A handshake message for one of its paths.
+    pub(crate) fn on_handshake(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        datagram: &Datagram<'_>,
+    ) -> Result<(), DropReason> {
+        let (kind, role, epoch) = (self.config.kind, self.role, self.remote_epoch);
+        let path = self.path_mut(slot).ok_or(DropReason::HandshakeInvalid)?;
+        path.tick_at.get_or_insert(ctx.now);
+        // A responder answers to where the initiation came from and remembers nothing of it: an old initiation, played
+        // again from elsewhere, moves no endpoint. An initiator confirms to where the answer came from, if it knows that
+        // address for the peer's.
+        let back = Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 };
+        let route = match role {
+            Role::Responder => Some(back),
+            Role::Initiator if path.endpoints.contains(&datagram.from) => Some(Route { from: None, ..back }),
+            Role::Initiator => path.route,
+        };
+        let mut outcome = Err(DropReason::HandshakeInvalid);
+        path.send_own(ctx, route, |tunnel, now, indices, dst| {
+            outcome = tunnel.handshake(datagram.data, now, indices, dst);
+            outcome.map_or((0, None), |handshake| (handshake.send, handshake.id))
+        });
+        if outcome?.established {
+            path.rx.add(datagram.data.len());
+            path.on_answer(datagram.from);
+            path.on_session(ctx, kind, role, epoch);
+        }
+        Ok(())
+    }
+
+    /// A data message for one of its paths.
+    pub(crate) fn on_data(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        id: PacketId,
+        datagram: &Datagram<'_>,
+    ) -> Result<(), DropReason> {
+        let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
+        ctx.waited = datagram.waited;
+        let path = self.path_mut(slot).ok_or(DropReason::UnknownSession)?;
+        let buffer = ctx.out.lend(datagram.data.len());
+        let opened = path.tunnel.open(datagram.data, ctx.now, ctx.indices.of(path.at), buffer)?;
+        path.rx.add(datagram.data.len());
+        if opened.established {
+            path.on_session(ctx, kind, role, epoch);
+        }
+        // A packet that was overtaken by others tells where the peer was, not where it is.
+        if role == Role::Responder && opened.current && path.received.is_newest(id) {
+            path.move_to(Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 });
+        }
+        path.health.on_heard(ctx.now);
+        let transition = if receipts { None } else { path.health.on_session(ctx.now, true) };
+        let packet = &ctx.out.lend(datagram.data.len())[..opened.ip];
+        if packet.is_empty() {
+            path.received.note(id, ctx.now, false);
+            self.report(ctx, slot, transition);
+            return Ok(());
+        }
+        if receipts && wire::is_link_message(packet) {
+            let mut message = std::mem::take(ctx.scratch);
+            message.clear();
+            message.extend_from_slice(packet);
+            self.report(ctx, slot, transition);
+            let outcome = self.on_link_message(ctx, slot, id, &message);
+            *ctx.scratch = message;
+            return outcome;
+        }
+        let mut trailer = [0; MOST_TRAILER];
+        let behind = opened.plaintext - opened.ip;
+        if receipts && behind > 0 {
+            let whole = &ctx.out.lend(datagram.data.len())[opened.ip..opened.plaintext];
+            trailer.get_mut(..behind).ok_or(DropReason::LinkMessageMalformed)?.copy_from_slice(whole);
+        }
+        let came_as_copy = path.received.note(id, ctx.now, true);
+        self.report(ctx, slot, transition);
+        if receipts {
+            self.want_receipt(ctx.now, false);
+            match self.on_trailer(ctx, slot, &trailer[..behind.min(MOST_TRAILER)])? {
+                Some(copy) => self.note_copy(ctx.now, copy)?,
+                None if came_as_copy => return Err(DropReason::Duplicate),
+                None => {}
+            }
+        }
+        self.on_packet(ctx, opened.ip)
+    }
+
+    /// What stands behind a packet: receipts, and whether the packet is a copy.
+    fn on_trailer(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        trailer: &[u8],
+    ) -> Result<Option<wire::Copy>, DropReason> {
+        let mut copy = None;
+        let read = wire::read_trailer(trailer, |item| match item {
+            Item::Copy(of) => copy = Some(of),
+            Item::Receipt(receipt) => self.on_receipt(ctx, slot, &receipt),
+            // Nothing else is sent so.
+            _ => {}
+        });
+        read.map(|()| copy).map_err(|_| DropReason::LinkMessageMalformed)
+    }
+
+    /// A copy of a packet is to be delivered: only the first.
+    fn note_copy(&mut self, now: Instant, copy: wire::Copy) -> Result<(), DropReason> {
+        let path = self.path_mut(copy.slot).ok_or(DropReason::LinkMessageMalformed)?;
+        path.received.note_copy(copy, now)
+    }
+
+    /// A receipt that came by the path of slot `via`.
+    fn on_receipt(&mut self, ctx: &mut Context<'_>, via: u8, receipt: &Receipt) {
+        let Peer { paths, replay, .. } = self;
+        if let Some(path) = paths.iter_mut().find(|path| path.config.slot == receipt.slot) {
+            let transition = path.on_receipt(receipt, via, ctx.now, replay);
+            self.report(ctx, receipt.slot, transition);
+        }
+    }
+
+    /// An inner packet, which lies in the buffer lent last.
+    fn on_packet(&mut self, ctx: &mut Context<'_>, len: usize) -> Result<(), DropReason> {
+        if ctx.waited > MAX_AGE {
+            return Err(DropReason::Stale);
+        }
+        let packet = &mut ctx.out.lend(len)[..len];
+        let view = IpView::parse(packet).filter(|view| view.len == len).ok_or(DropReason::PeerMalformed)?;
+        let own = |address| ctx.routes.lookup(address) == Some(self.at);
+        let ours = |address| ctx.local.is_none_or(|local| local.lookup(address).is_some());
+        if view.is_reserved() || !own(view.source) || (ctx.local.is_some() && ours(view.source)) {
+            return Err(DropReason::PeerSource);
+        }
+        if !ours(view.destination) {
+            return Err(DropReason::PeerDestination);
+        }
+        // Only who received a packet can complain of it: its destination lies behind the peer. At a box the peer is the
+        // rest of the world, of which that is always true.
+        if view.quoted(packet).is_some_and(|(_, destination)| !own(destination)) {
+            return Err(DropReason::PeerQuote);
+        }
+        // A SYN's MSS governs the segments that go back to its sender: those take our direction of the path.
+        let current = self.paths.iter().find(|path| Some(path.config.slot) == self.current);
+        clamp_mss(&view, packet, current.map_or(ctx.mtu, |path| path.packet_mtu(ctx.mtu)));
+        self.last_traffic = Some(ctx.now);
+        self.rx.add(len);
+        ctx.out.deliver(len);
+        Ok(())
+    }
+
+    /// A part of an inner packet, which was sent before if `copy` says so.
+    fn on_fragment(
+        &mut self,
+        ctx: &mut Context<'_>,
+        fragment: &Fragment<'_>,
+        copy: Option<wire::Copy>,
+    ) -> Result<(), DropReason> {
+        let Some(packet) = self.reassembly.insert(ctx.now, fragment, &mut self.drops) else { return Ok(()) };
+        self.reassembled += 1;
+        let len = packet.len();
+        ctx.out.lend(len).copy_from_slice(packet);
+        if let Some(copy) = copy {
+            self.note_copy(ctx.now, copy)?;
+        }
+        self.on_packet(ctx, len)
+    }
+
+    fn on_link_message(
+        &mut self,
+        ctx: &mut Context<'_>,
+        slot: u8,
+        id: PacketId,
+        message: &[u8],
+    ) -> Result<(), DropReason> {
+        let (mut eliciting, mut asked, mut hello, mut fragment, mut copy) = (false, false, None, None, None);
+        let read = wire::read(message, |item| match item {
+            Item::Ping => (eliciting, asked) = (true, true),
+            // A message has one; of more, which would each be answered with a datagram, the last one counts.
+            Item::Hello(said) => hello = Some(said),
+            Item::Fragment(part) => (eliciting, fragment) = (true, Some(part)),
+            Item::Lost(gone) => {
+                eliciting = true;
+                // What came by a path is no sign that this path is gone, whatever it says.
+                if let Some(path) = self.path_mut(gone).filter(|_| gone != slot) {
+                    let transition = path.health.on_lost(ctx.now);
+                    self.report(ctx, gone, transition);
+                }
+            }
+            Item::Receipt(receipt) => self.on_receipt(ctx, slot, &receipt),
+            Item::Copy(of) => copy = Some(of),
+        });
+        if let Some(hello) = hello {
+            eliciting = true;
+            self.on_hello(ctx, slot, &hello);
+        }
+        if let Some(path) = self.path_mut(slot) {
+            path.received.note(id, ctx.now, eliciting);
+        }
+        if eliciting {
+            self.want_receipt(ctx.now, asked);
+        }
+        read.map_err(|error| match error {
+            ReadError::Malformed => DropReason::LinkMessageMalformed,
+            ReadError::Version(_) => DropReason::LinkMessageVersion,
+        })?;
+        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, &fragment, copy))
+    }
+
+    fn on_hello(&mut self, ctx: &mut Context<'_>, slot: u8, hello: &Hello) {
+        if hello.least_version > wire::VERSION {
+            self.drops.add(DropReason::LinkMessageVersion);
+            return;
+        }
+        if self.remote_epoch.replace(hello.epoch).is_some_and(|epoch| epoch != hello.epoch) {
+            // It started anew, and will never acknowledge what went to the one before.
+            for path in &mut self.paths {
+                path.health.forget_open();
+            }
+            self.reassembly.clear();
+            self.replay.clear();
+        }
+        self.capabilities = hello.capabilities;
+        if let Some(path) = self.path_mut(slot) {
+            path.on_hello(ctx, hello);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What this end sends to a peer: packets by the paths that their flows take, again where a path fails them, and receipts.
+
+use super::{Context, Peer};
+use crate::counters::DropReason;
+use crate::health::{LEAST_MARGIN, RECEIPT_INTERVAL};
+use crate::node::PathState;
+use crate::path::Path;
+use crate::replay::{Again, Origin};
+use crate::schedule::MOVE_GRACE;
+use crate::snapshot::Traffic;
+use crate::tunnel::OVERHEAD;
+use crate::wire::{self, Item, MAX_MESSAGE, Writer};
+use crate::{Instant, MAX_SLOTS};
+use std::time::Duration;
+
+/// How much before they are due receipts go with a packet that is sent anyway, and so cost 24 octets instead of 98: one
+/// in a stream of a thousand packets a second.
+const RIDES_EARLY: Duration = Duration::from_millis(1);
+
+/// How much longer than another a path takes at most, one way: packets before a longer gap cannot be overtaken.
+fn spread(paths: &[Path]) -> Duration {
+    let trips = paths.iter().filter_map(|path| path.health.rtt());
+    let (least, most) = trips.fold((Duration::MAX, Duration::ZERO), |(least, most), (smoothed, variation)| {
+        (least.min(smoothed), most.max(smoothed + variation * 4))
+    });
+    most.saturating_sub(least)
+}
+
+/// Receipts that are about to be sent.
+struct Receipts<'a> {
+    /// As a link message.
+    message: &'a [u8],
+    /// The slots of the paths by which something came that asks for them.
+    with_news: [bool; MAX_SLOTS],
+}
+
+/// Sends a kept packet by the path of `slot`, and counts it.
+fn send_again(
+    paths: &mut [Path],
+    ctx: &mut Context<'_>,
+    slot: u8,
+    again: &Again<'_>,
+    copies: &mut Traffic,
+    fragmented: &mut u64,
+) -> u8 {
+    let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return 0 };
+    let before = path.tx.bytes;
+    let datagrams = path.send_again(ctx, again, fragmented);
+    if datagrams > 0 {
+        copies.add((path.tx.bytes - before) as usize);
+    }
+    datagrams
+}
+
+impl Peer {
+    /// An inner packet for the peer, cut to its length.
+    pub(crate) fn send_packet(&mut self, ctx: &mut Context<'_>, packet: &[u8], flow: u64) {
+        self.last_traffic = Some(ctx.now);
+        let Some(current) = self.current else {
+            self.drops.add(DropReason::NoPath);
+            return;
+        };
+        let mut alive = [false; MAX_SLOTS];
+        for path in &self.paths {
+            // An impaired one keeps nobody: what flows there is lost.
+            alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
+        }
+        let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, || spread(&self.paths));
+        let fragments = self.puts_together();
+        if ctx.now.since(self.moved_at) >= MOVE_GRACE
+            && let Some(from) = self.leaving.take()
+        {
+            self.overtake(ctx, from, current);
+        }
+        let mut buffer = [0; MAX_MESSAGE];
+        let receipts = self.receipts_to_ride(ctx.now, slot, &mut buffer);
+        let (eliciting, id, ticket) = (self.receipts(), self.fragmented, self.replay.next());
+        let Some(path) = self.path_mut(slot) else { return };
+        let origin = if !fragments || path.fits(packet.len()) {
+            let trailer = receipts.as_ref().map_or(&[][..], |receipts| wire::items_of(receipts.message));
+            let trailer = if path.fits(packet.len() + trailer.len()) { trailer } else { &[] };
+            let id = path.send_whole(ctx, packet, trailer, ticket, eliciting);
+            id.map(|id| (Origin::Whole(slot, id), 1, trailer.len()))
+        } else {
+            let datagrams = path.send_fragments(ctx, packet, id as u32, None, ticket);
+            (datagrams > 0).then_some((Origin::Fragments(id as u32), datagrams, 0))
+        };
+        let doubtful = path.health.state() == PathState::Suspect;
+        if let Some(receipts) = receipts {
+            let ridden = origin.is_some_and(|(.., trailer)| trailer > 0).then_some(slot);
+            self.send_receipts(ctx, &receipts, ridden);
+        }
+        let Some((origin, datagrams, _)) = origin else {
+            self.drops.add(DropReason::NoPath);
+            return;
+        };
+        self.tx.add(packet.len());
+        self.fragmented += u64::from(matches!(origin, Origin::Fragments(_)));
+        if self.takes_copies() {
+            self.replay.keep(ctx.now, packet, origin, slot, datagrams, &mut self.drops);
+            if doubtful {
+                self.double(ctx, slot);
+            }
+        }
+    }
+
+    /// Sends the packet kept last by the best path but this one, too: what is suspected may be dead, and the other may be
+    /// dead as well and not be known to be.
+    fn double(&mut self, ctx: &mut Context<'_>, first: u8) {
+        let Some(&slot) = self.ranked(ctx.now).iter().flatten().find(|slot| **slot != first) else { return };
+        let Peer { paths, replay, copies, fragmented, .. } = self;
+        replay.double(slot, |again| send_again(paths, ctx, slot, &again, copies, fragmented));
+    }
+
+    /// Sends again what no path that works has carried, by the best that have not.
+    pub(super) fn rescue(&mut self, ctx: &mut Context<'_>) {
+        let Some(bad) = self.rescue.take() else { return };
+        let works = |path: &&Path| path.health.state() == PathState::Up && path.standing(ctx.now).is_some();
+        let good = self.paths.iter().filter(works).fold(0, |good, path| good | 1 << path.config.slot);
+        let (ranked, mut targets, mut count) = (self.ranked(ctx.now), [0; MAX_SLOTS], 0);
+        for slot in ranked.into_iter().flatten() {
+            targets[count] = slot;
+            count += 1;
+        }
+        let Peer { paths, replay, copies, fragmented, drops, .. } = self;
+        replay.rescue(ctx.now, bad, good, &targets[..count], drops, |slot, again| {
+            send_again(paths, ctx, slot, &again, copies, fragmented)
+        });
+    }
+
+    /// Flows that do not pause go from one path to a faster one, with what they have under way: all that might still
+    /// arrive by the old path after what is sent by the new one goes by the new one too, in front of it. So they keep
+    /// their order, and nobody has to wait for the slower path.
+    fn overtake(&mut self, ctx: &mut Context<'_>, from: u8, to: u8) {
+        if from == to || !self.takes_copies() {
+            return;
+        }
+        // At most the difference of the round trips, if all of it lies in our direction.
+        let trip = |slot| {
+            let path = self.paths.iter().find(|path: &&Path| path.config.slot == slot)?;
+            path.health.rtt()
+        };
+        let (Some((slow, variation)), Some((fast, _))) = (trip(from), trip(to)) else { return };
+        let under_way = (slow + (variation * 4).max(LEAST_MARGIN)).saturating_sub(fast);
+        let Peer { paths, replay, copies, fragmented, .. } = self;
+        replay.overtake(ctx.now, under_way, from, to, |again| send_again(paths, ctx, to, &again, copies, fragmented));
+    }
+
+    /// The slots of the paths that live, the best first.
+    fn ranked(&self, now: Instant) -> [Option<u8>; MAX_SLOTS] {
+        let mut ranked = [None; MAX_SLOTS];
+        let alive = self.paths.iter().filter(|path| path.alive());
+        let standing = alive.filter_map(|path| Some((path.standing(now)?, path.preference(), path.config.slot)));
+        for (place, of) in ranked.iter_mut().zip(standing) {
+            *place = Some(of);
+        }
+        ranked.sort_unstable_by_key(|of| (of.is_none(), *of));
+        ranked.map(|of| of.map(|(_, _, slot)| slot))
+    }
+
+    // ---- receipts ------------------------------------------------------------------------------------------------
+
+    /// Something came that asks for a receipt: at once if that was all it was for or none went out lately, else when
+    /// the interval is over.
+    pub(super) fn want_receipt(&mut self, now: Instant, at_once: bool) {
+        let due = match self.last_receipt {
+            Some(last) if !at_once => (last + RECEIPT_INTERVAL).max(now),
+            _ => now,
+        };
+        self.receipt_due = Some(self.receipt_due.map_or(due, |other| other.min(due)));
+    }
+
+    /// Takes the receipts that are wanted, as a link message.
+    fn take_receipts<'a>(&mut self, now: Instant, buffer: &'a mut [u8; MAX_MESSAGE]) -> Option<Receipts<'a>> {
+        self.receipt_due = None;
+        self.last_receipt = Some(now);
+        let mut message = Writer::new(buffer);
+        let mut with_news = [false; MAX_SLOTS];
+        for path in &mut self.paths {
+            let slot = path.config.slot;
+            with_news[usize::from(slot)] = path.received.has_news();
+            path.received.take_receipts(slot, now, |receipt| {
+                message.add(&Item::Receipt(receipt));
+            });
+        }
+        (!message.is_empty()).then(|| Receipts { message: message.finish(), with_news })
+    }
+
+    /// Takes the receipts that are wanted, if a packet that is about to be sent by the path of `slot` can carry them: only
+    /// where they go by themselves on another one too. What drops the large packets of a path would drop them as well.
+    fn receipts_to_ride<'a>(
+        &mut self,
+        now: Instant,
+        slot: u8,
+        buffer: &'a mut [u8; MAX_MESSAGE],
+    ) -> Option<Receipts<'a>> {
+        if self.receipt_due? > now + RIDES_EARLY || !self.takes_copies() {
+            return None;
+        }
+        let others = self.paths.iter().filter(|path| path.config.slot != slot && path.alive() && !path.metered());
+        if others.count() == 0 {
+            return None;
+        }
+        self.take_receipts(now, buffer)
+    }
+
+    /// Sends the receipts that are due by themselves.
+    pub(super) fn send_due_receipts(&mut self, ctx: &mut Context<'_>) {
+        if self.receipt_due.is_none_or(|due| due > ctx.now) {
+            return;
+        }
+        let mut buffer = [0; MAX_MESSAGE];
+        if let Some(receipts) = self.take_receipts(ctx.now, &mut buffer) {
+            self.send_receipts(ctx, &receipts, None);
+        }
+    }
+
+    /// Sends receipts on every path with news and, for the case that this one's way back is broken, on one more. That one
+    /// costs: on a metered path, or when nobody waits, only where there is a doubt. `ridden`: they went with a packet by
+    /// the path of this slot.
+    fn send_receipts(&mut self, ctx: &mut Context<'_>, receipts: &Receipts<'_>, ridden: Option<u8>) {
+        let &Receipts { message, mut with_news } = receipts;
+        let (mut sent, mut doubt) = (0, false);
+        for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.config.slot)]) {
+            doubt |= path.health.state() != PathState::Up;
+            if Some(path.config.slot) == ridden {
+                self.receipts_sent.add(wire::items_of(message).len());
+                sent += 1;
+            } else if path.send(ctx, message, false) {
+                self.receipts_sent.add(message.len() + OVERHEAD);
+                sent += 1;
+            }
+        }
+        let active = self.is_active(ctx.now);
+        for path in &self.paths {
+            with_news[usize::from(path.config.slot)] |= !doubt && (path.metered() || !active);
+        }
+        if let Some(ridden) = ridden {
+            with_news[usize::from(ridden)] = true;
+        }
+        if sent < 2
+            && let Some(path) = self.best_alive(ctx.now, with_news)
+            && path.send(ctx, message, false)
+        {
+            self.receipts_sent.add(message.len() + OVERHEAD);
+        }
+    }
+
+    /// The best path that lives, of those whose slots are not in `except`.
+    pub(super) fn best_alive(&mut self, now: Instant, except: [bool; MAX_SLOTS]) -> Option<&mut Path> {
+        let slot = self.ranked(now).into_iter().flatten().find(|slot| !except[usize::from(*slot)])?;
+        self.path_mut(slot)
+    }
+}
