@@ -345,6 +345,7 @@ fn without_kernel(expect: &Expect) -> Option<Expect> {
         tcp_completed: None,
         tcp_bytes: None,
         tcp_stall_ms: None,
+        tcp_goodput_percent: None,
         handshakes: None,
         filter_drops: None,
         ..expect.clone()
