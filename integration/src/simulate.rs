@@ -177,8 +177,8 @@ impl<'a> Simulation<'a> {
             loss: Loss::Random(netem.loss),
             rate: netem.rate.map_or(0, |rate| rate.0),
             queue: netem.limit as usize * QUEUED,
-            duplicate: 0.0,
             mtu: link.mtu.unwrap_or(MTU).min(beyond.mtu) as usize,
+            ..LinkModel::default()
         }
     }
 
