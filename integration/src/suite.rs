@@ -70,7 +70,7 @@ pub fn test() -> Result<bool> {
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
     let mut tally = Tally::default();
     for (name, arguments) in STEPS {
-        let mut command = Command::new(setup::cargo());
+        let mut command = setup::cargo();
         command.args(*arguments).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(""));
         let begun = Instant::now();
         let outcome = logged(&mut command, &logs.join(format!("{}.log", name.replace([' ', ','], "-"))));
