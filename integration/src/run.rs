@@ -38,7 +38,7 @@ pub(crate) fn binaries() -> Result<PathBuf> {
 
 /// Builds the daemons that a scenario needs, as this program was built.
 pub fn build_daemons() -> Result<()> {
-    let mut command = Command::new(crate::setup::cargo());
+    let mut command = crate::setup::cargo();
     command.args(["build", "--quiet", "--package", "mspmb", "--package", "msp-core"]).stdin(Stdio::null());
     if binaries()?.ends_with("release") {
         command.arg("--release");

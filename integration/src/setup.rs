@@ -85,7 +85,7 @@ pub fn setup(purpose: For) -> Result<()> {
     }
     if purpose != For::Demo && !cargo_deny_is_there() {
         println!("installing cargo-deny, which checks licences and sources (some minutes, once)");
-        let status = Command::new(cargo()).args(["install", "--locked", "cargo-deny"]).status();
+        let status = cargo().args(["install", "--locked", "cargo-deny"]).status();
         if !status.context("cannot start cargo")?.success() {
             bail!("cargo install --locked cargo-deny failed; see above");
         }
@@ -93,12 +93,18 @@ pub fn setup(purpose: For) -> Result<()> {
     Ok(())
 }
 
-/// The cargo that started us.
-pub fn cargo() -> std::ffi::OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+/// The cargo that started us, as if started by hand: of what it tells a program that it runs, build scripts take some for
+/// a change (ring's, of the package's name), and everything above them would be built anew each time.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+        command.env_remove(name);
+    }
+    command
 }
 
 fn cargo_deny_is_there() -> bool {
-    let output = Command::new(cargo()).args(["deny", "--version"]).output();
+    let output = cargo().args(["deny", "--version"]).output();
     output.is_ok_and(|output| output.status.success())
 }
