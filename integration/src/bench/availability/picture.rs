@@ -1,0 +1,5 @@
+//! The picture of the months.
+use super::Outcome;
+pub(super) fn svg(_: &Outcome) -> String {
+    String::new()
+}
