@@ -456,17 +456,22 @@ impl World {
         self.put_in_flight(now, InFlight { to, link, from, to_address, data: data.to_vec() });
     }
 
-    /// Gives an end a packet from its TUN.
-    pub fn offer(&mut self, side: Side, packet: &mut [u8]) {
+    /// Gives an end a packet from its TUN. `false`: there is no process to take it, or it stands still and the queue is full.
+    pub fn offer(&mut self, side: Side, packet: &mut [u8]) -> bool {
         let end = &mut self.ends[side as usize];
+        if !end.running {
+            return false;
+        }
         if let Some(frozen) = &mut end.frozen {
-            if frozen.packets.len() < Frozen::QUEUE {
+            let room = frozen.packets.len() < Frozen::QUEUE;
+            if room {
                 frozen.packets.push(packet.to_vec());
             }
-            return;
+            return room;
         }
         end.node.handle_ip(self.now, Duration::ZERO, [packet], &mut end.out);
         self.settle(side);
+        true
     }
 
     /// Lets time pass, event by event, up to `until`.
@@ -525,8 +530,8 @@ impl World {
                     if let Some(next) = next {
                         self.schedule(next, Next::Packet(at));
                     }
-                    if self.ends[side as usize].running {
-                        self.offer(side, &mut packet);
+                    if !self.offer(side, &mut packet) {
+                        self.traffic.refuse(at);
                     }
                 }
             }

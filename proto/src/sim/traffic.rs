@@ -42,6 +42,8 @@ pub fn at(ms: u64) -> Instant {
 pub struct Report {
     /// Packets offered.
     pub sent: u64,
+    /// Packets of these that found no process to take them, or one that stood still and a full queue.
+    pub refused: u64,
     /// Packets that arrived, doubles not counted.
     pub received: u64,
     /// Packets that arrived again.
@@ -113,6 +115,11 @@ impl Traffic {
         let next = now + running.flow.interval;
         let packet = packet(running.flow.from, at as u32, number, running.flow.size);
         Some((running.flow.from, packet, (next < running.flow.end).then_some(next)))
+    }
+
+    /// The packet sent last was not taken.
+    pub(super) fn refuse(&mut self, at: usize) {
+        self.flows[at].report.refused += 1;
     }
 
     pub(super) fn arrive(&mut self, at: Side, packet: &[u8], now: Instant) {
