@@ -317,6 +317,12 @@ impl World {
         self.traffic.arrivals(flow)
     }
 
+    /// Ends a flow, and gives what came of it; nothing is kept. For runs with so many flows that their arrivals would fill
+    /// the memory.
+    pub fn end_flow(&mut self, flow: usize) -> (Report, Vec<Arrival>) {
+        self.traffic.end(flow, self.now)
+    }
+
     /// The packet that came to an end's TUN last.
     pub fn last_delivered(&self, side: Side) -> &[u8] {
         &self.delivered[side as usize]
@@ -336,6 +342,13 @@ impl World {
     pub fn set_cut_both(&mut self, link: usize, cut: bool) {
         self.set_cut(link, Side::Box, cut);
         self.set_cut(link, Side::Core, cut);
+    }
+
+    /// What is under way on `link` is lost. A silent cut alone leaves it: that one is at the sender's end.
+    pub fn lose_under_way(&mut self, link: usize) {
+        for datagram in &mut self.in_flight {
+            datagram.take_if(|datagram| datagram.link == link);
+        }
     }
 
     /// Another behaviour of what `from` sends over `link`.
@@ -443,17 +456,22 @@ impl World {
         self.put_in_flight(now, InFlight { to, link, from, to_address, data: data.to_vec() });
     }
 
-    /// Gives an end a packet from its TUN.
-    pub fn offer(&mut self, side: Side, packet: &mut [u8]) {
+    /// Gives an end a packet from its TUN. `false`: there is no process to take it, or it stands still and the queue is full.
+    pub fn offer(&mut self, side: Side, packet: &mut [u8]) -> bool {
         let end = &mut self.ends[side as usize];
+        if !end.running {
+            return false;
+        }
         if let Some(frozen) = &mut end.frozen {
-            if frozen.packets.len() < Frozen::QUEUE {
+            let room = frozen.packets.len() < Frozen::QUEUE;
+            if room {
                 frozen.packets.push(packet.to_vec());
             }
-            return;
+            return room;
         }
         end.node.handle_ip(self.now, Duration::ZERO, [packet], &mut end.out);
         self.settle(side);
+        true
     }
 
     /// Lets time pass, event by event, up to `until`.
@@ -490,8 +508,10 @@ impl World {
     fn happen(&mut self, event: Next) {
         match event {
             Next::Datagram(at) => {
-                let Some(datagram) = self.in_flight[at].take() else { return };
+                let datagram = self.in_flight[at].take();
                 self.free.push(at);
+                // It was lost on its way.
+                let Some(datagram) = datagram else { return };
                 let end = &mut self.ends[datagram.to as usize];
                 if !end.running {
                     return;
@@ -510,8 +530,8 @@ impl World {
                     if let Some(next) = next {
                         self.schedule(next, Next::Packet(at));
                     }
-                    if self.ends[side as usize].running {
-                        self.offer(side, &mut packet);
+                    if !self.offer(side, &mut packet) {
+                        self.traffic.refuse(at);
                     }
                 }
             }
