@@ -75,6 +75,9 @@ struct RunArguments {
     /// Records the packets at all hosts.
     #[arg(long, value_name = "DIR")]
     pcap: Option<PathBuf>,
+    /// Prints the verdict of each run in a line, and nothing else.
+    #[arg(long)]
+    quiet: bool,
     /// Draws the run: an HTML file, or SVG if the name ends so; with several runs one each, its seed in the name.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -124,7 +127,7 @@ fn run(arguments: &RunArguments) -> Result<bool> {
         Choice::Simulator => simulate(arguments, &loaded)?,
         _ => run_in_a_kernel(arguments, &loaded)?,
     };
-    if reports.len() > 1 {
+    if reports.len() > 1 && !arguments.quiet {
         println!("{}", report::summary_of_runs(&reports));
     }
     if let Some(file) = &arguments.json {
@@ -137,7 +140,7 @@ fn run(arguments: &RunArguments) -> Result<bool> {
             draw(report, &file)?;
         }
     }
-    Ok(reports.iter().all(|report| report.outcomes.iter().all(|outcome| outcome.verdict.is_ok())))
+    Ok(report::all_good(&reports))
 }
 
 /// The seeds that a scenario is run with.
@@ -151,7 +154,7 @@ fn simulate(arguments: &RunArguments, loaded: &[Loaded]) -> Result<Vec<Report>> 
         let simulation = Simulation::of(loaded).with_context(|| format!("cannot simulate {}", loaded.name))?;
         for seed in seeds(arguments, loaded) {
             let report = simulation.run(seed);
-            tell(&report, seeds(arguments, loaded).count() == 1);
+            tell(&report, !arguments.quiet && seeds(arguments, loaded).count() == 1);
             reports.push(report);
         }
     }
@@ -167,7 +170,7 @@ fn run_in_a_kernel(arguments: &RunArguments, loaded: &[Loaded]) -> Result<Vec<Re
     let mut reports = Vec::new();
     for loaded in loaded {
         for seed in seeds(arguments, loaded) {
-            let alone = seeds(arguments, loaded).count() == 1;
+            let alone = !arguments.quiet && seeds(arguments, loaded).count() == 1;
             let options = Options { pcap: arguments.pcap.is_some(), live: alone };
             let (report, folder) = runtime.block_on(run::once(loaded, &place, seed, &options))?;
             tell(&report, alone);

@@ -78,7 +78,7 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
     let watch = watch::Watch::start(&stage.daemons, clock, live.wire());
 
     let plan = timeline::plan(scenario, job.seed);
-    stage.play(&plan, clock)?;
+    stage.play(&plan, &timeline::holds(scenario, &plan, job.seed), clock)?;
     let results = meters.finish(scenario)?;
     clock.sleep_until(scenario.length.0 + scenario.drain.0);
 

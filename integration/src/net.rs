@@ -25,12 +25,49 @@ pub struct Netem {
     pub jitter: Span,
     /// Whether packets keep their order under jitter.
     pub ordered: bool,
-    /// The share that is lost, 0 to 1.
+    /// The share that is lost, 0 to 1, each packet alone.
     pub loss: f64,
+    /// Packets lost in bursts, and `loss` not looked at.
+    pub bursts: Option<Bursts>,
     /// Bits per second; `None`: no limit.
     pub rate: Option<Rate>,
     /// Packets that wait or are under way at most; more are dropped.
     pub limit: u32,
+}
+
+/// Loss in bursts (Gilbert, and Elliott): in a burst all packets are lost, else none.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "BurstsWritten")]
+pub struct Bursts {
+    /// The chance of a packet to begin a burst.
+    pub to_bad: f64,
+    /// The chance of a packet in a burst to end it.
+    pub to_good: f64,
+}
+
+/// As scenario files have it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BurstsWritten {
+    /// The share lost, above 0 and below 1.
+    share: f64,
+    /// Packets in a burst on average, 1 or more.
+    length: f64,
+}
+
+impl TryFrom<BurstsWritten> for Bursts {
+    type Error = &'static str;
+
+    fn try_from(written: BurstsWritten) -> Result<Self, Self::Error> {
+        let BurstsWritten { share, length } = written;
+        let to_good = 1.0 / length;
+        // In the long run as many bursts begin as end: (1 - share) * to_bad = share * to_good.
+        let to_bad = share * to_good / (1.0 - share);
+        let fits = share > 0.0 && share < 1.0 && length >= 1.0 && to_bad <= 1.0;
+        fits.then_some(Bursts { to_bad, to_good }).ok_or(
+            "bursts have a share above 0 and below 1, and a length of 1 packet or more that leaves room for both",
+        )
+    }
 }
 
 /// A rate as scenario files write it: `"20mbit"`, `"800kbit"`, `"1gbit"`, or bits per second as a number.

@@ -9,10 +9,10 @@ mod step;
 
 pub use load::{Loaded, list, load};
 pub use services::{Dns, Nat64, Script};
-pub use step::{Action, At, Between, Step, WallClock};
+pub use step::{Action, After, At, Between, Step, WallClock};
 
 use crate::meter::{Span, Traffic};
-use crate::net::{Filter, Netem, Rate};
+use crate::net::{Bursts, Filter, Netem, Rate};
 use crate::report::{Expect, OneOrMore};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -332,12 +332,16 @@ pub struct Link {
     pub jitter: Option<Span>,
     /// Whether packets keep their order under jitter (default: they do).
     pub ordered: Option<bool>,
-    /// The share lost, 0 to 1.
+    /// The share lost, 0 to 1, each packet alone.
     pub loss: Option<f64>,
+    /// Lost in bursts instead.
+    pub bursts: Option<Bursts>,
     /// Bits per second.
     pub rate: Option<Rate>,
     /// Packets that wait or are under way at most.
     pub limit: Option<u32>,
+    /// Moments in which nothing comes through, of each direction its own; needs `ordered`.
+    pub stalls: Option<Stalls>,
     /// From near to far.
     #[serde(default)]
     pub up: Change,
@@ -369,12 +373,33 @@ pub struct Change {
     pub jitter: Option<Span>,
     /// Whether packets keep their order under jitter.
     pub ordered: Option<bool>,
-    /// The share lost, 0 to 1.
+    /// The share lost, 0 to 1, each packet alone.
     pub loss: Option<f64>,
+    /// Lost in bursts instead.
+    pub bursts: Option<Bursts>,
     /// Bits per second.
     pub rate: Option<Rate>,
     /// Packets that wait or are under way at most.
     pub limit: Option<u32>,
+}
+
+/// Moments in which a link carries nothing and loses nothing: what is sent meanwhile comes at their end, in order. When and
+/// how long, the seed draws ([`proto::sim::Stalls`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stalls {
+    /// From the beginning of one to that of the next, on average.
+    pub every: Span,
+    /// The least length.
+    pub shortest: Span,
+    /// The most.
+    pub longest: Span,
+}
+
+impl From<Stalls> for proto::sim::Stalls {
+    fn from(stalls: Stalls) -> Self {
+        proto::sim::Stalls { every: stalls.every.0, shortest: stalls.shortest.0, longest: stalls.longest.0 }
+    }
 }
 
 /// A direction of a link.
@@ -402,8 +427,25 @@ impl Link {
             jitter: own.jitter.or(self.jitter).unwrap_or_default(),
             ordered: own.ordered.or(self.ordered).unwrap_or(true),
             loss: own.loss.or(self.loss).unwrap_or_default(),
+            bursts: own.bursts.or(self.bursts.filter(|_| own.loss.is_none())),
             rate: own.rate.or(self.rate),
             limit: own.limit.or(self.limit).unwrap_or(DEFAULT_LIMIT),
+        }
+    }
+}
+
+impl Link {
+    /// Why it cannot have these stalls, if it cannot.
+    fn cannot_stall(&self, stalls: &Stalls) -> Option<&'static str> {
+        let ordered = [Direction::Up, Direction::Down].into_iter().all(|direction| self.netem(direction).ordered);
+        match () {
+            () if !ordered => Some("a stall holds packets back in order: it needs `ordered`"),
+            () if stalls.shortest.0.is_zero() || stalls.longest < stalls.shortest => {
+                Some("`shortest` is above 0, and `longest` not below it")
+            }
+            // The next may begin after half of `every`.
+            () if stalls.every.0 < stalls.longest.0 * 2 => Some("`every` is at least twice `longest`"),
+            () => None,
         }
     }
 }
@@ -416,6 +458,7 @@ impl Change {
             jitter: self.jitter.unwrap_or(netem.jitter),
             ordered: self.ordered.unwrap_or(netem.ordered),
             loss: self.loss.unwrap_or(netem.loss),
+            bursts: self.bursts.or(netem.bursts.filter(|_| self.loss.is_none())),
             rate: self.rate.or(netem.rate),
             limit: self.limit.unwrap_or(netem.limit),
         }
@@ -438,6 +481,9 @@ impl Scenario {
             if let Some(problem) = link.filter.as_ref().and_then(Filter::problem) {
                 return Err((format!("links.{name}.filter"), problem.into()));
             }
+            if let Some(problem) = link.stalls.as_ref().and_then(|stalls| link.cannot_stall(stalls)) {
+                return Err((format!("links.{name}.stalls"), problem.into()));
+            }
         }
         for (number, step) in self.timeline.iter().enumerate() {
             let at = |key: &str| format!("timeline.{number}.{key}");
@@ -454,10 +500,17 @@ impl Scenario {
             if let Some(key) = lacks {
                 return Err((at("do"), format!("{} needs `{key}`", step.label())));
             }
-            if let At::Between(between) = step.at
-                && between.from > between.to
-            {
-                return Err((at("at"), format!("from {} is after to {}", between.from, between.to)));
+            match &step.at {
+                At::Between(between) if between.from > between.to => {
+                    return Err((at("at"), format!("from {} is after to {}", between.from, between.to)));
+                }
+                At::After(after) if !self.timeline[..number].iter().any(|step| step.named() == after.after) => {
+                    return Err((at("at"), format!("no entry above it has the name \"{}\"", after.after)));
+                }
+                _ => {}
+            }
+            if let Some(problem) = step.filter.as_ref().and_then(Filter::problem) {
+                return Err((at("filter"), problem.into()));
             }
         }
         for (name, it) in &self.hosts {

@@ -7,7 +7,7 @@
 use crate::engine::timeline::{self, Due};
 use crate::meter::account::{Arrival, Schedule, account, count_tail};
 use crate::meter::{StreamResult, Traffic, TrafficResults, Udp};
-use crate::net::Netem;
+use crate::net::{Bursts, Netem};
 use crate::report::{self, Expect, Kernel, Report, StatusSample, TimelineEvent};
 use crate::scenario::{Action, Change, Direction, Link, Loaded, Scenario};
 use anyhow::{Context, Result, bail};
@@ -174,11 +174,15 @@ impl<'a> Simulation<'a> {
             delay: netem.delay.0 + beyond.delay,
             jitter: netem.jitter.0,
             ordered: netem.ordered,
-            loss: Loss::Random(netem.loss),
+            loss: match netem.bursts {
+                Some(Bursts { to_bad, to_good }) => Loss::Bursts { to_bad, to_good },
+                None => Loss::Random(netem.loss),
+            },
             rate: netem.rate.map_or(0, |rate| rate.0),
             queue: netem.limit as usize * QUEUED,
-            duplicate: 0.0,
             mtu: link.mtu.unwrap_or(MTU).min(beyond.mtu) as usize,
+            stalls: link.stalls.map(Into::into),
+            ..LinkModel::default()
         }
     }
 
@@ -345,6 +349,7 @@ fn without_kernel(expect: &Expect) -> Option<Expect> {
         tcp_completed: None,
         tcp_bytes: None,
         tcp_stall_ms: None,
+        tcp_goodput_percent: None,
         handshakes: None,
         filter_drops: None,
         ..expect.clone()

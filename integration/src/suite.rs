@@ -150,7 +150,8 @@ fn in_a_kernel(all: &[Loaded], logs: &Path, tally: &mut Tally) -> Result<()> {
             let runs = loaded.scenario.runs.clamp(1, RUNS_IN_A_KERNEL);
             let log: PathBuf = logs.join(format!("{}.log", loaded.name));
             let mut command = Command::new(&program);
-            command.args(["run", &loaded.name, "--runs", &runs.to_string()]);
+            // Quiet, so that the end of the output is why a run failed, and not how it went.
+            command.args(["run", &loaded.name, "--quiet", "--runs", &runs.to_string()]);
             let begun = Instant::now();
             let outcome = logged(&mut command, &log);
             lock(&tally).note(&format!("{} ({runs} in {})", loaded.name, place.kernel), begun.elapsed(), outcome);

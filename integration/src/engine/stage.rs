@@ -3,7 +3,7 @@
 use super::Job;
 use super::clock::{Clock, Wall};
 use super::live::{News, Wire};
-use super::timeline::{self, Due};
+use super::timeline::{self, Due, Hold};
 use crate::daemon::{Daemon, Ended, Files, Kind, bgp_events};
 use crate::net::build::Network;
 use crate::report::{BgpChange, Exit, FilterCount, LinkCount, TimelineEvent};
@@ -165,9 +165,20 @@ impl<'a> Stage<'a> {
         missing
     }
 
-    /// Plays the timeline.
-    pub(super) fn play(&mut self, plan: &[Due], clock: Clock) -> Result<()> {
+    /// Plays the timeline, and the stalls of links.
+    pub(super) fn play(&mut self, plan: &[Due], holds: &[Hold], clock: Clock) -> Result<()> {
+        let mut holds = holds.iter().peekable();
+        let mut hold_until = |network: &Network, moment: Duration| -> Result<()> {
+            while let Some(hold) = holds.next_if(|hold| hold.at <= moment) {
+                clock.sleep_until(hold.at);
+                network
+                    .hold(&hold.link, hold.direction, hold.longer)
+                    .with_context(|| format!("cannot have link {} stall", hold.link))?;
+            }
+            Ok(())
+        };
         for due in plan {
+            hold_until(&self.network, due.at.0)?;
             clock.sleep_until(due.at.0);
             self.event(clock, &due.name, &due.label)?;
             let done = timeline::act(&mut self.network, due).and_then(|printed| {
@@ -176,7 +187,7 @@ impl<'a> Stage<'a> {
             });
             done.with_context(|| format!("timeline at {}: {}", due.at, due.label))?;
         }
-        Ok(())
+        hold_until(&self.network, Duration::MAX)
     }
 
     fn event(&mut self, clock: Clock, name: &str, label: &str) -> Result<()> {

@@ -1,13 +1,14 @@
 //! From a scenario's hosts and links to namespaces with everything in them.
 
 use super::change::Unplugged;
-use super::{Filter, Namespace, Netlink, Protocol, filter, router};
+use super::{Filter, Namespace, Netem, Netlink, Protocol, filter, router};
 use crate::scenario::{Direction, End, Host, Link, Route, Scenario};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Reads a script of nftables.
 const NFT: &[&str] = &["nft", "-f", "-"];
@@ -21,6 +22,8 @@ pub struct Network {
     pub links: BTreeMap<String, Link>,
     /// Near ends that are not plugged in, by link.
     pub(super) unplugged: BTreeMap<String, Unplugged>,
+    /// What each link does in its two directions at the moment, but for stalls.
+    shaped: BTreeMap<String, [Netem; 2]>,
     /// The links that have a filter at any time.
     pub filtered: BTreeSet<String>,
     /// How often something was plugged in or a NAT rebound: each time is another one.
@@ -47,7 +50,8 @@ impl Network {
             hosts.insert(name.clone(), node);
         }
         let (links, filtered) = (scenario.links.clone(), scenario.filtered());
-        let mut network = Network { hosts, links, unplugged: BTreeMap::new(), filtered, changes: 0 };
+        let (unplugged, shaped) = (BTreeMap::new(), BTreeMap::new());
+        let mut network = Network { hosts, links, unplugged, shaped, filtered, changes: 0 };
         for (name, link) in &network.links {
             let (near, far) = (&link.near, &link.far);
             let mtu = link.mtu.map(|mtu| format!("mtu {mtu}")).unwrap_or_default();
@@ -67,9 +71,9 @@ impl Network {
                 node.feed(NFT, &script).with_context(|| format!("cannot filter ICMP at host {name}"))?;
             }
         }
-        for (name, link) in &network.links {
+        for (name, link) in &scenario.links {
             network
-                .set_link(link)
+                .set_link(name)
                 .with_context(|| format!("cannot put netem on link {name}; does this kernel have it?"))?;
             if network.filtered.contains(name) {
                 network.set_filter(link, link.filter.as_ref()).with_context(|| format!("cannot filter link {name}"))?;
@@ -91,11 +95,36 @@ impl Network {
     }
 
     /// Makes a link what its file says.
-    pub fn set_link(&self, link: &Link) -> Result<()> {
-        for (end, direction) in [(&link.near, Direction::Up), (&link.far, Direction::Down)] {
-            self.host(&end.host)?.netlink.set_netem(&end.interface, &link.netem(direction))?;
-        }
+    pub fn set_link(&mut self, name: &str) -> Result<()> {
+        let link = self.link(name)?.clone();
+        [Direction::Up, Direction::Down].into_iter().try_for_each(|d| self.shape(name, d, link.netem(d)))
+    }
+
+    /// The link of that name.
+    pub fn link(&self, name: &str) -> Result<&Link> {
+        self.links.get(name).with_context(|| format!("there is no link {name}"))
+    }
+
+    /// Says what one direction of a link does from now on.
+    pub fn shape(&mut self, name: &str, direction: Direction, netem: Netem) -> Result<()> {
+        self.set_netem(name, direction, &netem)?;
+        self.shaped.entry(name.to_owned()).or_default()[usize::from(direction == Direction::Down)] = netem;
         Ok(())
+    }
+
+    /// Holds back what one direction of a link is given from now on: it waits so much longer, and nothing overtakes it.
+    /// Packets that are under way already are not touched.
+    pub fn hold(&self, name: &str, direction: Direction, longer: Duration) -> Result<()> {
+        let shaped = self.shaped.get(name).map(|both| &both[usize::from(direction == Direction::Down)]);
+        let mut netem = shaped.with_context(|| format!("there is no link {name}"))?.clone();
+        netem.delay.0 += longer;
+        self.set_netem(name, direction, &netem)
+    }
+
+    fn set_netem(&self, name: &str, direction: Direction, netem: &Netem) -> Result<()> {
+        let link = self.link(name)?;
+        let end = if direction == Direction::Up { &link.near } else { &link.far };
+        Ok(self.host(&end.host)?.netlink.set_netem(&end.interface, netem)?)
     }
 
     /// Makes a link drop what a filter says, and nothing else.

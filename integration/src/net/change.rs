@@ -149,7 +149,7 @@ impl Network {
             .move_to(&link.near.interface, &node.namespace, Some(PLUGGED_INDEX + u32::from(self.changes)))
             .with_context(|| format!("cannot plug {} in", link.near.interface))?;
         drop(waits.namespace);
-        self.set_link(&link)?;
+        self.set_link(name)?;
         self.ip(&link.near.host, &self.up_again(&link))
     }
 

@@ -5,9 +5,12 @@ use crate::scenario::Direction;
 use serde::Deserialize;
 use std::fmt::Write as _;
 
+/// A share is drawn in steps of a thousandth.
+const SHARES: u32 = 1_000;
+
 /// What a link drops: packets that meet all of the conditions. Neighbour discovery always passes: without it the link
 /// would be cut, which is another case.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
     /// IP packets of more octets than this.
@@ -16,6 +19,11 @@ pub struct Filter {
     pub dscp: Option<u8>,
     /// Packets of this family.
     pub family: Option<Family>,
+    /// WireGuard's handshake messages (types 1 to 3), and none of its data.
+    #[serde(default)]
+    pub handshakes: bool,
+    /// Only so large a share of them, 0 to 1, drawn for each; without it, all.
+    pub share: Option<f64>,
     /// Only packets of this direction.
     pub direction: Option<Direction>,
 }
@@ -23,8 +31,13 @@ pub struct Filter {
 impl Filter {
     /// What is wrong with it, if anything is.
     pub fn problem(&self) -> Option<&'static str> {
-        if self.longer_than.is_none() && self.dscp.is_none() && self.family.is_none() {
-            return Some("a filter needs `longer_than`, `dscp` or `family`; to drop everything, cut the link");
+        if self.longer_than.is_none() && self.dscp.is_none() && self.family.is_none() && !self.handshakes {
+            return Some(
+                "a filter needs `longer_than`, `dscp`, `family` or `handshakes`; to drop everything, cut the link",
+            );
+        }
+        if self.share.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+            return Some("a share is from 0 to 1");
         }
         (self.dscp > Some(63)).then_some("a DSCP is from 0 to 63")
     }
@@ -44,6 +57,13 @@ impl Filter {
         }
         if let Some(dscp) = self.dscp {
             let _ = write!(rule, " {name} dscp {dscp}");
+        }
+        if self.handshakes {
+            // The first octet of UDP's payload, which begins 64 bits into the datagram.
+            rule.push_str(" meta l4proto udp @th,64,8 1-3");
+        }
+        if let Some(share) = self.share {
+            let _ = write!(rule, " numgen random mod {SHARES} < {}", (share * f64::from(SHARES)).round());
         }
         Some(rule + " counter drop\n")
     }
@@ -97,6 +117,11 @@ mod tests {
         let class = Filter { dscp: Some(46), family: Some(Family::V6), ..Filter::default() };
         let script = arriving("wan0", Direction::Down, Some(&class));
         assert!(script.contains("ip6 dscp 46") && !script.contains("ip dscp"), "{script}");
+        let handshakes = Filter { handshakes: true, share: Some(0.7), ..Filter::default() };
+        let script = arriving("wan0", Direction::Up, Some(&handshakes));
+        let rule = "meta protocol ip meta l4proto udp @th,64,8 1-3 numgen random mod 1000 < 700 counter drop";
+        assert!(script.contains(rule) && handshakes.problem().is_none(), "{script}");
+        assert!(Filter { share: Some(7.0), ..handshakes }.problem().is_some());
         assert!(Filter::default().problem().is_some() && class.problem().is_none());
     }
 }

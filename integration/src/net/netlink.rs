@@ -28,6 +28,8 @@ const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_NETEM_CORR: u16 = 1;
 const TCA_NETEM_REORDER: u16 = 3;
+const TCA_NETEM_LOSS: u16 = 5;
+const NETEM_LOSS_GE: u16 = 2;
 const TCA_NETEM_RATE: u16 = 6;
 const TCA_NETEM_RATE64: u16 = 8;
 const TCA_NETEM_LATENCY64: u16 = 10;
@@ -159,8 +161,9 @@ impl Netlink {
 /// keeps its old value.
 fn options(netem: &Netem) -> Vec<u8> {
     let nanos = |time: crate::meter::Span| i64::try_from(time.nanos()).unwrap_or(i64::MAX);
-    // Loss is a share of 2^32; all of them is all.
-    let loss = (netem.loss.clamp(0.0, 1.0) * f64::from(u32::MAX)).round() as u32;
+    // Chances are shares of 2^32; all of them is all.
+    let share = |of: f64| (of.clamp(0.0, 1.0) * f64::from(u32::MAX)).round() as u32;
+    let loss = share(netem.loss);
     let rate = match netem.rate.map(|rate| rate.0) {
         Some(rate) => rate,
         None if netem.ordered => ORDERING_RATE,
@@ -172,6 +175,17 @@ fn options(netem: &Netem) -> Vec<u8> {
     }
     attribute(&mut out, TCA_NETEM_CORR, &[0; 12]);
     attribute(&mut out, TCA_NETEM_REORDER, &[0; 8]);
+    // Left out, loss is by each packet alone again.
+    if let Some(bursts) = &netem.bursts {
+        let mut model = Vec::with_capacity(20);
+        let mut chances = Vec::with_capacity(16);
+        // tc_netem_gemodel: to bad, to good; passes while bad, is lost while good.
+        for word in [share(bursts.to_bad), share(bursts.to_good), 0, 0] {
+            chances.extend(word.to_ne_bytes());
+        }
+        attribute(&mut model, NETEM_LOSS_GE, &chances);
+        attribute(&mut out, TCA_NETEM_LOSS, &model);
+    }
     let mut bytes = [0; 16]; // rate, packet overhead, cell size, cell overhead
     bytes[..4].copy_from_slice(&u32::try_from(rate).unwrap_or(u32::MAX).to_ne_bytes());
     if rate > u64::from(u32::MAX) {

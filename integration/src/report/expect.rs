@@ -48,10 +48,13 @@ pub struct Expect {
     /// Subject: a link.
     pub link: Option<String>,
 
-    /// Only what happens from then on counts (for `lost`, `longest_gap_ms`, `black_holes`, `handshakes`,
-    /// `octets_per_month`).
+    /// One run in twenty may miss its bars: twenty runs together are good if nineteen are.
+    #[serde(default)]
+    pub one_in_twenty: bool,
+    /// Only what happens from then on counts (for `lost`, `longest_gap_ms`, `black_holes`, `handshakes`, `copies_percent`,
+    /// `receipts_percent`, `octets_per_month`, and a `path` that is never something).
     pub from: Option<Moment>,
-    /// Only what happens before then counts (for the same, and for `path`).
+    /// Only what happens before then counts (for the same, and for every `path`).
     pub until: Option<Moment>,
 
     /// Stream or ping: longest gap, in milliseconds.
@@ -98,6 +101,8 @@ pub struct Expect {
     pub tcp_bytes: Option<Bar>,
     /// The same: longest stall, in milliseconds.
     pub tcp_stall_ms: Option<Bar>,
+    /// The same: octets received in the two seconds after an event, in percent of those in the two seconds before it.
+    pub tcp_goodput_percent: Option<EventBar>,
 
     /// Attack: packets sent (so that an attack that did not happen does not pass).
     pub sent: Option<Bar>,
@@ -113,6 +118,10 @@ pub struct Expect {
 
     /// Node: changes of path.
     pub path_changes: Option<PathChanges>,
+    /// Node: octets of copies sent, in percent of the octets of packets that it sent to its peers.
+    pub copies_percent: Option<Bar>,
+    /// Node: octets of receipts sent, in percent of the same.
+    pub receipts_percent: Option<Bar>,
     /// Node: packets dropped for a reason.
     pub drops: Option<DropsExpect>,
     /// Node: every exit of its daemon was clean and left nothing over; `true` is the only sensible value.
@@ -237,6 +246,10 @@ pub struct PathExpect {
     pub after: Option<Moment>,
     /// At most so long.
     pub within_ms: Option<f64>,
+    /// It must not be so at any look between `from` and `until`; without `after` and `within_ms`. There are ten looks a
+    /// second.
+    #[serde(default)]
+    pub never: bool,
 }
 
 /// Bounds on the handshakes of a path.
@@ -285,6 +298,9 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// What else is to say, such as why it could not be judged.
     pub note: String,
+    /// One run in twenty may miss it.
+    #[serde(default)]
+    pub one_in_twenty: bool,
 }
 
 /// Whether a bar was met.

@@ -5,6 +5,7 @@ mod network;
 use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, Outcome, Verdict};
 use super::{Report, StatusSample};
 use crate::meter::{Flow, Hole, SizesResult, TcpResult, WatchResult};
+use proto::snapshot::Traffic;
 
 /// What was measured (`None`: it never happened), with a remark; or why it could not be, which is the scenario's fault.
 type Measured = Result<(Option<f64>, String), String>;
@@ -32,6 +33,7 @@ pub fn evaluate(report: &Report, expects: &[Expect]) -> Vec<Outcome> {
         unit: String::new(),
         verdict: Verdict::Error,
         note: why.clone(),
+        one_in_twenty: false,
     });
     let unsaid = network::filters_unsaid(report, expects);
     let expects = expects.iter().chain(&unsaid);
@@ -99,7 +101,7 @@ impl Judge<'_> {
         let what = self.subject();
         let verdict = Verdict::Error;
         let (bar, unit) = (String::new(), String::new());
-        self.outcomes.push(Outcome { what, bar, measured: None, unit, verdict, note: why });
+        self.outcomes.push(Outcome { what, bar, measured: None, unit, verdict, note: why, one_in_twenty: false });
     }
 
     fn judge(&mut self, what: &str, scale: Scale, bar: Bar, measured: Measured) {
@@ -131,6 +133,7 @@ impl Judge<'_> {
             unit: scale.unit.to_owned(),
             verdict,
             note,
+            one_in_twenty: self.expect.one_in_twenty,
         });
     }
 
@@ -412,6 +415,20 @@ impl Judge<'_> {
             let stalls = entries(j)?.into_iter().map(|t| t.longest_stall.length_ms);
             Ok((Some(stalls.fold(0.0, f64::max)), String::new()))
         });
+        if let Some(EventBar { after, min, max }) = &e.tcp_goodput_percent {
+            // As the project's aims have it: what a user notices of a download, and time enough for TCP's recovery.
+            const SPAN_MS: f64 = 2_000.0;
+            let measured = self.moment(after).and_then(|at| {
+                let entries = entries(self)?;
+                let octets = |from: f64| -> f64 { entries.iter().map(|t| octets(t, from, from + SPAN_MS)).sum() };
+                match octets(at - SPAN_MS) {
+                    0.0 => Err("nothing came in the two seconds before".to_owned()),
+                    before => Ok((Some(octets(at) * 100.0 / before), String::new())),
+                }
+            });
+            let what = format!("goodput after {}", moment_words(after));
+            self.judge(&what, Scale { unit: "%", timed: true }, Bar { min: *min, max: *max }, measured);
+        }
     }
 
     fn attack(&mut self) {
@@ -451,6 +468,10 @@ impl Judge<'_> {
             // A loaded machine can make a path look dead: the number is only sure in virtual time.
             self.judge(&what, Scale { unit: "", timed: true }, Bar { min: changes.min, max: changes.max }, measured);
         }
+        // How much is sent twice or acknowledged depends on when things happened.
+        let percent = Scale { unit: "%", timed: true };
+        self.maybe("copies sent", percent, e.copies_percent, |j| j.share_of_tx(|peer| peer.copies));
+        self.maybe("receipts sent", percent, e.receipts_percent, |j| j.share_of_tx(|peer| peer.receipts));
         if let Some(drops) = &e.drops {
             let measured = self.drops(drops.reason.all());
             let names = drops.reason.all().join(" + ");
@@ -485,6 +506,23 @@ impl Judge<'_> {
             return Err("fewer than two status samples lie between \"from\" and \"until\"".to_owned());
         }
         Ok((Some(grown(&window) as f64), String::new()))
+    }
+
+    /// Octets of a kind in percent of those of packets, both sent from `from` to `until`.
+    fn share_of_tx(&self, kind: fn(&super::PeerSample) -> Traffic) -> Measured {
+        let (from, until) = self.window()?;
+        let samples = self.samples()?;
+        // From the last status before `from`, as for changes of path.
+        let first = samples.iter().rposition(|s| s.at_ms <= from).unwrap_or(0);
+        let window: Vec<_> = samples[first..].iter().take_while(|s| s.at_ms <= until).collect();
+        let octets = |of: fn(&super::PeerSample) -> Traffic| {
+            let sums = window.iter().map(|s| s.peers.iter().map(|peer| of(peer).bytes).sum::<u64>());
+            grown(&sums.collect::<Vec<_>>())
+        };
+        match (octets(kind), octets(|peer| peer.tx)) {
+            (_, 0) => Err("it sent no packet between \"from\" and \"until\"".to_owned()),
+            (of_kind, all) => Ok((Some(of_kind as f64 * 100.0 / all as f64), format!("{of_kind} of {all} octets"))),
+        }
     }
 
     fn drops(&self, reasons: &[String]) -> Measured {
@@ -550,6 +588,12 @@ impl Judge<'_> {
         };
         self.judge(&what, COUNT, Bar { min: None, max: Some(0.0) }, measured);
     }
+}
+
+/// Octets of downloads that came in the bins from one moment until another.
+fn octets(tcp: &TcpResult, from: f64, until: f64) -> f64 {
+    let bin = |ms: f64| ((ms / tcp.series.bin_ms).max(0.0) as usize).min(tcp.series.received.len());
+    tcp.series.received[bin(from)..bin(until)].iter().map(|&n| f64::from(n)).sum()
 }
 
 fn watched_by(traffic: &crate::meter::TrafficResults, host: &str) -> bool {

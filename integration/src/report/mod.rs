@@ -18,14 +18,14 @@ pub use expect::{
 
 pub use judge::evaluate;
 pub use plot::{html, svg};
-pub use summary::{Spread, spreads, summary, summary_of_runs};
+pub use summary::{Spread, all_good, spreads, summary, summary_of_runs};
 pub use table::Table;
 
 use summary::figure;
 
 use crate::meter::TrafficResults;
 use proto::PathState;
-use proto::snapshot::Snapshot;
+use proto::snapshot::{Snapshot, Traffic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -168,6 +168,15 @@ pub struct PeerSample {
     /// Packets put together from fragments.
     #[serde(default)]
     pub reassembled: u64,
+    /// Inner packets and octets sent.
+    #[serde(default)]
+    pub tx: Traffic,
+    /// Copies of packets sent, beside their first transmissions.
+    #[serde(default)]
+    pub copies: Traffic,
+    /// Receipts sent.
+    #[serde(default)]
+    pub receipts: Traffic,
     /// What was dropped of this peer's, by reason; those of zero left out.
     pub drops: BTreeMap<String, u64>,
     /// Its paths.
@@ -191,6 +200,15 @@ pub struct PathSample {
     /// The largest inner packet that goes in one datagram.
     #[serde(default)]
     pub mtu: Option<u16>,
+    /// Datagrams sent that must be lost.
+    #[serde(default)]
+    pub lost: u64,
+    /// Datagrams and octets sent.
+    #[serde(default)]
+    pub tx: Traffic,
+    /// The same, received.
+    #[serde(default)]
+    pub rx: Traffic,
 }
 
 impl StatusSample {
@@ -206,6 +224,9 @@ impl StatusSample {
             path_changes: peer.path_changes,
             fragmented: peer.fragmented,
             reassembled: peer.reassembled,
+            tx: peer.tx,
+            copies: peer.copies,
+            receipts: peer.receipts,
             drops: nonzero(&peer.drops),
             paths: peer
                 .paths
@@ -217,6 +238,9 @@ impl StatusSample {
                     loss: p.loss,
                     mtu: p.mtu,
                     handshake_s: p.handshake_s,
+                    lost: p.lost,
+                    tx: p.tx,
+                    rx: p.rx,
                 })
                 .collect(),
         });

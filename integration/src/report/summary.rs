@@ -1,6 +1,6 @@
 //! A run in words, and many runs in a table.
 
-use super::{BgpChange, Report, Verdict};
+use super::{BgpChange, Outcome, Report, Verdict};
 use crate::meter::{SizeResult, SizesResult};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -179,8 +179,20 @@ pub fn summary_of_runs(reports: &[Report]) -> String {
         })
         .collect();
     let good = reports.iter().filter(|r| r.outcomes.iter().all(|o| o.verdict.is_ok())).count();
+    let together = if good < reports.len() && all_good(reports) { ", and the rest as often as they must" } else { "" };
     let head = ["figure", "unit", "runs", "min", "median", "95 %", "max"];
-    format!("{}\n{good} of {} runs met all that is asserted\n", table(&head, &rows), reports.len())
+    format!("{}\n{good} of {} runs met all that is asserted{together}\n", table(&head, &rows), reports.len())
+}
+
+/// Whether these runs together are good: a bar that one run in twenty may miss was missed no more often.
+pub fn all_good(reports: &[Report]) -> bool {
+    let allowed = |missed: &Outcome, scenario: &str| {
+        let runs = || reports.iter().filter(|report| report.run.scenario == scenario);
+        let same = |o: &&Outcome| o.what == missed.what && o.bar == missed.bar && !o.verdict.is_ok();
+        let misses = runs().flat_map(|report| report.outcomes.iter().filter(same)).count();
+        missed.one_in_twenty && missed.verdict == Verdict::Fail && misses * 20 <= runs().count()
+    };
+    reports.iter().all(|report| report.outcomes.iter().all(|o| o.verdict.is_ok() || allowed(o, &report.run.scenario)))
 }
 
 /// Columns wide enough for what is in them: the first to the left, the others to the right.

@@ -72,8 +72,17 @@ fn story() -> Report {
             _ => None,
         };
         for (node, peer) in [("box", "pop-a"), ("core", "home")] {
-            let path =
-                |slot, state| PathSample { slot, state, rtt_ms: Some(20.0), loss: None, handshake_s: None, mtu: None };
+            let path = |slot, state| PathSample {
+                slot,
+                state,
+                rtt_ms: Some(20.0),
+                loss: None,
+                handshake_s: None,
+                mtu: None,
+                lost: 0,
+                tx: Traffic::default(),
+                rx: Traffic::default(),
+            };
             status.push(StatusSample {
                 at_ms,
                 node: node.into(),
@@ -85,6 +94,9 @@ fn story() -> Report {
                     path_changes: 0,
                     fragmented: 0,
                     reassembled: 0,
+                    tx: Traffic::default(),
+                    copies: Traffic::default(),
+                    receipts: Traffic::default(),
                     drops: BTreeMap::new(),
                     paths: vec![path(0, a), path(1, b)],
                 }],

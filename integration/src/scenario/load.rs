@@ -337,6 +337,26 @@ mod tests {
     }
 
     #[test]
+    fn loss_is_in_bursts_or_alone_and_a_stall_needs_order() {
+        let set = ["links.isp-a.bursts={ share = 0.02, length = 5 }", "links.isp-a.down.loss=1.0"];
+        let link = load_text("bursts", SHORT, &set).expect("both have a meaning").scenario.links["isp-a"].clone();
+        let bursts = link.netem(super::super::Direction::Up).bursts.expect("they are set");
+        assert!((bursts.to_bad / (bursts.to_bad + bursts.to_good) - 0.02).abs() < 1e-12 && bursts.to_good == 0.2);
+        assert_eq!(link.netem(super::super::Direction::Down).bursts, None, "its own loss is in its place");
+        for wrong in ["{ share = 0, length = 5 }", "{ share = 0.9, length = 1 }", "{ share = 0.1, length = 0.5 }"] {
+            let error = load_text("bursts2", SHORT, &[&format!("links.isp-a.bursts={wrong}")]).expect_err(wrong);
+            assert!(format!("{error:#}").contains("bursts have a share"), "{error:#}");
+        }
+        let stalls = |more: &str| {
+            let stalls = "links.isp-a.stalls={ every = \"5s\", shortest = \"10ms\", longest = \"100ms\" }";
+            load_text("stalls", SHORT, &[stalls, more]).map_err(|error| format!("{error:#}"))
+        };
+        stalls("links.isp-a.ordered=true").expect("they hold back in order");
+        assert!(stalls("links.isp-a.ordered=false").expect_err("not in order").contains("it needs `ordered`"));
+        assert!(stalls("links.isp-a.stalls.every=150ms").expect_err("they overlap").contains("at least twice"));
+    }
+
+    #[test]
     fn each_variant_is_a_scenario_of_its_own() {
         let text = format!(
             "{SHORT}[variants.slow]\n\"links.isp-a.delay\" = \"50ms\"\n\

@@ -10,7 +10,8 @@ use serde::{Deserialize, Deserializer};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
-    /// When, since the start of the traffic: a time, or `{ from, to }` between which the seed draws one.
+    /// When, since the start of the traffic: a time, `{ from, to }` between which the seed draws one, or `{ after, by }`:
+    /// so long after an entry above.
     pub at: At,
     /// What.
     #[serde(rename = "do")]
@@ -25,7 +26,7 @@ pub struct Step {
     pub host: Option<String>,
     /// flap: the time between changes.
     pub period: Option<Span>,
-    /// flap: for how long; at its end the link works.
+    /// flap: for how long; at its end the link works. stall: how long.
     #[serde(rename = "for")]
     pub duration: Option<Span>,
     /// netem: what becomes different, in both directions.
@@ -108,16 +109,29 @@ impl WallClock {
 }
 
 /// A moment of the timeline.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(
     untagged,
-    expecting = "a time such as \"5s\", or { from = \"5s\", to = \"6s\" } between which the seed draws one"
+    expecting = "a time such as \"5s\", { from = \"5s\", to = \"6s\" } between which the seed draws one, or \
+                 { after = \"NAME\", by = \"30ms\" }"
 )]
 pub enum At {
     /// At that time.
     Time(Span),
     /// Somewhere in between.
     Between(Between),
+    /// After another entry.
+    After(After),
+}
+
+/// A moment after another one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct After {
+    /// The name of an entry above.
+    pub after: String,
+    /// How long after it.
+    pub by: Span,
 }
 
 /// Bounds of a moment.
@@ -150,6 +164,8 @@ pub enum Action {
     FlapCarrier,
     /// A link's settings change.
     Netem,
+    /// A link holds back what is sent, in both directions, and lets it go when `for` is over: a radio that has to wake.
+    Stall,
     /// A link's MTU changes; `heal` does not give it back.
     Mtu,
     /// A link drops what matches `filter`, in silence, until it heals.
@@ -193,6 +209,11 @@ impl Step {
         self.link.iter().map(String::as_str).chain(self.links.iter().flatten().map(String::as_str))
     }
 
+    /// The name by which expectations and other entries refer to it.
+    pub fn named(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.label())
+    }
+
     /// What is done and to what.
     pub fn label(&self) -> String {
         let action = match self.action {
@@ -204,6 +225,7 @@ impl Step {
             Action::Flap => "flap",
             Action::FlapCarrier => "flap carrier",
             Action::Netem => "netem",
+            Action::Stall => "stall",
             Action::Mtu => "mtu",
             Action::Filter => "filter",
             Action::Restart => "restart",
@@ -235,19 +257,16 @@ impl Step {
         use Action::*;
         let no_link = self.links().next().is_none();
         match self.action {
-            Cut | CutUp | CutDown | CarrierDown | Heal | Netem | Flap | FlapCarrier if no_link => Some("link"),
+            Cut | CutUp | CutDown | CarrierDown | Heal | Netem | Stall | Flap | FlapCarrier if no_link => Some("link"),
             Renumber | Unplug | Plug | Rename | Mtu | Filter if no_link => Some("link"),
             Flap | FlapCarrier if self.period.is_none_or(|p| p.0.is_zero()) => Some("period"),
-            Flap | FlapCarrier if self.duration.is_none() => Some("for"),
+            Stall | Flap | FlapCarrier if self.duration.is_none() => Some("for"),
             // 68 octets is the least that IPv4 knows (RFC 791).
             Mtu if self.mtu.is_none_or(|mtu| !(68..=65_535).contains(&mtu)) => Some("mtu"),
             Filter if self.filter.is_none() => Some("filter"),
             Restart | Kill | Stop | Start | Reload | Exec | Rebind | Freeze | Thaw if self.host.is_none() => {
                 Some("host")
             }
-            // 68 octets is the least that IPv4 knows (RFC 791).
-            Mtu if self.mtu.is_none_or(|mtu| !(68..=65_535).contains(&mtu)) => Some("mtu"),
-            Filter if self.filter.is_none() => Some("filter"),
             Exec if self.command.as_ref().is_none_or(Vec::is_empty) => Some("command"),
             Mark if self.name.is_none() => Some("name"),
             Renumber if self.near.is_empty() => Some("near"),

@@ -7,14 +7,14 @@
 mod link;
 mod traffic;
 
-pub use link::{LinkModel, Loss};
+pub use link::{LinkModel, Loss, Sleep, Stalls};
 pub use traffic::{Arrival, Flow, Report, at, ms};
 
 use crate::tunnel::Suite;
 use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
 use crate::{PeerId, PeerKind, SecretKey, Uplink};
 use ipnet::IpNet;
-use link::Direction;
+use link::{Direction, Radio};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
@@ -176,6 +176,7 @@ pub struct World {
     rng: StdRng,
     ends: [End; 2],
     links: Vec<[Direction; 2]>,
+    radios: Vec<Radio>,
     outside: Vec<Outside>,
     /// What a side sends on a link to (the box) or from (the core) an address of the core is lost.
     black_holes: HashSet<(usize, Side, SocketAddr)>,
@@ -209,11 +210,17 @@ impl World {
             let node = Self::node(side, &config, rng.random(), Instant::ZERO);
             End { node, out: Output::new(0), events: Vec::new(), running: true, frozen: None }
         });
+        let directions = |(link, &(up, down)): (u64, &(LinkModel, LinkModel))| {
+            // Not next to each other's, nor to those of a world with the next seed.
+            let seed = |direction: u64| config.seed ^ (2 * link + direction + 1).rotate_right(16);
+            [Direction::new(up, seed(0)), Direction::new(down, seed(1))]
+        };
         World {
             now: Instant::ZERO,
             rng,
             ends,
-            links: config.links.iter().map(|&(up, down)| [Direction::new(up), Direction::new(down)]).collect(),
+            links: (0..).zip(&config.links).map(directions).collect(),
+            radios: config.links.iter().map(|_| Radio::default()).collect(),
             outside: (0..slots).map(Outside::new).collect(),
             black_holes: HashSet::new(),
             queue: BinaryHeap::new(),
@@ -561,7 +568,8 @@ impl World {
             }
             // Outer headers: IPv4 or IPv6, and UDP.
             let len = data.len() + if transmit.to.is_ipv6() { 48 } else { 28 };
-            for at in self.links[link][side as usize].pass(now, len, &mut self.rng).into_iter().flatten() {
+            let direction = &mut self.links[link][side as usize];
+            for at in direction.pass(now, len, &mut self.radios[link], &mut self.rng).into_iter().flatten() {
                 self.put_in_flight(
                     at,
                     InFlight { to: side.other(), link, from, to_address: transmit.to, data: data.to_vec() },

@@ -7,12 +7,16 @@ use proto::PathState;
 /// A month for budgets.
 const MONTH_MS: f64 = 30.0 * 86_400e3;
 
+/// What a path is at a moment depends on when things happened.
+const TIMED: Scale = Scale { timed: true, ..COUNT };
+
+const NONE: Bar = Bar { min: None, max: Some(0.0) };
+
 /// What is expected of each router's filters of which no expectation speaks: that they drop nothing.
 pub(super) fn filters_unsaid(report: &Report, expects: &[Expect]) -> Vec<Expect> {
     let said = |node: &String| expects.iter().any(|e| e.filter_drops.is_some() && e.node.as_ref() == Some(node));
-    let nothing = Some(Bar { min: None, max: Some(0.0) });
     let unsaid = report.filters.iter().map(|filter| &filter.node).filter(|node| !said(node));
-    unsaid.map(|node| Expect { node: Some(node.clone()), filter_drops: nothing, ..Expect::default() }).collect()
+    unsaid.map(|node| Expect { node: Some(node.clone()), filter_drops: Some(NONE), ..Expect::default() }).collect()
 }
 
 /// A path is what an expectation wants of it.
@@ -42,23 +46,25 @@ impl Judge<'_> {
     pub(super) fn network(&mut self) {
         let e = self.expect;
         for path in e.path.iter().flat_map(|paths| paths.all()) {
-            match (&path.after, path.within_ms) {
-                (Some(after), Some(within)) => {
+            match (&path.after, path.within_ms, path.never) {
+                (None, None, true) => {
+                    let measured = self.ever(path);
+                    self.judge(&format!("looks that found slot {} {}", path.slot, path.is), TIMED, NONE, measured);
+                }
+                (Some(after), Some(within), false) => {
                     let what = format!("slot {} {} after {}", path.slot, path.is, super::moment_words(after));
                     let measured = self.becomes(path, after);
                     self.judge(&what, MILLIS, Bar { min: None, max: Some(within) }, measured);
                 }
-                (None, None) => {
+                (None, None, false) => {
                     let what = match &e.until {
                         Some(until) => format!("slot {} not {} at {}", path.slot, path.is, super::moment_words(until)),
                         None => format!("slot {} not {} at the end", path.slot, path.is),
                     };
                     let measured = self.is_not(path);
-                    // What a path is at a moment depends on when things happened.
-                    let scale = Scale { timed: true, ..COUNT };
-                    self.judge(&what, scale, Bar { min: None, max: Some(0.0) }, measured);
+                    self.judge(&what, TIMED, NONE, measured);
                 }
-                _ => self.wrong("a path has both `after` and `within_ms`, or neither".to_owned()),
+                _ => self.wrong("a path has both `after` and `within_ms`, or neither, or else `never`".to_owned()),
             }
         }
         if let Some(handshakes) = &e.handshakes {
@@ -111,6 +117,15 @@ impl Judge<'_> {
             Some((peer, path)) => (Some(1.0), format!("it is {:?}; current: {:?}", path.state, peer.current_slot)),
             None => (Some(1.0), "it is not there".to_owned()),
         })
+    }
+
+    /// At how many looks it is so.
+    fn ever(&self, path: &PathExpect) -> Measured {
+        let wanted = Wanted::read(&path.is)?;
+        let samples = self.samples_of(path.slot, self.window()?)?;
+        let is = |s: &&&StatusSample| Self::slot(s, path.slot).is_some_and(|(peer, path)| wanted.is(peer, path));
+        let note = samples.iter().find(is).map_or_else(String::new, |s| format!("first at {:.1} s", s.at_ms / 1e3));
+        Ok((Some(samples.iter().filter(is).count() as f64), note))
     }
 
     /// How often the time of the last handshake moved.

@@ -1,7 +1,8 @@
 use super::*;
 use crate::meter::{AttackResult, Gap, Seen, Series, SizeResult, Span, StreamResult, TrafficResults, WatchResult};
-use crate::report::Kernel;
-use crate::report::{BgpChange, BgpEvent, Exit, PeerSample, Run, SCHEMA, TimelineEvent};
+use crate::report::{BgpChange, BgpEvent, Exit, PathSample, PeerSample, Run, SCHEMA, TimelineEvent};
+use crate::report::{Kernel, all_good};
+use proto::PathState;
 use std::collections::BTreeMap;
 
 /// A stream "down" of 100 packets a second for ten seconds, which was cut from 2 s to 2.4 s and heals at "heal", 2.2 s.
@@ -30,7 +31,11 @@ fn report(kernel: Kernel) -> Report {
         flow,
         ..StreamResult::default()
     };
-    let tcp = TcpResult { name: "web".into(), connections: 2, completed: 1, unfinished: 1, ..TcpResult::default() };
+    // Two seconds at full speed, then at half of it.
+    let octets = (0..1_000).map(|bin| if bin < 200 { 100 } else { 50 }).collect();
+    let series = Series { bin_ms: 10.0, received: octets, ..Series::default() };
+    let tcp =
+        TcpResult { name: "web".into(), connections: 2, completed: 1, unfinished: 1, series, ..TcpResult::default() };
     let spoof = AttackResult { name: "spoof".into(), id: 3, sent: 50, ..AttackResult::default() };
     let watch = |at: &str, seen: &[(&str, u64)]| WatchResult {
         name: format!("watch-{at}"),
@@ -39,7 +44,8 @@ fn report(kernel: Kernel) -> Report {
         datagrams: (at == "laptop").then_some(3),
         longest: 148,
     };
-    let sample = |at_ms, path_changes, drops| StatusSample {
+    let sent = |at_ms: f64, a_second: f64| Traffic { packets: 0, bytes: (at_ms / 1e3 * a_second) as u64 };
+    let sample = |at_ms: f64, path_changes, drops| StatusSample {
         at_ms,
         node: "box".into(),
         drops: BTreeMap::from([("tun_source".to_owned(), drops)]),
@@ -50,8 +56,23 @@ fn report(kernel: Kernel) -> Report {
             path_changes,
             fragmented: 0,
             reassembled: 0,
+            // Of each second's 100 packets of 100 octets two are sent twice, and a receipt of 20 octets is sent for ten.
+            tx: sent(at_ms, 10_000.0),
+            copies: sent(at_ms, 200.0),
+            receipts: sent(at_ms, 100.0),
             drops: BTreeMap::from([("data_replayed".to_owned(), 1)]),
-            paths: Vec::new(),
+            // Down at 3 s and at no other look.
+            paths: vec![PathSample {
+                slot: 0,
+                state: if at_ms == 3_000.0 { PathState::Down } else { PathState::Up },
+                rtt_ms: None,
+                loss: None,
+                handshake_s: None,
+                mtu: None,
+                lost: 0,
+                tx: Traffic::default(),
+                rx: Traffic::default(),
+            }],
         }],
     };
     let event = |at_ms, name: &str| TimelineEvent { at_ms, name: name.into(), label: String::new() };
@@ -193,6 +214,44 @@ fn tcp_nodes_and_attacks() {
     assert_eq!(expect!("stream": "down", "delivered_only_to": ["laptop"]), (Pass, Some(0.0)));
     assert_eq!(expect!("stream": "down", "delivered_only_to": ["laptop", "neighbour"]), (Error, None));
     assert_eq!(expect!("stream": "down", "delivered_only_to": ["nobody"]), (Error, None));
+}
+
+#[test]
+fn what_failover_costs_and_what_a_path_never_is() {
+    assert_eq!(expect!("node": "box", "copies_percent": { "max": 2 }, "from": "0s", "until": "5s"), (Pass, Some(2.0)));
+    assert_eq!(
+        expect!("node": "box", "receipts_percent": { "max": 0.5 }, "from": "3s", "until": "5s"),
+        (Fail, Some(1.0))
+    );
+    assert_eq!(expect!("node": "box", "copies_percent": { "max": 2 }, "from": "9s"), (Error, None), "one look");
+    assert_eq!(expect!("node": "core", "copies_percent": { "max": 2 }), (Error, None));
+    let never = |is: &str, slot| serde_json::json!({ "slot": slot, "is": is, "never": true });
+    assert_eq!(expect!("node": "box", "path": never("down", 0)), (Fail, Some(1.0)));
+    assert_eq!(expect!("node": "box", "path": never("down", 0), "from": "4s"), (Pass, Some(0.0)));
+    assert_eq!(expect!("node": "box", "path": never("down", 1)), (Error, None), "there is no such slot");
+    assert_eq!(expect!("node": "box", "path": never("dead", 0)), (Error, None));
+    assert_eq!(expect!("tcp": "web", "tcp_goodput_percent": { "after": "cut", "min": 70 }), (Fail, Some(50.0)));
+    assert_eq!(expect!("tcp": "web", "tcp_goodput_percent": { "after": "both_dead", "min": 70 }), (Pass, Some(100.0)));
+    assert_eq!(expect!("tcp": "web", "tcp_goodput_percent": { "after": "0s", "min": 70 }), (Error, None));
+}
+
+#[test]
+fn one_run_in_twenty_may_miss_what_is_marked_so() {
+    let run = |gap_max: f64, marked: bool| {
+        let mut run = report(Kernel::Virtual);
+        let bar = Some(Bar { min: None, max: Some(300.0) });
+        run.traffic.streams[0].flow.longest_gap.length_ms = gap_max;
+        let expect =
+            Expect { stream: Some("down".into()), longest_gap_ms: bar, one_in_twenty: marked, ..Expect::default() };
+        run.outcomes = evaluate(&run, &[expect]);
+        run
+    };
+    let runs = |marked, count, missed| -> Vec<Report> {
+        (0..count).map(|i| run(if i < missed { 301.0 } else { 300.0 }, marked)).collect()
+    };
+    assert!(all_good(&runs(false, 20, 0)) && !all_good(&runs(false, 20, 1)));
+    assert!(all_good(&runs(true, 20, 1)) && !all_good(&runs(true, 20, 2)) && !all_good(&runs(true, 19, 1)));
+    assert!(all_good(&runs(true, 40, 2)));
 }
 
 #[test]
