@@ -1,5 +1,6 @@
 //! The commands of `cargo lab`.
 
+use crate::bench::{self, Bench};
 use crate::kernel::{Choice, Place};
 use crate::report::Report;
 use crate::run::{self, Options};
@@ -27,6 +28,9 @@ enum Command {
     Run(RunArguments),
     /// Runs everything that must pass: format, lints, licences, unit tests, all scenarios.
     Test,
+    /// Measures over many runs, and sets what it finds beside the bars.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Shows it: two ISPs, one home prefix; an ISP dies, both die, and the home stays reachable.
     Demo {
         /// Which kernel to run in.
@@ -90,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::List => list(),
         Command::Run(arguments) => run(&arguments),
         Command::Test => suite::test(),
+        Command::Bench(what) => bench::bench(&what),
         Command::Demo { kernel } => demo::demo(kernel),
         Command::Kernel => crate::kernel::build::build().map(|()| true),
         Command::Setup => setup::setup(setup::For::Everything).map(|()| true),

@@ -12,8 +12,10 @@
 //! | [`daemon`] | the daemons of a run: what they are told, and what they say |
 //! | [`meter`] | traffic and what became of it |
 //! | [`report`] | results, verdicts, pictures |
+//! | [`bench`] | what is measured over many runs |
 //! | [`setup`], [`suite`] | the packages that all this needs; everything that must pass |
 
+pub mod bench;
 pub mod cli;
 pub mod daemon;
 pub mod demo;

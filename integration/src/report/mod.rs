@@ -6,7 +6,7 @@ mod expect;
 mod judge;
 mod plot;
 mod summary;
-mod svg;
+pub(crate) mod svg;
 mod table;
 #[cfg(test)]
 mod tests;

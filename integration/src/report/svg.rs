@@ -4,12 +4,12 @@ use std::fmt::{Display, Write};
 
 /// A picture being drawn.
 #[derive(Debug, Default)]
-pub(super) struct Svg {
+pub(crate) struct Svg {
     out: String,
 }
 
 /// Text as XML has it.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -38,7 +38,7 @@ impl Svg {
     }
 
     /// A rectangle; `tip` is shown by a browser when the pointer rests on it.
-    pub(super) fn rect(&mut self, class: &str, (x, y): (f64, f64), (width, height): (f64, f64), tip: &str) {
+    pub(crate) fn rect(&mut self, class: &str, (x, y): (f64, f64), (width, height): (f64, f64), tip: &str) {
         let (x, y, width, height) = (short(x), short(y), short(width.max(0.0)), short(height.max(0.0)));
         let title = if tip.is_empty() { String::new() } else { format!("<title>{}</title>", escape(tip)) };
         self.push(format_args!(
@@ -47,19 +47,19 @@ impl Svg {
     }
 
     /// A straight line.
-    pub(super) fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
+    pub(crate) fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
         let (x1, y1, x2, y2) = (short(x1), short(y1), short(x2), short(y2));
         self.push(format_args!(r#"<line class="{class}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>"#));
     }
 
     /// Text; the class may also say how it is anchored.
-    pub(super) fn text(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
+    pub(crate) fn text(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
         let (x, y) = (short(x), short(y));
         self.push(format_args!(r#"<text class="{class}" x="{x}" y="{y}">{}</text>"#, escape(text)));
     }
 
     /// A line through points, or with `base` an area between them and that height. Nothing of fewer than two.
-    pub(super) fn curve(&mut self, class: &str, points: &[(f64, f64)], base: Option<f64>) {
+    pub(crate) fn curve(&mut self, class: &str, points: &[(f64, f64)], base: Option<f64>) {
         let (Some(first), Some(last)) = (points.first(), points.last()) else { return };
         if points.len() < 2 {
             return;
@@ -75,7 +75,7 @@ impl Svg {
     }
 
     /// The whole picture.
-    pub(super) fn finish(self, (width, height): (f64, f64), style: &str) -> String {
+    pub(crate) fn finish(self, (width, height): (f64, f64), style: &str) -> String {
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
              height=\"{height}\" role=\"img\">\n<style>{style}</style>\n{}</svg>\n",

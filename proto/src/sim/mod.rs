@@ -317,6 +317,12 @@ impl World {
         self.traffic.arrivals(flow)
     }
 
+    /// Ends a flow, and gives what came of it; nothing is kept. For runs with so many flows that their arrivals would fill
+    /// the memory.
+    pub fn end_flow(&mut self, flow: usize) -> (Report, Vec<Arrival>) {
+        self.traffic.end(flow, self.now)
+    }
+
     /// The packet that came to an end's TUN last.
     pub fn last_delivered(&self, side: Side) -> &[u8] {
         &self.delivered[side as usize]
@@ -336,6 +342,13 @@ impl World {
     pub fn set_cut_both(&mut self, link: usize, cut: bool) {
         self.set_cut(link, Side::Box, cut);
         self.set_cut(link, Side::Core, cut);
+    }
+
+    /// What is under way on `link` is lost. A silent cut alone leaves it: that one is at the sender's end.
+    pub fn lose_under_way(&mut self, link: usize) {
+        for datagram in &mut self.in_flight {
+            datagram.take_if(|datagram| datagram.link == link);
+        }
     }
 
     /// Another behaviour of what `from` sends over `link`.
@@ -490,8 +503,10 @@ impl World {
     fn happen(&mut self, event: Next) {
         match event {
             Next::Datagram(at) => {
-                let Some(datagram) = self.in_flight[at].take() else { return };
+                let datagram = self.in_flight[at].take();
                 self.free.push(at);
+                // It was lost on its way.
+                let Some(datagram) = datagram else { return };
                 let end = &mut self.ends[datagram.to as usize];
                 if !end.running {
                     return;

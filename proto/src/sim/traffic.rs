@@ -87,16 +87,17 @@ const MARK: &[u8; 4] = b"flow";
 
 impl Traffic {
     pub(super) fn add(&mut self, flow: Flow) -> usize {
-        let report = Report::default();
-        self.flows.push(Running {
-            flow,
-            report,
-            seen: Vec::new(),
-            sent_at: Vec::new(),
-            arrivals: Vec::new(),
-            highest: None,
-        });
+        self.flows.push(Running::new(flow));
         self.flows.len() - 1
+    }
+
+    /// What came of it; its place stays, and what still comes is nobody's.
+    pub(super) fn end(&mut self, at: usize, now: Instant) -> (Report, Vec<Arrival>) {
+        let running = &mut self.flows[at];
+        running.note_gap(now.min(running.flow.end));
+        let flow = Flow { end: running.flow.start, ..running.flow };
+        let ended = std::mem::replace(running, Running::new(flow));
+        (ended.report, ended.arrivals)
     }
 
     /// The next packet of flow `at`, who sends it, and when the one after it is due.
@@ -144,8 +145,7 @@ impl Traffic {
 
     pub(super) fn reports(&self, now: Instant) -> Vec<Report> {
         let report = |running: &Running| {
-            let (seen, sent_at, arrivals) = (Vec::new(), Vec::new(), Vec::new());
-            let mut at_end = Running { seen, sent_at, arrivals, report: running.report.clone(), ..*running };
+            let mut at_end = Running { report: running.report.clone(), ..Running::new(running.flow) };
             // A flow that has fallen silent has a gap that lasts.
             at_end.note_gap(now.min(running.flow.end));
             at_end.report
@@ -155,6 +155,11 @@ impl Traffic {
 }
 
 impl Running {
+    fn new(flow: Flow) -> Self {
+        let (seen, sent_at, arrivals) = (Vec::new(), Vec::new(), Vec::new());
+        Running { flow, report: Report::default(), seen, sent_at, arrivals, highest: None }
+    }
+
     fn note_gap(&mut self, now: Instant) {
         let from = self.report.last_arrival.unwrap_or(self.flow.start);
         let gap = now.since(from);

@@ -1,0 +1,19 @@
+//! `cargo lab bench`: what is measured over many runs.
+
+pub mod availability;
+
+use anyhow::Result;
+
+/// What is to be measured.
+#[derive(Debug, clap::Subcommand)]
+pub enum Bench {
+    /// Months of outages on two links of 99.9 %, in the simulator: what failover adds to them, and how many nines are left.
+    Availability(availability::Arguments),
+}
+
+/// Measures, and says whether all bars are met.
+pub fn bench(bench: &Bench) -> Result<bool> {
+    match bench {
+        Bench::Availability(arguments) => availability::run(arguments),
+    }
+}
