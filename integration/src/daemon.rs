@@ -45,12 +45,16 @@ pub enum Kind {
     Dns,
     /// tayga.
     Nat64,
+    /// A script of the scenario's.
+    Script,
 }
 
 impl Kind {
     /// What runs on a host, if anything does.
     pub fn of(host: &Host) -> Option<Self> {
-        if host.core.is_some() {
+        if host.script.is_some() {
+            Some(Kind::Script)
+        } else if host.core.is_some() {
             Some(Kind::Core)
         } else if host.bird.is_some() {
             Some(Kind::Bird)
@@ -116,7 +120,7 @@ impl Daemon {
                 (PathBuf::from("bird"), vec!["-f".into(), "-c".into(), config, "-s".into(), socket])
             }
             // Scripts, that end as the program.
-            Kind::Dns | Kind::Nat64 => {
+            Kind::Dns | Kind::Nat64 | Kind::Script => {
                 let script = files.script(host).to_string_lossy().into_owned();
                 (PathBuf::from("sh"), vec!["-e".into(), script])
             }

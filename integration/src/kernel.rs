@@ -6,6 +6,8 @@
 pub mod build;
 mod uml;
 
+pub(crate) use uml::quote;
+
 use crate::report::Kernel;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};

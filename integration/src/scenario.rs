@@ -8,7 +8,7 @@ mod services;
 mod step;
 
 pub use load::{Loaded, list, load};
-pub use services::{Dns, Nat64};
+pub use services::{Dns, Nat64, Script};
 pub use step::{Action, After, At, Between, Step, WallClock};
 
 use crate::meter::{Span, Traffic};
@@ -127,6 +127,8 @@ pub struct Host {
     pub dns: Option<Dns>,
     /// A NAT64: tayga.
     pub nat64: Option<Nat64>,
+    /// Something that the lab knows nothing of, in place of whatever else the host has.
+    pub script: Option<Script>,
 }
 
 /// A route.

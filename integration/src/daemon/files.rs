@@ -44,6 +44,11 @@ impl Files {
         self.folder.join(host).join("run.sh")
     }
 
+    /// What tells whether a script's host is ready.
+    pub fn ready(&self, host: &str) -> PathBuf {
+        self.folder.join(host).join("ready.sh")
+    }
+
     /// What a daemon prints.
     pub fn log(&self, host: &str) -> PathBuf {
         self.folder.join(format!("{host}.log"))
@@ -98,6 +103,12 @@ impl Files {
                 let data = self.folder.join(name);
                 self.put(name, "config.toml", &services::tayga(nat64, &data), 0o644)?;
                 self.put(name, "run.sh", &services::run_tayga(nat64, &self.config(name)), 0o644)
+            }
+            (Kind::Script, ..) => {
+                let script = host.script.as_ref().context("the host has no script")?;
+                let environment = services::environment(script, &self.folder.join(name), &self.control(name));
+                self.put(name, "run.sh", &format!("{environment}{}", script.run), 0o644)?;
+                self.put(name, "ready.sh", &format!("{environment}{}", script.ready), 0o644)
             }
             _ => Ok(()),
         }

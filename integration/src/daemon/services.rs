@@ -1,6 +1,7 @@
-//! Configurations of dnsmasq and tayga.
+//! Configurations of dnsmasq and tayga, and what a scenario's own script starts with.
 
-use crate::scenario::{Dns, Nat64};
+use crate::kernel::quote;
+use crate::scenario::{Dns, Nat64, Script};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -64,4 +65,15 @@ pub(super) fn run_tayga(nat64: &Nat64, config: &Path) -> String {
          ip route add {} dev {NAT64_TUN}\nexec tayga --nodetach --config {config}\n",
         nat64.pool, nat64.prefix,
     )
+}
+
+/// The folder and the environment of a host's script, as its first lines.
+pub(super) fn environment(script: &Script, folder: &Path, control: &Path) -> String {
+    let own = [("CONTROL", control.to_string_lossy())];
+    let given = script.environment.iter().map(|(name, value)| (name.as_str(), value.as_str().into()));
+    let mut lines = format!("cd {}\n", quote(&folder.to_string_lossy()));
+    for (name, value) in own.into_iter().chain(given) {
+        let _ = writeln!(lines, "export {name}={}", quote(&value));
+    }
+    lines
 }

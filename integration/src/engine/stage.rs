@@ -60,7 +60,7 @@ impl<'a> Stage<'a> {
     /// Starts all daemons, and waits until all is well.
     pub(super) fn start_all(&mut self) -> Result<()> {
         // The far ones first, so that nobody speaks to somebody who is not there yet.
-        for kind in [Kind::Dns, Kind::Nat64, Kind::Bird, Kind::Core, Kind::Middlebox, Kind::WireGuard] {
+        for kind in [Kind::Dns, Kind::Nat64, Kind::Bird, Kind::Script, Kind::Core, Kind::Middlebox, Kind::WireGuard] {
             for daemon in self.daemons.values_mut().filter(|daemon| daemon.kind == kind) {
                 if self.scenario.start.as_ref().is_some_and(|start| !start.contains(&daemon.host)) {
                     continue;
@@ -139,6 +139,15 @@ impl<'a> Stage<'a> {
                 } else if !sick.is_empty() {
                     missing.push(format!("at {host}, of {}: {}", peer.name, sick.join(", ")));
                 }
+            }
+        }
+        for daemon in self.daemons.values().filter(|daemon| daemon.kind == Kind::Script && daemon.is_started()) {
+            let ready = self.files.ready(&daemon.host);
+            let asked = self.network.host(&daemon.host).and_then(|node| {
+                node.feed(&["sh", "-e", &ready.to_string_lossy()], "").context("its script says that it is not ready")
+            });
+            if let Err(error) = asked {
+                missing.push(format!("{}: {error:#}", daemon.host));
             }
         }
         let announces = self.scenario.hosts.iter().filter_map(|(name, host)| Some((name, host.core.as_ref()?)));
@@ -261,13 +270,15 @@ impl<'a> Stage<'a> {
 
     /// Ends all daemons, and looks what they leave.
     pub(super) fn stop_all(&mut self, clock: Clock) {
-        for kind in [Kind::Middlebox, Kind::WireGuard, Kind::Core, Kind::Bird, Kind::Nat64, Kind::Dns] {
+        for kind in [Kind::Middlebox, Kind::WireGuard, Kind::Core, Kind::Script, Kind::Bird, Kind::Nat64, Kind::Dns] {
             for daemon in self.daemons.values_mut().filter(|daemon| daemon.kind == kind) {
                 let crashed = daemon.failed();
                 let (ended, stopped) = match crashed {
                     Some(how) => (Ok(Ended { clean: false, how }), true),
-                    // Go's runtime spins while it ends, which in virtual time never ends.
-                    None if daemon.is_started() && kind == Kind::WireGuard => (daemon.kill(), true),
+                    // Go's runtime spins while it ends, which in virtual time never ends. What a script has started, nobody knows.
+                    None if daemon.is_started() && matches!(kind, Kind::WireGuard | Kind::Script) => {
+                        (daemon.kill(), true)
+                    }
                     None if daemon.is_started() => (daemon.stop(), true),
                     None => (Ok(Ended { clean: true, how: "did not run at the end".into() }), kind.is_ours()),
                 };

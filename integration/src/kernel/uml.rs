@@ -249,7 +249,7 @@ pub(super) async fn native(command: &[String], timeout: Duration) -> Result<i32>
 }
 
 /// A word for a POSIX shell.
-fn quote(word: &str) -> String {
+pub(crate) fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

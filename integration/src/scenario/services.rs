@@ -1,4 +1,4 @@
-//! What else runs on hosts: a resolver, and a translator for an IPv6-only access network.
+//! What else runs on hosts: a resolver, a translator for an IPv6-only access network, and anything by a script.
 
 use crate::meter::Span;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -28,4 +28,17 @@ pub struct Nat64 {
     pub pool: Ipv4Net,
     /// Its own IPv6 address, outside of the prefix.
     pub address: Ipv6Addr,
+}
+
+/// A shell script (`sh -e`), run on the host in a folder of its own. Its environment has CONTROL, a name for a socket.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Script {
+    /// Sets everything up, and ends as the program that stays (`exec`). What it leaves in the background ends with the run.
+    pub run: String,
+    /// A second script, which fails as long as not all is well: traffic waits for it.
+    pub ready: String,
+    /// What else is in the environment of both: figures that variants set.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
 }
