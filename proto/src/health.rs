@@ -23,6 +23,7 @@
 
 use crate::impairment::Impairment;
 use crate::node::PathState;
+use crate::quality::{Least, Quality};
 use crate::replay::Ticket;
 use crate::sent::SentLog;
 use crate::tunnel::PacketId;
@@ -39,11 +40,14 @@ pub(crate) const RECEIPT_INTERVAL: Duration = Duration::from_millis(8);
 /// The least margin above the smoothed round trip before something is overdue. Variance shrinks towards zero on a quiet
 /// path when each receipt is a sample; with a margin of 1 ms a simulation raised 142 false suspicions a minute, with
 /// 10 ms none.
-pub(crate) const LEAST_MARGIN: Duration = Duration::from_millis(10);
+const LEAST_MARGIN: Duration = Duration::from_millis(10);
 
 /// How much later than a lost packet one must have been sent that arrived: half the least margin, so that a hole is
 /// seen as a hole before it makes the path look dead; above what a jitter of 2 ms reorders.
 const REORDERING: Duration = Duration::from_millis(5);
+
+/// Where no round trip is known: RFC 9002's initial one of 333 ms, and as much again.
+const UNKNOWN_PATIENCE: Duration = Duration::from_millis(666);
 
 /// While suspect, how often the path is asked.
 const ASK_INTERVAL: Duration = Duration::from_millis(20);
@@ -117,30 +121,6 @@ impl Rtt {
     }
 }
 
-/// The least round trip of the last half to whole minute: what the way takes without a queue. A minute is the time in
-/// which a route may change, and in which some packet finds the queue empty.
-#[derive(Clone, Copy, Debug, Default)]
-struct Least {
-    before: Option<Duration>,
-    this: Option<Duration>,
-    since: Instant,
-}
-
-impl Least {
-    const SPAN: Duration = Duration::from_secs(30);
-
-    fn sample(&mut self, sample: Duration, now: Instant) {
-        if now.since(self.since) >= Self::SPAN {
-            *self = Least { before: self.this, this: None, since: now };
-        }
-        self.this = Some(self.this.map_or(sample, |least| least.min(sample)));
-    }
-
-    fn get(&self) -> Option<Duration> {
-        self.before.into_iter().chain(self.this).min()
-    }
-}
-
 /// A change of state, for the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Transition {
@@ -184,7 +164,9 @@ pub(crate) struct Health {
     since: Instant,
     reason: &'static str,
     sent: SentLog,
-    least: Least,
+    /// The least round trip of the last half to whole minute: what the way takes without a queue.
+    least: Least<Duration>,
+    quality: Quality,
     /// By the slot that the receipt came by: a receipt by a slow path is no news of a slow data path.
     rtt: [Option<Rtt>; MAX_SLOTS],
     /// Share of packets lost, smoothed over about the last 64.
@@ -217,6 +199,7 @@ impl Health {
             reason: if present { "no answer yet" } else { "the uplink is not there yet" },
             sent: SentLog::default(),
             least: Least::default(),
+            quality: Quality::default(),
             rtt: [None; MAX_SLOTS],
             loss: 0.0,
             lost: 0,
@@ -265,12 +248,20 @@ impl Health {
 
     /// Smoothed round trip and its variation, by the receipt path that is sampled last.
     pub(crate) fn rtt(&self) -> Option<(Duration, Duration)> {
-        self.rtt.iter().flatten().max_by_key(|rtt| rtt.sampled_at).map(|rtt| (rtt.smoothed, rtt.variation))
+        self.latest_rtt().map(|rtt| (rtt.smoothed, rtt.variation))
+    }
+
+    fn latest_rtt(&self) -> Option<&Rtt> {
+        self.rtt.iter().flatten().max_by_key(|rtt| rtt.sampled_at)
     }
 
     /// Whether it loses what a working path would not, though it lives.
     pub(crate) fn is_impaired(&self) -> bool {
         self.impairment.is_seen()
+    }
+
+    pub(crate) fn quality(&self) -> &Quality {
+        &self.quality
     }
 
     /// The least round trip of the last minute.
@@ -316,8 +307,9 @@ impl Health {
     ) -> Option<Transition> {
         let was_impaired = self.impairment.is_seen();
         let own_queue = self.has_own_queue();
-        let impairment = &mut self.impairment;
+        let (impairment, quality) = (&mut self.impairment, &mut self.quality);
         let learnt = self.sent.on_receipt(receipt, REORDERING, |len, arrived, ticket| {
+            quality.on_judged(len, arrived, now);
             if judged(len, arrived, ticket) {
                 impairment.on_judged(len, arrived, own_queue, now);
             }
@@ -327,6 +319,7 @@ impl Health {
             let sample = now.since(sent_at).saturating_sub(delay);
             Rtt::sample(rtt, sample, now);
             self.least.sample(sample, now);
+            self.quality.on_received(sent_at, receipt.received_us, now);
         }
         for _ in 0..learnt.acknowledged {
             self.loss -= self.loss / 64.0;
@@ -350,6 +343,10 @@ impl Health {
             }
             PathState::Suspect => {
                 self.cleared_at = Some(now);
+                let begun = self.since;
+                for rtt in &mut self.rtt {
+                    rtt.take_if(|rtt| rtt.sampled_at < begun);
+                }
                 self.change(now, PathState::Up, "receipts arrive again")
             }
             PathState::Impaired if !self.impairment.is_seen() => {
@@ -395,6 +392,7 @@ impl Health {
         self.sent.abandon();
         self.rtt = [None; MAX_SLOTS];
         self.least = Least::default();
+        self.quality = Quality::default();
         self.impairment = Impairment::default();
         self.last_asked = None;
     }
@@ -461,19 +459,34 @@ impl Health {
         self.change(now, to, reason)
     }
 
-    /// The longest that a receipt may take: of the receipt paths heard lately, the slowest counts.
-    pub(crate) fn patience(&self) -> Duration {
+    /// How long receipts may take, by each of the paths by which some came of late.
+    fn patiences(&self) -> impl Iterator<Item = Duration> {
         /// A pair not sampled for this much longer than the freshest says nothing any more: three idle probes.
         const STALE: Duration = Duration::from_secs(3);
-        /// Nothing known: RFC 9002's initial round trip of 333 ms, and as much again.
-        const UNKNOWN: Duration = Duration::from_millis(666);
-        let Some(newest) = self.rtt.iter().flatten().map(|rtt| rtt.sampled_at).max() else { return UNKNOWN };
-        let fresh = self.rtt.iter().flatten().filter(|rtt| newest.since(rtt.sampled_at) < STALE);
-        fresh.map(Rtt::patience).max().unwrap_or(UNKNOWN)
+        let newest = self.rtt.iter().flatten().map(|rtt| rtt.sampled_at).max().unwrap_or(Instant::ZERO);
+        self.rtt.iter().flatten().filter(move |rtt| newest.since(rtt.sampled_at) < STALE).map(Rtt::patience)
     }
 
+    /// The longest that a receipt may take.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patiences().max().unwrap_or(UNKNOWN_PATIENCE)
+    }
+
+    /// When the path is suspected. The fastest receipts count: where they end and slower ones go on, the first of those
+    /// clears the suspicion, and it is them that count from then on.
     fn overdue_at(&self) -> Option<Instant> {
-        self.sent.oldest_open().map(|at| at + self.patience())
+        self.sent.oldest_open().map(|at| at + self.patiences().min().unwrap_or(UNKNOWN_PATIENCE))
+    }
+
+    /// By how much a packet that goes by this path may arrive later than one that goes by `other` at the same time. Where
+    /// both round trips are known by the same receipt path, its way back is in both of them and cancels out.
+    pub(crate) fn later_than(&self, other: &Health) -> Duration {
+        let later = |ours: &Rtt, theirs: &Rtt| {
+            (ours.smoothed + (ours.variation * 4).max(LEAST_MARGIN)).saturating_sub(theirs.smoothed)
+        };
+        let pairs = self.rtt.iter().zip(&other.rtt).filter_map(|(ours, theirs)| ours.as_ref().zip(theirs.as_ref()));
+        let any = || self.latest_rtt().zip(other.latest_rtt()).map(|(ours, theirs)| later(ours, theirs));
+        pairs.map(|(ours, theirs)| later(ours, theirs)).max().or_else(any).unwrap_or_default()
     }
 
     /// When an impaired path, which loses most of what is sent, counts as one that may be dead: not even a small question
@@ -627,7 +640,7 @@ mod tests {
                 let largest = ms - 20;
                 let ranges = [(0, largest)].into_iter().collect();
                 health.on_receipt(
-                    &Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges },
+                    &Receipt { slot: 0, session: 1, largest, delay_us: 0, received_us: 0, ranges },
                     0,
                     at(ms),
                     |_, _, _| true,
@@ -667,6 +680,7 @@ mod tests {
             session: 1,
             largest: next,
             delay_us: 0,
+            received_us: 0,
             ranges: [(next, next), (0, 190)].into_iter().collect(),
         };
         let transition = health.on_receipt(&receipt, 0, at(260), |_, _, _| true);
@@ -699,6 +713,7 @@ mod tests {
                     session: 1,
                     largest: number,
                     delay_us: 0,
+                    received_us: 0,
                     ranges: [(number, number)].into_iter().collect(),
                 },
                 0,

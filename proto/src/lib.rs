@@ -29,6 +29,7 @@ pub mod output;
 pub mod packet;
 mod path;
 mod peer;
+mod quality;
 mod reassembly;
 mod received;
 mod replay;

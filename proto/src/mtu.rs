@@ -253,7 +253,14 @@ mod tests {
 
         fn receipt(&self) -> Receipt {
             let largest = self.number - 1;
-            Receipt { slot: 0, session: 1, largest, delay_us: 0, ranges: [(largest, largest)].into_iter().collect() }
+            Receipt {
+                slot: 0,
+                session: 1,
+                largest,
+                delay_us: 0,
+                received_us: 0,
+                ranges: [(largest, largest)].into_iter().collect(),
+            }
         }
 
         /// Sends what is due; `passes` says of each probe whether it arrives. Returns when nothing more is due within a

@@ -190,7 +190,8 @@ impl ReceivedLog {
                 }
             }
             let delay_us = u32::try_from(now.since(session.largest_at).as_micros()).unwrap_or(u32::MAX);
-            each(Receipt { slot, session: session.session, largest, delay_us, ranges });
+            let received_us = (session.largest_at.as_nanos() / 1000) as u32;
+            each(Receipt { slot, session: session.session, largest, delay_us, received_us, ranges });
         }
     }
 }

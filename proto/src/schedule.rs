@@ -103,8 +103,8 @@ pub(crate) struct FlowTable {
 
 impl FlowTable {
     /// The slot for a packet of flow `hash`: `current`, or, after a planned move, the one that the flow is on while it
-    /// does not pause. `alive`: the slots that can be used; `pause`: asked only then, how long a gap must be so that the packets before
-    /// it cannot be overtaken.
+    /// does not pause. `alive`: the slots that can be used; `pause`: asked only then, how long a gap must be so that the
+    /// packets before it, which went by the slot given, cannot be overtaken.
     pub(crate) fn assign(
         &mut self,
         hash: u64,
@@ -112,7 +112,7 @@ impl FlowTable {
         current: u8,
         alive: [bool; MAX_SLOTS],
         moved_at: Instant,
-        pause: impl FnOnce() -> Duration,
+        pause: impl FnOnce(u8) -> Duration,
     ) -> u8 {
         if self.flows.is_empty() {
             self.flows = vec![[None; WAYS]; SETS];
@@ -121,7 +121,7 @@ impl FlowTable {
         if let Some(flow) = set.iter_mut().flatten().find(|flow| flow.hash == hash) {
             let stay = flow.slot != current
                 && alive[usize::from(flow.slot)]
-                && now.since(flow.last) < pause()
+                && now.since(flow.last) < pause(flow.slot)
                 && now.since(moved_at) < MOVE_GRACE;
             if !stay {
                 flow.slot = current;
@@ -175,7 +175,7 @@ mod tests {
         let mut flows = FlowTable::default();
         let mut alive = [false; MAX_SLOTS];
         (alive[0], alive[1]) = (true, true);
-        let pause = || Duration::from_millis(20);
+        let pause = |_| Duration::from_millis(20);
         assert_eq!(flows.assign(7, at(0), 1, alive, at(0), pause), 1);
         assert_eq!(flows.assign(7, at(10), 0, alive, at(5), pause), 1, "no pause yet");
         assert_eq!(flows.assign(8, at(10), 0, alive, at(5), pause), 0, "a new flow goes at once");

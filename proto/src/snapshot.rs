@@ -76,6 +76,15 @@ pub struct PathSnapshot {
     pub rtt_min_ms: Option<f64>,
     /// Share of the last packets that were lost, 0 to 1.
     pub loss: Option<f64>,
+    /// The same over the last second, ten seconds and hundred seconds.
+    #[serde(default)]
+    pub loss_spans: [Option<f64>; 3],
+    /// What the peer received by it in the last second, in bits a second, outer headers not counted.
+    #[serde(default)]
+    pub delivery_rate: u64,
+    /// How much longer than at best in the last minute the last packet took to the peer, one way, in milliseconds.
+    #[serde(default)]
+    pub delay_change_ms: Option<f64>,
     /// Datagrams sent by it that must be lost, since the start: later ones have arrived, or the path went down before
     /// they were acknowledged.
     #[serde(default)]

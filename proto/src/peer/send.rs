@@ -2,7 +2,7 @@
 
 use super::{Context, Peer};
 use crate::counters::DropReason;
-use crate::health::{LEAST_MARGIN, RECEIPT_INTERVAL};
+use crate::health::RECEIPT_INTERVAL;
 use crate::node::PathState;
 use crate::path::Path;
 use crate::replay::{Again, Origin};
@@ -17,13 +17,10 @@ use std::time::Duration;
 /// in a stream of a thousand packets a second.
 const RIDES_EARLY: Duration = Duration::from_millis(1);
 
-/// How much longer than another a path takes at most, one way: packets before a longer gap cannot be overtaken.
-fn spread(paths: &[Path]) -> Duration {
-    let trips = paths.iter().filter_map(|path| path.health.rtt());
-    let (least, most) = trips.fold((Duration::MAX, Duration::ZERO), |(least, most), (smoothed, variation)| {
-        (least.min(smoothed), most.max(smoothed + variation * 4))
-    });
-    most.saturating_sub(least)
+/// By how much a packet by one path may arrive later than one that goes by the other at the same time.
+fn later_by(paths: &[Path], slow: u8, fast: u8) -> Duration {
+    let health = |slot| paths.iter().find(|path| path.config.slot == slot).map(|path| &path.health);
+    health(slow).zip(health(fast)).map_or(Duration::ZERO, |(slow, fast)| slow.later_than(fast))
 }
 
 /// Receipts that are about to be sent.
@@ -65,7 +62,9 @@ impl Peer {
             // An impaired one keeps nobody: what flows there is lost.
             alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
         }
-        let slot = self.flows.assign(flow, ctx.now, current, alive, self.moved_at, || spread(&self.paths));
+        let slot = self
+            .flows
+            .assign(flow, ctx.now, current, alive, self.moved_at, |from| later_by(&self.paths, from, current));
         let fragments = self.puts_together();
         if ctx.now.since(self.moved_at) >= MOVE_GRACE
             && let Some(from) = self.leaving.take()
@@ -135,13 +134,7 @@ impl Peer {
         if from == to || !self.takes_copies() {
             return;
         }
-        // At most the difference of the round trips, if all of it lies in our direction.
-        let trip = |slot| {
-            let path = self.paths.iter().find(|path: &&Path| path.config.slot == slot)?;
-            path.health.rtt()
-        };
-        let (Some((slow, variation)), Some((fast, _))) = (trip(from), trip(to)) else { return };
-        let under_way = (slow + (variation * 4).max(LEAST_MARGIN)).saturating_sub(fast);
+        let under_way = later_by(&self.paths, from, to);
         let Peer { paths, replay, copies, fragmented, .. } = self;
         replay.overtake(ctx.now, under_way, from, to, |again| send_again(paths, ctx, to, &again, copies, fragmented));
     }

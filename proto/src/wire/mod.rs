@@ -260,6 +260,7 @@ mod tests {
                 session: 0xdead_beef,
                 largest: 1 << 40,
                 delay_us: 77,
+                received_us: 1 << 31,
                 ranges: [(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)].into_iter().collect(),
             }),
             Item::Fragment(Fragment { id: 1 << 31, offset: 700, total: 1380, content: &[7; 680] }),

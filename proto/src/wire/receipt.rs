@@ -19,6 +19,9 @@ pub const MAX_RANGES: usize = 16;
 /// |                                                               |
 /// +---------------------------------------------------------------+
 /// |  time since it was received, microseconds                     |
+/// +---------------------------------------------------------------+
+/// |  when it was received: the receiver's clock, microseconds,    |
+/// |  modulo 2^32, from an origin of its own                       |
 /// +-------------------------------+-------------------------------+
 /// |  missing below that range     |  count of the next range      |   0 to 15 times
 /// +-------------------------------+-------------------------------+
@@ -34,6 +37,9 @@ pub struct Receipt {
     pub largest: u64,
     /// How long ago it was, in microseconds.
     pub delay_us: u32,
+    /// When it was received, in microseconds modulo 2^32 since an origin that only the receiver knows: differences tell
+    /// how the delay of one direction changes.
+    pub received_us: u32,
     /// Numbers received, (first, last) inclusive, the highest range first; at most [`MAX_RANGES`].
     pub ranges: Ranges,
 }
@@ -92,7 +98,7 @@ impl std::fmt::Debug for Ranges {
     }
 }
 
-const FIXED: usize = 20;
+const FIXED: usize = 24;
 
 impl Receipt {
     /// Whether it says that this packet came.
@@ -111,6 +117,7 @@ impl Receipt {
         room[4..8].copy_from_slice(&self.session.to_be_bytes());
         room[8..16].copy_from_slice(&self.largest.to_be_bytes());
         room[16..20].copy_from_slice(&self.delay_us.to_be_bytes());
+        room[20..24].copy_from_slice(&self.received_us.to_be_bytes());
         let mut above = first;
         for (pair, &(first, last)) in room[FIXED..].chunks_exact_mut(4).zip(more) {
             pair[..2].copy_from_slice(&clip(above - last - 1).to_be_bytes());
@@ -127,6 +134,7 @@ impl Receipt {
         let session = u32::from_be_bytes(take(from)?);
         let largest = u64::from_be_bytes(take(from)?);
         let delay_us = u32::from_be_bytes(take(from)?);
+        let received_us = u32::from_be_bytes(take(from)?);
         let mut first = largest.checked_sub(count.checked_sub(1)?)?;
         let mut ranges = Ranges::from_iter([(first, largest)]);
         while ranges.len() < MAX_RANGES && !from.is_empty() {
@@ -136,7 +144,7 @@ impl Receipt {
             first = last.checked_sub(count.checked_sub(1)?)?;
             ranges.push((first, last));
         }
-        Some(Receipt { slot, session, largest, delay_us, ranges })
+        Some(Receipt { slot, session, largest, delay_us, received_us, ranges })
     }
 }
 
