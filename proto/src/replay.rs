@@ -216,7 +216,7 @@ impl Replay {
         }
     }
 
-    /// Has `send` transmit, oldest first, what was sent by a path in `bad` or by none, and by none in `good` (a bit for each
+    /// Has `send` transmit, real time first and then the oldest first, what was sent by a path in `bad` or by none, and by none in `good` (a bit for each
     /// slot), by the first of the paths of `targets` by which it was not sent yet. What is too old is forgotten and counted.
     pub(crate) fn rescue(
         &mut self,
@@ -227,20 +227,27 @@ impl Replay {
         drops: &mut Drops,
         mut send: impl FnMut(u8, Again<'_>) -> u8,
     ) {
-        for at in 0..self.kept.len() {
-            let kept = &self.kept[at];
-            let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
-            if kept.packet.is_empty() || !wanted {
-                continue;
+        // What cannot wait goes first: the rest may fill a queue on the way.
+        for realtime in [true, false] {
+            for at in 0..self.kept.len() {
+                let kept = &self.kept[at];
+                let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
+                if kept.packet.is_empty() || !wanted {
+                    continue;
+                }
+                let max_age = max_age(&kept.packet);
+                if (max_age == REALTIME_MAX_AGE) != realtime {
+                    continue;
+                }
+                let Some(&slot) = targets.iter().find(|&&slot| kept.tried & 1 << slot == 0) else { continue };
+                if now.since(kept.at) > max_age {
+                    let buffer = std::mem::take(&mut self.kept[at].packet);
+                    self.give_back(buffer);
+                    drops.add(DropReason::Aged);
+                    continue;
+                }
+                self.again(at, slot, |again| send(slot, again));
             }
-            let Some(&slot) = targets.iter().find(|&&slot| kept.tried & 1 << slot == 0) else { continue };
-            if now.since(kept.at) > max_age(&kept.packet) {
-                let buffer = std::mem::take(&mut self.kept[at].packet);
-                self.give_back(buffer);
-                drops.add(DropReason::Aged);
-                continue;
-            }
-            self.again(at, slot, |again| send(slot, again));
         }
     }
 
