@@ -88,6 +88,7 @@ pub(crate) struct Replay {
     /// Buffers of packets that were acknowledged, for the next ones.
     spare: Vec<Vec<u8>>,
     used_at: Instant,
+    orphans: bool,
 }
 
 /// How old a packet may become before it is of no use to its receiver, by its DSCP (RFC 4594): telephony, signalling of
@@ -205,7 +206,13 @@ impl Replay {
         let at = ticket.parts().and_then(|(place, _)| place.checked_sub(self.first));
         if let Some(kept) = at.and_then(|at| self.kept.get_mut(at as usize)) {
             kept.tried &= !(1 << slot);
+            self.orphans |= kept.tried == 0 && !kept.packet.is_empty();
         }
+    }
+
+    /// Whether something is kept, since this was asked last, of which all transmissions are known to be lost.
+    pub(crate) fn take_orphans(&mut self) -> bool {
+        std::mem::take(&mut self.orphans)
     }
 
     /// Has `send` transmit the packet kept last by the path of `slot` too, and say in how many datagrams it did; 0: it
