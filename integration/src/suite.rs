@@ -13,8 +13,9 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// How many seeds of a scenario the suite runs in a kernel, where the file asks for more. Those runs take a quarter of a
-/// minute each; the simulator's cost nothing, and `cargo lab run` makes as many as the file says.
+/// How many seeds of a scenario the suite runs in a kernel, where the file asks for more; its variants share them, and each
+/// has one at least. Those runs take a quarter of a minute each; the simulator's cost nothing, and `cargo lab run` makes as
+/// many as the file says.
 const RUNS_IN_A_KERNEL: u32 = 3;
 
 /// How many seeds of each scenario the simulator runs.
@@ -147,11 +148,11 @@ fn in_a_kernel(all: &[Loaded], logs: &Path, tally: &mut Tally) -> Result<()> {
     let tally = Mutex::new(tally);
     let work = || {
         while let Some(loaded) = lock(&waiting).pop_front() {
-            let runs = loaded.scenario.runs.clamp(1, RUNS_IN_A_KERNEL);
+            let (seed, runs) = seeds(all, loaded);
             let log: PathBuf = logs.join(format!("{}.log", loaded.name));
             let mut command = Command::new(&program);
             // Quiet, so that the end of the output is why a run failed, and not how it went.
-            command.args(["run", &loaded.name, "--quiet", "--runs", &runs.to_string()]);
+            command.args(["run", &loaded.name, "--quiet", "--runs", &runs.to_string(), "--seed", &seed.to_string()]);
             let begun = Instant::now();
             let outcome = logged(&mut command, &log);
             lock(&tally).note(&format!("{} ({runs} in {})", loaded.name, place.kernel), begun.elapsed(), outcome);
@@ -163,7 +164,36 @@ fn in_a_kernel(all: &[Loaded], logs: &Path, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
+/// With which seed a scenario's runs in a kernel begin, and how many they are: each variant of a file has its own.
+fn seeds(all: &[Loaded], loaded: &Loaded) -> (u32, u32) {
+    let file = |name: &str| name.split('@').next().map(str::to_owned);
+    let mut variants = all.iter().filter(|other| file(&other.name) == file(&loaded.name));
+    let before = variants.by_ref().take_while(|other| other.name != loaded.name).count() as u32;
+    let count = before + 1 + variants.count() as u32;
+    let runs = loaded.scenario.runs.clamp(1, (RUNS_IN_A_KERNEL / count).max(1));
+    (1 + before * runs, runs)
+}
+
 /// A panic of another worker is reported by the scope; what it left is a list and a count, whole at any moment.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_share_the_seeds_of_their_scenario() {
+        let loaded = |name: &str, runs: u32| {
+            let mut one = scenario::load("silent-cut", &[]).expect("it is there").remove(0);
+            (one.name, one.scenario.runs) = (name.to_owned(), runs);
+            one
+        };
+        let mut all = vec![loaded("a", 20), loaded("b", 1)];
+        all.extend(["c@1", "c@2"].map(|name| loaded(name, 20)));
+        all.extend(["d@1", "d@2", "d@3", "d@4"].map(|name| loaded(name, 1)));
+        let seeds: Vec<_> = all.iter().map(|one| seeds(&all, one)).collect();
+        assert_eq!(seeds, [(1, 3), (1, 1), (1, 1), (2, 1), (1, 1), (2, 1), (3, 1), (4, 1)]);
+    }
 }
