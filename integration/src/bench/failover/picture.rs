@@ -15,8 +15,10 @@ const LEFT: f64 = 64.0;
 const TOP: f64 = 112.0;
 /// A column's panel, and the room between two.
 const PANEL: (f64, f64) = (260.0, 220.0);
-const BETWEEN: (f64, f64) = (20.0, 58.0);
+const BETWEEN: (f64, f64) = (20.0, 82.0);
 const MARK: f64 = 5.0;
+/// From one entry of the legend to the next.
+const ENTRY: f64 = 205.0;
 
 /// What is aimed at: a gap of at most a round trip and so much longer, in milliseconds.
 const AIM_MS: f64 = 30.0;
@@ -87,7 +89,8 @@ pub(super) fn svg(grid: &Grid) -> String {
     let kernel = grid.kernel.map_or(String::new(), |kernel| format!(", real daemons in {kernel}"));
     let runs = cells.iter().filter_map(|(case, _)| grid.cell(*case)).map(|cell| cell.runs.len());
     let (least, most) = (runs.clone().min().unwrap_or(0), runs.max().unwrap_or(0));
-    let about = format!("the 95th percentile of {least} to {most} runs a point, both directions{kernel}");
+    let runs = if least == most { most.to_string() } else { format!("{least} to {most}") };
+    let about = format!("the 95th percentile of {runs} runs a point, both directions{kernel}; against the round trip");
     svg.text("sub", (24.0, 57.0), &about);
 
     let gaps = Axis::gaps(cells.iter().map(|(_, s)| s.gap_ms.p95));
@@ -170,7 +173,7 @@ fn legend(svg: &mut Svg, cells: &[(Case, Summary)], rates: &[u32], y: f64) {
         if cells.iter().any(|(case, _)| case.system == system) {
             svg.line(&format!("system s{number} through"), (x, y), (x + 26.0, y));
             svg.text("tick", (x + 33.0, y + 4.0), system.name());
-            x += 175.0;
+            x += ENTRY;
         }
     }
     let y = y + 24.0;
@@ -178,8 +181,8 @@ fn legend(svg: &mut Svg, cells: &[(Case, Summary)], rates: &[u32], y: f64) {
     for rate in rates {
         svg.line(&format!("system {}", dash(rates, *rate)), (x, y), (x + 26.0, y));
         svg.text("tick", (x + 33.0, y + 4.0), &format!("{rate} packets/s each way"));
-        x += 175.0;
+        x += ENTRY;
     }
     svg.line("aim", (x, y), (x + 26.0, y));
-    svg.text("tick", (x + 33.0, y + 4.0), "RTT + 30 ms, the aim");
+    svg.text("tick", (x + 33.0, y + 4.0), "RTT + 30 ms");
 }
