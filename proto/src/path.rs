@@ -52,6 +52,8 @@ pub(crate) struct Path {
     pub(crate) hellos: u32,
     /// The epoch of the peer that has heard our HELLO by this path: it need not be said again with each session.
     pub(crate) told: Option<u64>,
+    /// The peer has acknowledged a HELLO of ours.
+    pub(crate) introduced: bool,
     /// The place of this path in the order of the box, where the box is the other end and has said it.
     wished: Option<u8>,
     /// How the path is asked while idle, if that is known: a box's by its uplink, a core's by HELLO.
@@ -89,6 +91,7 @@ impl Path {
             hello_at: None,
             hellos: 0,
             told: None,
+            introduced: false,
             wished: None,
             keepalive: None,
             initiated_at: None,
@@ -321,7 +324,10 @@ impl Path {
             capabilities: Hello::FRAGMENTS | Hello::COPIES,
             ..Hello::default()
         });
-        self.send_item(ctx, &hello);
+        let mut buffer = [0; MAX_MESSAGE];
+        let mut message = Writer::new(&mut buffer);
+        message.add(&hello);
+        self.send_numbered(ctx, message.finish(), true, Ticket::HELLO);
     }
 
     /// Sends a message of one item that asks for a receipt.
@@ -380,7 +386,9 @@ impl Path {
     ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
         let (slot, was_silent) = (self.config.slot, self.health.was_silent(now));
+        let introduced = &mut self.introduced;
         let transition = self.health.on_receipt(receipt, via, now, |len, arrived, ticket| {
+            *introduced |= arrived && ticket == Ticket::HELLO;
             match arrived {
                 true => replay.on_acknowledged(ticket),
                 // What a silence has swallowed is sent again; a loss now and then is the flow's own to repair.

@@ -174,12 +174,18 @@ impl Peer {
 
     /// The peer puts fragments together: only then it is worth knowing what fits a path.
     fn puts_together(&self) -> bool {
-        self.capabilities & Hello::FRAGMENTS != 0
+        self.can(Hello::FRAGMENTS)
     }
 
     /// The peer drops second copies: only then a packet may be sent twice.
     fn takes_copies(&self) -> bool {
-        self.capabilities & Hello::COPIES != 0
+        self.can(Hello::COPIES)
+    }
+
+    /// Whether the peer has a capability, and knows that this end has started anew if it has: until then it takes our
+    /// numbers for those of our life before, and forgets what it has of them when it learns better.
+    fn can(&self, capability: u32) -> bool {
+        self.capabilities & capability != 0 && self.paths.iter().any(|path| path.introduced)
     }
 
     fn path_mut(&mut self, slot: u8) -> Option<&mut Path> {

@@ -35,6 +35,8 @@ pub(crate) struct Ticket(u64);
 impl Ticket {
     /// Of what is not kept.
     pub(crate) const NONE: Ticket = Ticket(0);
+    /// Of a HELLO, which is not kept either: its receipt tells that the peer knows who it deals with.
+    pub(crate) const HELLO: Ticket = Ticket(1);
 
     fn new(place: u64, transmission: usize) -> Self {
         Ticket((place + 1) * TRANSMISSIONS as u64 + transmission as u64)
