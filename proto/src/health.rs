@@ -25,7 +25,7 @@ use crate::impairment::Impairment;
 use crate::node::PathState;
 use crate::quality::{Least, Quality};
 use crate::replay::Ticket;
-use crate::sent::SentLog;
+use crate::sent::{Judged, SentLog};
 use crate::tunnel::PacketId;
 use crate::wire::Receipt;
 use crate::{Instant, Keepalive, MAX_SLOTS};
@@ -56,10 +56,6 @@ const ASK_INTERVAL: Duration = Duration::from_millis(20);
 /// goes by two paths, so there is time to find out: the cell change of an LTE modem takes 100 ms and more, a change of
 /// path for nothing costs its flows another round trip.
 const LEAST_CONFIRM: Duration = Duration::from_millis(250);
-
-/// The losses of a silence are known with the receipts of the first packets after it: so long, beyond a round trip, after
-/// the suspicion is cleared.
-const SILENCE_TOLD: Duration = Duration::from_millis(20);
 
 /// How often a quiet path is asked while its bundle carries traffic: so often that a dead standby is known before it is
 /// needed. Otherwise the box asks as its [`Keepalive`] says, and the core listens.
@@ -183,8 +179,6 @@ pub(crate) struct Health {
     heard: bool,
     /// When something came from the peer by this path, or a receipt for it by another.
     sign_of_life: Instant,
-    /// When a suspicion was last cleared by a receipt.
-    cleared_at: Option<Instant>,
     failures: u32,
     /// The probation that the last failure asks for, before it is doubled for the earlier ones.
     probation: Duration,
@@ -209,7 +203,6 @@ impl Health {
             acknowledged_at: now,
             heard: false,
             sign_of_life: now,
-            cleared_at: None,
             failures: 0,
             probation: PROBATION,
             probation_until: Instant::ZERO,
@@ -295,22 +288,28 @@ impl Health {
         }
     }
 
-    /// Takes a receipt for packets of this path, which came by the path of slot `via`. `judged` hears the length of each
-    /// datagram that asked for one, whether it arrived, and its ticket, and says whether its length tells anything of the
-    /// path: one that is larger than the path carries tells nothing.
+    /// Takes a receipt for packets of this path, which came by the path of slot `via`. `judged` hears what became of each
+    /// datagram that asked for one, and says whether that tells anything of the path: one that is larger than the path
+    /// carries tells nothing.
     pub(crate) fn on_receipt(
         &mut self,
         receipt: &Receipt,
         via: u8,
         now: Instant,
-        mut judged: impl FnMut(u16, bool, Ticket) -> bool,
+        mut judged: impl FnMut(Judged) -> bool,
     ) -> Option<Transition> {
         let was_impaired = self.impairment.is_seen();
         let own_queue = self.has_own_queue();
         let (impairment, quality) = (&mut self.impairment, &mut self.quality);
-        let learnt = self.sent.on_receipt(receipt, REORDERING, |len, arrived, ticket| {
+        let learnt = self.sent.on_receipt(receipt, REORDERING, |what| {
+            let telling = judged(what);
+            let (len, arrived) = match what {
+                Judged::Arrived(len, _) => (len, true),
+                Judged::Lost(len, _) => (len, false),
+                Judged::LostInARow(_) => return,
+            };
             quality.on_judged(len, arrived, now);
-            if judged(len, arrived, ticket) {
+            if telling {
                 impairment.on_judged(len, arrived, own_queue, now);
             }
         });
@@ -342,7 +341,6 @@ impl Health {
                 self.change(now, PathState::Impaired, self.impairment.reason())
             }
             PathState::Suspect => {
-                self.cleared_at = Some(now);
                 let begun = self.since;
                 for rtt in &mut self.rtt {
                     rtt.take_if(|rtt| rtt.sampled_at < begun);
@@ -507,12 +505,6 @@ impl Health {
         self.since + LEAST_CONFIRM.max(round_trip * 3)
     }
 
-    /// Whether losses that are told now were those of a time in which the path was suspected.
-    pub(crate) fn was_silent(&self, now: Instant) -> bool {
-        let told = self.rtt().map_or(Duration::ZERO, |(smoothed, _)| smoothed) + SILENCE_TOLD;
-        self.state == PathState::Suspect || self.cleared_at.is_some_and(|at| now.since(at) < told)
-    }
-
     fn ask_interval(&self, around: Surroundings, now: Instant) -> Option<Duration> {
         match self.state {
             PathState::Absent => None,
@@ -643,7 +635,7 @@ mod tests {
                     &Receipt { slot: 0, session: 1, largest, delay_us: 0, received_us: 0, ranges },
                     0,
                     at(ms),
-                    |_, _, _| true,
+                    |_| true,
                 );
             }
             health.on_timeout(PAIRED, at(ms));
@@ -683,7 +675,7 @@ mod tests {
             received_us: 0,
             ranges: [(next, next), (0, 190)].into_iter().collect(),
         };
-        let transition = health.on_receipt(&receipt, 0, at(260), |_, _, _| true);
+        let transition = health.on_receipt(&receipt, 0, at(260), |_| true);
         assert_eq!(transition.map(|t| t.to), Some(PathState::Up));
         assert!(!health.on_probation(at(260)), "it did not fail");
         assert!(health.loss() > 0.0, "what came before the question is lost, and said to be");
@@ -718,7 +710,7 @@ mod tests {
                 },
                 0,
                 at(now + 20),
-                |_, _, _| true,
+                |_| true,
             );
             assert_eq!(health.state(), PathState::Up);
             probations.push(health.probation_until.since(at(now + 20)).as_secs());

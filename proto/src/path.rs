@@ -9,6 +9,7 @@ use crate::peer::Context;
 use crate::received::ReceivedLog;
 use crate::replay::{Again, Origin, Replay, Ticket};
 use crate::schedule::Standing;
+use crate::sent::Judged;
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
 use crate::wire::{Copy, Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
@@ -385,18 +386,23 @@ impl Path {
         replay: &mut Replay,
     ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
-        let (slot, was_silent) = (self.config.slot, self.health.was_silent(now));
-        let introduced = &mut self.introduced;
-        let transition = self.health.on_receipt(receipt, via, now, |len, arrived, ticket| {
-            *introduced |= arrived && ticket == Ticket::HELLO;
-            match arrived {
-                true => replay.on_acknowledged(ticket),
-                // What a silence has swallowed is sent again; a loss now and then is the flow's own to repair.
-                false if was_silent => replay.forget_try(ticket, slot),
-                false => {}
-            }
-            self.mtu.on_judged(len, arrived);
-            len <= self.mtu.size()
+        let (slot, introduced, mtu) = (self.config.slot, &mut self.introduced, &mut self.mtu);
+        let transition = self.health.on_receipt(receipt, via, now, |judged| {
+            let (len, arrived) = match judged {
+                Judged::Arrived(len, ticket) => {
+                    replay.on_acknowledged(ticket);
+                    *introduced |= ticket == Ticket::HELLO;
+                    (len, true)
+                }
+                Judged::Lost(len, _) => (len, false),
+                // What a break has swallowed is sent again; a loss now and then is the flow's own to repair.
+                Judged::LostInARow(ticket) => {
+                    replay.forget_try(ticket, slot);
+                    return false;
+                }
+            };
+            mtu.on_judged(len, arrived);
+            len <= mtu.size()
         });
         if self.health.state() == PathState::Up {
             self.attempts = 0;

@@ -25,6 +25,10 @@ use std::time::Duration;
 /// is known before it is needed.
 const ACTIVE: Duration = Duration::from_secs(5);
 
+/// Lives of the peer of which a late HELLO is known for what it is: as many restarts in the seconds that a datagram may be
+/// under way.
+const PAST_EPOCHS: usize = 4;
+
 /// What a call of the node lends to its peers.
 pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
@@ -65,6 +69,8 @@ pub(crate) struct Peer {
     lost: [bool; MAX_SLOTS],
     last_receipt: Option<Instant>,
     remote_epoch: Option<u64>,
+    /// Its epochs before that one: a HELLO of an earlier life may still be under way, by a slow path.
+    past_epochs: [Option<u64>; PAST_EPOCHS],
     /// What the peer can do, by its last HELLO.
     capabilities: u32,
     /// Packets sent in fragments; by this the next one is numbered.
@@ -107,6 +113,7 @@ impl Peer {
             lost: [false; MAX_SLOTS],
             last_receipt: None,
             remote_epoch: None,
+            past_epochs: [None; PAST_EPOCHS],
             capabilities: 0,
             fragmented: 0,
             reassembly: Reassembly::default(),

@@ -49,12 +49,25 @@ struct SentSession {
     /// The oldest open one that had to make room, and when it was sent: at full speed over a long path the numbers kept
     /// are all younger than a round trip, and a dead path must still become overdue.
     pushed_out: Option<(u64, Instant)>,
+    /// The last packet that was judged, if it was lost: the next one may make it the first of several in a row.
+    lost_last: Option<Ticket>,
 }
 
 /// What was sent by one path.
 #[derive(Debug, Default)]
 pub(crate) struct SentLog {
     sessions: Vec<SentSession>,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// It arrived: the length of its datagram, and its ticket.
+    Arrived(u16, Ticket),
+    /// It is lost.
+    Lost(u16, Ticket),
+    /// It was one of several in a row that are lost, each of which is told as lost too.
+    LostInARow(Ticket),
 }
 
 /// What a receipt told.
@@ -89,6 +102,7 @@ impl SentLog {
                     packets: VecDeque::new(),
                     open_from: 0,
                     pushed_out: None,
+                    lost_last: None,
                 });
                 self.sessions.len() - 1
             }
@@ -101,12 +115,12 @@ impl SentLog {
     }
 
     /// Takes a receipt. A packet is lost when one sent `reordering` or more after it has arrived. `judged` hears of each
-    /// one that asked for a receipt its length, whether it arrived, when that is first known, and its ticket.
+    /// one that asked for a receipt what became of it, when that is first known.
     pub(crate) fn on_receipt(
         &mut self,
         receipt: &Receipt,
         reordering: Duration,
-        mut judged: impl FnMut(u16, bool, Ticket),
+        mut judged: impl FnMut(Judged),
     ) -> Learnt {
         let mut learnt = Learnt::default();
         let Some(session) = self.sessions.iter_mut().find(|s| s.session == receipt.session) else { return learnt };
@@ -126,7 +140,7 @@ impl SentLog {
                 // A packet that was given up for lost may come after all; it counts as arrived then.
                 if matches!(packet.fate, Fate::Open | Fate::Lost) {
                     learnt.acknowledged += 1;
-                    judged(packet.len, true, packet.ticket);
+                    judged(Judged::Arrived(packet.len, packet.ticket));
                 }
                 packet.fate = Fate::Acknowledged;
             }
@@ -135,17 +149,29 @@ impl SentLog {
         let Some(newest) = learnt.largest_sent_at else { return learnt };
         for session in &mut self.sessions {
             session.pushed_out.take_if(|(_, at)| newest.since(*at) >= reordering);
+            let (mut in_a_row, mut before) = (false, session.lost_last.take());
             for packet in session.packets.range_mut(session.open_from..) {
                 if newest.since(packet.at) < reordering {
                     break;
                 }
-                if packet.fate == Fate::Open {
-                    packet.fate = Fate::Lost;
-                    learnt.lost += 1;
-                    judged(packet.len, false, packet.ticket);
+                match packet.fate {
+                    Fate::Open => {
+                        packet.fate = Fate::Lost;
+                        learnt.lost += 1;
+                        judged(Judged::Lost(packet.len, packet.ticket));
+                        if let Some(before) = before.replace(packet.ticket) {
+                            if !std::mem::replace(&mut in_a_row, true) {
+                                judged(Judged::LostInARow(before));
+                            }
+                            judged(Judged::LostInARow(packet.ticket));
+                        }
+                    }
+                    Fate::Acknowledged => (in_a_row, before) = (false, None),
+                    Fate::Lost | Fate::Quiet => {}
                 }
             }
             session.advance();
+            session.lost_last = before;
         }
         learnt
     }
@@ -216,6 +242,8 @@ impl SentSession {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Drops;
+    use crate::replay::{Origin, Replay};
 
     fn at(ms: u64) -> Instant {
         Instant::from_nanos(ms * 1_000_000)
@@ -237,7 +265,7 @@ mod tests {
     fn the_oldest_open_one_counts_and_new_sends_never_move_it() {
         let mut log = log(10);
         assert_eq!(log.oldest_open(), Some(at(0)));
-        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5), |_, _, _| {});
+        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5), |_| {});
         let four = Some(at(4));
         assert_eq!(learnt, Learnt { acknowledged: 5, lost: 0, largest_sent_at: four, sample_from: four });
         assert_eq!(log.oldest_open(), Some(at(5)));
@@ -248,11 +276,35 @@ mod tests {
     #[test]
     fn a_gap_is_lost_once_later_ones_have_arrived_and_may_still_turn_up() {
         let mut log = log(10);
-        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Duration::from_millis(5), |_, _, _| {});
+        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Duration::from_millis(5), |_| {});
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 0), "two milliseconds later may be reordering");
-        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5), |_, _, _| {});
+        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5), |_| {});
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 1));
         assert_eq!(log.oldest_open(), Some(at(9)));
+    }
+
+    #[test]
+    fn losses_in_a_row_are_told_as_such_also_if_they_become_known_one_by_one() {
+        let mut log = SentLog::default();
+        let mut tickets = Vec::new();
+        let mut replay = Replay::default();
+        for number in 0..20 {
+            tickets.push(replay.next());
+            log.note(PacketId { session: 1, number }, 100, at(number), true, tickets[number as usize]);
+            replay.keep(at(number), &[0x45; 20], Origin::Fragments(0), 0, 1, &mut Drops::default());
+        }
+        let mut broken = Vec::new();
+        // 3 is lost alone, 6 to 8 in a row.
+        for largest in 9..20 {
+            let receipt = receipt(largest, &[(9, largest), (4, 5), (0, 2)]);
+            log.on_receipt(&receipt, Duration::from_millis(5), |judged| {
+                if let Judged::LostInARow(ticket) = judged {
+                    broken.push(ticket);
+                }
+            });
+        }
+        broken.dedup();
+        assert_eq!(broken, tickets[6..9]);
     }
 
     #[test]
@@ -260,7 +312,7 @@ mod tests {
         let mut log = log(10);
         log.note(PacketId { session: 2, number: 0 }, 100, at(100), true, Ticket::NONE);
         let second = Receipt { session: 2, ..receipt(0, &[(0, 0)]) };
-        assert_eq!(log.on_receipt(&second, Duration::from_millis(5), |_, _, _| {}).lost, 10);
+        assert_eq!(log.on_receipt(&second, Duration::from_millis(5), |_| {}).lost, 10);
         assert_eq!(log.oldest_open(), None);
     }
 
@@ -272,10 +324,10 @@ mod tests {
             log.note(PacketId { session: 1, number }, 100, at(number / 1000), true, Ticket::NONE);
         }
         assert_eq!(log.oldest_open(), Some(at(0)));
-        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Duration::from_millis(5), |_, _, _| {});
+        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Duration::from_millis(5), |_| {});
         assert_eq!((learnt.acknowledged, learnt.largest_sent_at), (1, None), "how many and when is forgotten");
         assert_eq!(log.oldest_open(), Some(at((all - MAX_KEPT as u64) / 1000)));
-        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Duration::from_millis(5), |_, _, _| {});
+        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Duration::from_millis(5), |_| {});
         assert_eq!(log.oldest_open(), None);
     }
 
@@ -284,15 +336,15 @@ mod tests {
         let mut log = log(10);
         log.note(PacketId { session: 1, number: 0 }, 100, at(100), true, Ticket::NONE);
         assert_eq!(log.oldest_open(), Some(at(100)));
-        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Duration::ZERO, |_, _, _| {}).largest_sent_at, Some(at(100)));
+        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Duration::ZERO, |_| {}).largest_sent_at, Some(at(100)));
     }
 
     #[test]
     fn receipts_that_claim_too_much_or_nothing_known_teach_nothing() {
         let mut log = log(3);
-        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO, |_, _, _| {}), Learnt::default());
+        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO, |_| {}), Learnt::default());
         let foreign = Receipt { session: 9, ..receipt(1, &[(0, 1)]) };
-        assert_eq!(log.on_receipt(&foreign, Duration::ZERO, |_, _, _| {}), Learnt::default());
+        assert_eq!(log.on_receipt(&foreign, Duration::ZERO, |_| {}), Learnt::default());
         assert_eq!(log.oldest_open(), Some(at(0)));
     }
 

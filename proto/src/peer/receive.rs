@@ -229,7 +229,12 @@ impl Peer {
             self.drops.add(DropReason::LinkMessageVersion);
             return;
         }
-        if self.remote_epoch.replace(hello.epoch).is_some_and(|epoch| epoch != hello.epoch) {
+        if self.past_epochs.contains(&Some(hello.epoch)) {
+            return; // said before the restart that we know of, and late
+        }
+        if let Some(past) = self.remote_epoch.replace(hello.epoch).filter(|epoch| *epoch != hello.epoch) {
+            self.past_epochs.rotate_right(1);
+            self.past_epochs[0] = Some(past);
             // It started anew, and will never acknowledge what went to the one before.
             for path in &mut self.paths {
                 path.health.forget_open();
