@@ -6,7 +6,7 @@
 pub mod build;
 mod uml;
 
-pub(crate) use uml::quote;
+pub(crate) use uml::{Interrupted, quote};
 
 use crate::report::Kernel;
 use anyhow::{Context, Result, bail};

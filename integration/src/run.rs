@@ -85,7 +85,7 @@ pub async fn once(loaded: &Loaded, place: &Place, seed: u64, options: &Options) 
 }
 
 /// The project's revision, with "-dirty" where files were changed.
-fn revision() -> Option<String> {
+pub(crate) fn revision() -> Option<String> {
     let output = Command::new("git")
         .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
         .output()

@@ -93,6 +93,12 @@ pub fn setup(purpose: For) -> Result<()> {
     Ok(())
 }
 
+/// Those of some packages that are not there.
+pub fn missing(names: &[&'static str]) -> Vec<&'static str> {
+    let there = |name: &str| PACKAGES.iter().any(|package| package.name == name && Path::new(package.file).exists());
+    names.iter().copied().filter(|name| !there(name)).collect()
+}
+
 /// The cargo that started us, as if started by hand: of what it tells a program that it runs, build scripts take some for
 /// a change (ring's, of the package's name), and everything above them would be built anew each time.
 pub fn cargo() -> Command {

@@ -22,7 +22,7 @@ const RUNS_IN_A_KERNEL: u32 = 2;
 const RUNS_IN_THE_SIMULATOR: u64 = 50;
 
 /// Guests at the same time. Each has one processor; in virtual time a slow one is none the worse.
-const AT_ONCE: usize = 2;
+pub(crate) const AT_ONCE: usize = 2;
 
 /// How much of a failed step's output is shown.
 const SHOWN_LINES: usize = 60;

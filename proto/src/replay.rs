@@ -88,6 +88,7 @@ pub(crate) struct Replay {
     /// Buffers of packets that were acknowledged, for the next ones.
     spare: Vec<Vec<u8>>,
     used_at: Instant,
+    orphans: bool,
 }
 
 /// How old a packet may become before it is of no use to its receiver, by its DSCP (RFC 4594): telephony, signalling of
@@ -205,7 +206,13 @@ impl Replay {
         let at = ticket.parts().and_then(|(place, _)| place.checked_sub(self.first));
         if let Some(kept) = at.and_then(|at| self.kept.get_mut(at as usize)) {
             kept.tried &= !(1 << slot);
+            self.orphans |= kept.tried == 0 && !kept.packet.is_empty();
         }
+    }
+
+    /// Whether something is kept, since this was asked last, of which all transmissions are known to be lost.
+    pub(crate) fn take_orphans(&mut self) -> bool {
+        std::mem::take(&mut self.orphans)
     }
 
     /// Has `send` transmit the packet kept last by the path of `slot` too, and say in how many datagrams it did; 0: it
@@ -216,7 +223,7 @@ impl Replay {
         }
     }
 
-    /// Has `send` transmit, oldest first, what was sent by a path in `bad` or by none, and by none in `good` (a bit for each
+    /// Has `send` transmit, real time first and then the oldest first, what was sent by a path in `bad` or by none, and by none in `good` (a bit for each
     /// slot), by the first of the paths of `targets` by which it was not sent yet. What is too old is forgotten and counted.
     pub(crate) fn rescue(
         &mut self,
@@ -227,20 +234,27 @@ impl Replay {
         drops: &mut Drops,
         mut send: impl FnMut(u8, Again<'_>) -> u8,
     ) {
-        for at in 0..self.kept.len() {
-            let kept = &self.kept[at];
-            let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
-            if kept.packet.is_empty() || !wanted {
-                continue;
+        // What cannot wait goes first: the rest may fill a queue on the way.
+        for realtime in [true, false] {
+            for at in 0..self.kept.len() {
+                let kept = &self.kept[at];
+                let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
+                if kept.packet.is_empty() || !wanted {
+                    continue;
+                }
+                let max_age = max_age(&kept.packet);
+                if (max_age == REALTIME_MAX_AGE) != realtime {
+                    continue;
+                }
+                let Some(&slot) = targets.iter().find(|&&slot| kept.tried & 1 << slot == 0) else { continue };
+                if now.since(kept.at) > max_age {
+                    let buffer = std::mem::take(&mut self.kept[at].packet);
+                    self.give_back(buffer);
+                    drops.add(DropReason::Aged);
+                    continue;
+                }
+                self.again(at, slot, |again| send(slot, again));
             }
-            let Some(&slot) = targets.iter().find(|&&slot| kept.tried & 1 << slot == 0) else { continue };
-            if now.since(kept.at) > max_age(&kept.packet) {
-                let buffer = std::mem::take(&mut self.kept[at].packet);
-                self.give_back(buffer);
-                drops.add(DropReason::Aged);
-                continue;
-            }
-            self.again(at, slot, |again| send(slot, again));
         }
     }
 

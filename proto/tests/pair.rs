@@ -68,6 +68,45 @@ fn a_silent_cut_is_overcome_within_the_bar_whenever_it_comes() {
 }
 
 #[test]
+fn a_cut_costs_a_slower_standby_no_more_than_its_own_way() {
+    let (fast, slow) =
+        (LinkModel { jitter: ms(2), ..LinkModel::default() }, LinkModel { delay: ms(40), ..LinkModel::default() });
+    for seed in 0..40 {
+        let mut world = world(&[fast, slow], seed);
+        world.add_flow(Flow::steady(Side::Box, 1000, 4000));
+        world.add_flow(Flow::steady(Side::Core, 1000, 4000));
+        world.run_until(Instant::from_nanos(2_000_000_000 + seed * 7_300_000));
+        world.set_cut_both(0, true);
+        world.run_until(at(5000));
+        for report in world.reports() {
+            assert_eq!((report.received, report.duplicated, report.reordered), (report.sent, 0, 0), "seed {seed}");
+            // Suspected after 20 + margins by the fast receipts, not after 50; then 40 on the way instead of 10.
+            assert!(report.longest_gap.0 < ms(20 + 30 + 30), "seed {seed}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_break_of_all_paths_that_is_shorter_than_a_second_loses_nothing() {
+    for (links, lasts) in [(1, 40), (1, 150), (1, 700), (2, 150), (2, 700)] {
+        for seed in 0..20 {
+            let mut world = world(&vec![LinkModel { jitter: ms(2), ..LinkModel::default() }; links], seed);
+            world.add_flow(Flow::steady(Side::Box, 1000, 4000));
+            world.add_flow(Flow::steady(Side::Core, 1000, 4000));
+            world.run_until(Instant::from_nanos(2_000_000_000 + seed * 7_300_000));
+            (0..links).for_each(|link| world.set_cut_both(link, true));
+            world.run_for(ms(lasts));
+            (0..links).for_each(|link| world.set_cut_both(link, false));
+            world.run_until(at(5000));
+            for report in world.reports() {
+                let whole = (report.received, report.duplicated) == (report.sent, 0);
+                assert!(whole, "{links} links for {lasts} ms, seed {seed}: {report:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn one_direction_cut_moves_that_direction_alone() {
     for (cut, seed) in [(Side::Box, 1), (Side::Core, 2)] {
         let mut world = two_links(seed);

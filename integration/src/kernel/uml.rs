@@ -205,6 +205,11 @@ impl Guest<'_> {
     }
 }
 
+/// This process was told to end.
+#[derive(Debug, thiserror::Error)]
+#[error("ended by {0}")]
+pub(crate) struct Interrupted(&'static str);
+
 /// What tells this process to end.
 struct Signals([tokio::signal::unix::Signal; 3]);
 
@@ -221,7 +226,7 @@ impl Signals {
             _ = terminate.recv() => "SIGTERM",
             _ = hangup.recv() => "SIGHUP",
         };
-        anyhow::anyhow!("ended by {name}")
+        Interrupted(name).into()
     }
 }
 

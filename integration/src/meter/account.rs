@@ -96,7 +96,9 @@ pub(crate) fn account(arrivals: &[Arrival], schedule: &Schedule) -> (Flow, u64) 
     flow.delay_p95_ms = millis(percentile(&delays, 95.0));
     flow.delay_p99_ms = millis(percentile(&delays, 99.0));
     flow.delay_max_ms = millis(percentile(&delays, 100.0));
-    (flow.longest_gap, flow.gaps) = gaps(arrivals.iter().map(|a| a.at), schedule.start, schedule.stop);
+    // What the way takes at least is no gap before the first arrival: on a slow link it would be longer than a cut's.
+    let begin = schedule.start + delays.first().copied().unwrap_or(0);
+    (flow.longest_gap, flow.gaps) = gaps(arrivals.iter().map(|a| a.at), begin, schedule.stop);
     (flow, next)
 }
 
@@ -181,7 +183,7 @@ mod tests {
     fn a_perfect_stream() {
         let flow = whole(&(0..100).map(|n| (n, 10)).collect::<Vec<_>>());
         assert_eq!((flow.received, flow.lost, flow.duplicated, flow.reordered), (100, 0, 0, 0));
-        assert_eq!(flow.longest_gap, Gap { at_ms: 1000.0, length_ms: 10.0 });
+        assert_eq!(flow.longest_gap, Gap { at_ms: 1010.0, length_ms: 10.0 });
         assert!(flow.gaps.is_empty());
         assert_eq!((flow.delay_p50_ms, flow.delay_max_ms), (10.0, 10.0));
     }
@@ -202,7 +204,7 @@ mod tests {
         let flow = whole(&of);
         assert_eq!(flow.lost, 50);
         let lengths: Vec<_> = flow.gaps.iter().map(|g| (g.at_ms, g.length_ms)).collect();
-        assert_eq!(lengths, [(1000.0, 105.0), (1395.0, 210.0), (1795.0, 205.0)]);
+        assert_eq!(lengths, [(1005.0, 100.0), (1395.0, 210.0), (1795.0, 205.0)]);
         assert_eq!(flow.longest_gap, Gap { at_ms: 1395.0, length_ms: 210.0 });
         // Losses lie where the packets were due.
         assert_eq!(flow.series.lost[99..102], [0, 1, 1]);

@@ -75,7 +75,8 @@ pub struct Flow {
     pub misdelivered: u64,
     /// Arrivals with another DSCP than the stream's.
     pub remarked: u64,
-    /// The longest time between two arrivals, from the stream's start to the first and from the last to its end too.
+    /// The longest time between two arrivals, from the stream's start (and the least delay of any packet) to the first and
+    /// from the last to its end too.
     pub longest_gap: Gap,
     /// All gaps over 50 ms (at most the 1,000 longest), in order of time.
     pub gaps: Vec<Gap>,

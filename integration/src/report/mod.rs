@@ -17,11 +17,12 @@ pub use expect::{
 };
 
 pub use judge::evaluate;
+pub(crate) use plot::page;
 pub use plot::{html, svg};
 pub use summary::{Spread, all_good, spreads, summary, summary_of_runs};
 pub use table::Table;
 
-use summary::figure;
+pub(crate) use summary::{figure, table};
 
 use crate::meter::TrafficResults;
 use proto::PathState;

@@ -57,13 +57,17 @@ pub fn html(report: &Report) -> String {
     };
     let notes: String = report.notes.iter().map(|note| format!("<p>{}</p>\n", escape(note))).collect();
     let figures = escape(&super::summary(report));
-    let title = escape(&report.run.scenario);
+    let figures = format!("<h2>Figures</h2>\n<pre>{figures}</pre>\n{expected}{notes}");
+    page(&report.run.scenario, &svg(report), &figures)
+}
+
+/// A page with a picture and what follows it, in HTML.
+pub(crate) fn page(title: &str, picture: &str, rest: &str) -> String {
     format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\n\
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{}</title>\n\
          <meta name=\"viewport\" content=\"width=device-width\"><meta name=\"color-scheme\" content=\"light dark\">\n\
-         <style>{PAGE_STYLE}</style></head><body>\n{}\n<h2>Figures</h2>\n<pre>{figures}</pre>\n{expected}{notes}\
-         </body></html>\n",
-        svg(report)
+         <style>{PAGE_STYLE}</style></head><body>\n{picture}\n{rest}</body></html>\n",
+        escape(title)
     )
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// A figure as people want it: whole above 100, else with as many places as it has, at most two.
-pub(super) fn figure(value: f64) -> String {
+pub(crate) fn figure(value: f64) -> String {
     if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{}", (value * 100.0).round() / 100.0) }
 }
 
@@ -196,7 +196,7 @@ pub fn all_good(reports: &[Report]) -> bool {
 }
 
 /// Columns wide enough for what is in them: the first to the left, the others to the right.
-fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
+pub(crate) fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
     let width = |i: usize| {
         let cells = rows.iter().map(|row| row[i].chars().count());
         cells.chain([head[i].chars().count()]).max().unwrap_or(0)

@@ -130,6 +130,9 @@ impl Peer {
         let Peer { paths, replay, .. } = self;
         if let Some(path) = paths.iter_mut().find(|path| path.config.slot == receipt.slot) {
             let transition = path.on_receipt(receipt, via, ctx.now, replay);
+            if replay.take_orphans() {
+                self.rescue.get_or_insert(0);
+            }
             self.report(ctx, receipt.slot, transition);
         }
     }
