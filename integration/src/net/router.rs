@@ -164,6 +164,13 @@ fn iptables(host: &Host) -> String {
             }
         }
         if host.strict_rp {
+            // This tool can look only at all that arrives. What is never forwarded is no matter of this filter: a report of
+            // multicast groups may come from an interface before the route of its link is there.
+            let (multicast, link_local) =
+                if v6 { ("ff00::/8", "fe80::/10") } else { ("224.0.0.0/4", "169.254.0.0/16") };
+            for never in [format!("-d {multicast}"), format!("-s {link_local}")] {
+                let _ = writeln!(script, "{command} -t raw -A PREROUTING {never} -j RETURN");
+            }
             let _ = writeln!(script, "{command} -t raw -A PREROUTING -m rpfilter --invert -j DROP");
         }
     }
