@@ -91,6 +91,8 @@ enum What {
     Return,
     /// A link came back, or died, and the other was dead.
     BothDead,
+    /// A link was silent for so short a time that nobody could know of it before it was over.
+    Blip,
 }
 
 /// What a month showed.
@@ -179,8 +181,10 @@ fn month(arguments: &Arguments, seed: u64) -> Measured {
             world.set_cut_both(edge.link, edge.dies);
         }
         world.run_until(instant(end + DRAIN));
-        let mut added: Vec<Added> = (window.iter().zip(used)).map(|(edge, used)| what(edge, used, &both)).collect();
-        let window = Window { edges: window, both: &both, begin, end, interval, rtt: ms(arguments.rtt) };
+        let rtt = ms(arguments.rtt);
+        let added = (window.iter().zip(used)).map(|(edge, used)| what(edge, used, &both, noticed(rtt)));
+        let mut added: Vec<Added> = added.collect();
+        let window = Window { edges: window, both: &both, begin, end, interval, rtt };
         for flow in flows {
             let (report, arrivals) = world.end_flow(flow);
             measured.offered += report.sent;
@@ -218,10 +222,16 @@ fn windows(edges: &[Edge]) -> impl Iterator<Item = &[Edge]> {
     edges.chunk_by(|one, next| next.at - one.at < BEFORE + AFTER + DRAIN)
 }
 
-/// What an edge is, before anything is measured.
-fn what(edge: &Edge, used: Option<u8>, both: &[Outage]) -> Added {
+/// After so long without a receipt a path is suspected at the latest, which is the bar of the gap.
+fn noticed(rtt: Duration) -> Duration {
+    rtt + ms(30)
+}
+
+/// What an edge is, before anything is measured. What is shorter than `noticed` is over before it can be acted on.
+fn what(edge: &Edge, used: Option<u8>, both: &[Outage], noticed: Duration) -> Added {
     let what = match edge.dies {
         _ if both.iter().any(|both| both.begin == edge.at || both.end == edge.at) => What::BothDead,
+        _ if edge.length < noticed => What::Blip,
         false => What::Return,
         true if used.map(usize::from) == Some(edge.link) => What::Failover,
         true => What::StandbyDied,
@@ -348,6 +358,7 @@ impl Outcome {
             (What::StandbyDied, "the other one dies"),
             (What::Return, "a link comes back"),
             (What::BothDead, "both are dead, one comes back"),
+            (What::Blip, "a link is silent for less than RTT + 30 ms"),
         ]
         .into_iter()
         .map(|(what, name)| Spread::of(what, name, &months))
@@ -450,6 +461,7 @@ fn bars(arguments: &Arguments, spreads: &[Spread], months: &[Measured]) -> Vec<B
     let single = || spreads.iter().filter(|spread| spread.what != What::BothDead);
     let gap = single().map(|spread| spread.gap_max_ms).fold(0.0, f64::max);
     let lost: u64 = single().map(|spread| spread.lost).sum();
+    let blips: u64 = spreads.iter().filter(|spread| spread.what == What::Blip).map(|spread| spread.lost).sum();
     let twice: u64 = months.iter().map(|month| month.twice).sum();
     let slowest = months.iter().map(|month| month.processor_s).fold(0.0, f64::max);
     let most = arguments.rtt + 30;
@@ -462,7 +474,10 @@ fn bars(arguments: &Arguments, spreads: &[Spread], months: &[Measured]) -> Vec<B
         Bar {
             what: "packets lost while a link lives, none".into(),
             met: lost == 0,
-            measured: format!("{lost} of {}", months.iter().map(|month| month.offered).sum::<u64>()),
+            measured: format!(
+                "{lost} of {}, {blips} of them in breaks too short to be noticed",
+                months.iter().map(|month| month.offered).sum::<u64>()
+            ),
         },
         Bar { what: "packets delivered twice, none".into(), met: twice == 0, measured: twice.to_string() },
         Bar {
@@ -499,7 +514,7 @@ mod tests {
     }
 
     fn edge(at: f64, link: usize, dies: bool) -> Edge {
-        Edge { at: s(at), link, dies }
+        Edge { at: s(at), link, dies, length: s(10.0) }
     }
 
     /// Judges a flow of 100 packets a second from second 5 to 25, of which those arrive, 10 ms later, that are not offered
@@ -517,7 +532,7 @@ mod tests {
             Arrival { at: sent_at + ms(10), number, sent_at }
         };
         let arrivals: Vec<Arrival> = (0..2000).filter(passes).map(arrival).collect();
-        let mut added: Vec<Added> = edges.iter().map(|edge| what(edge, Some(0), &both)).collect();
+        let mut added: Vec<Added> = edges.iter().map(|edge| what(edge, Some(0), &both, ms(50))).collect();
         let unavoidable = window.judge(&Report { sent: 2000, ..Report::default() }, &arrivals, &mut added);
         (added, unavoidable)
     }

@@ -76,8 +76,9 @@ impl Month {
         let mut edges: Vec<Edge> = Vec::new();
         for (link, outages) in self.links.iter().enumerate() {
             for outage in outages {
-                edges.push(Edge { at: outage.begin, link, dies: true });
-                edges.push(Edge { at: outage.end, link, dies: false });
+                let length = outage.length();
+                edges.push(Edge { at: outage.begin, link, dies: true, length });
+                edges.push(Edge { at: outage.end, link, dies: false, length });
             }
         }
         edges.sort_by_key(|edge| edge.at);
@@ -89,7 +90,8 @@ impl Month {
     pub(super) fn switching(&self, after: Duration) -> Duration {
         let (mut dead, mut used, mut silent, mut lost) = ([false; 2], 0, Duration::ZERO, Duration::ZERO);
         let mut since = Duration::ZERO;
-        for edge in self.edges().into_iter().chain([Edge { at: MONTH, link: 0, dies: false }]) {
+        let end = Edge { at: MONTH, link: 0, dies: false, length: Duration::ZERO };
+        for edge in self.edges().into_iter().chain([end]) {
             let length = edge.at - since;
             since = edge.at;
             if !dead[0] {
@@ -119,6 +121,8 @@ pub(super) struct Edge {
     pub(super) at: Duration,
     pub(super) link: usize,
     pub(super) dies: bool,
+    /// Of the outage that begins or ends.
+    pub(super) length: Duration,
 }
 
 /// One link's outages: it works for an exponentially distributed time, then one of the sorts befalls it.
