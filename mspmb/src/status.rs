@@ -92,6 +92,9 @@ fn table(status: &Status) -> String {
         if peer.fragmented + peer.reassembled > 0 {
             let _ = write!(text, "; in fragments {} sent, {} received", peer.fragmented, peer.reassembled);
         }
+        if peer.copies.packets > 0 {
+            let _ = write!(text, "; {} copies sent ({})", peer.copies.packets, octets(peer.copies.bytes));
+        }
     }
     text.push_str("\n\n");
     text.push_str(&aligned(&rows));

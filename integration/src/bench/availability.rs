@@ -108,8 +108,10 @@ struct Measured {
     /// Octets of copies and of receipts, as shares of those sent first.
     copies: f64,
     receipts: f64,
-    /// How long the simulation took, in seconds of real time.
+    /// How long the simulation took, in seconds of real time, and of a processor's: where others use the machine too, the
+    /// first says nothing of this.
     took_s: f64,
+    processor_s: f64,
 }
 
 /// Runs the months, tells, and says whether all bars are met.
@@ -147,7 +149,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
 
 /// One month.
 fn month(arguments: &Arguments, seed: u64) -> Measured {
-    let started = std::time::Instant::now();
+    let (started, processor) = (std::time::Instant::now(), processor_time());
     let month = Month::draw(seed);
     let link = LinkModel { delay: ms(arguments.rtt) / 2, jitter: JITTER, ..LinkModel::default() };
     let mut world = World::new(WorldConfig::new(&[link; 2], seed));
@@ -160,6 +162,7 @@ fn month(arguments: &Arguments, seed: u64) -> Measured {
         copies: 0.0,
         receipts: 0.0,
         took_s: 0.0,
+        processor_s: 0.0,
         month,
     };
     let (both, edges) = (measured.month.both(), measured.month.edges());
@@ -194,7 +197,15 @@ fn month(arguments: &Arguments, seed: u64) -> Measured {
     }
     (measured.copies, measured.receipts) = (copies as f64 / first as f64, receipts as f64 / first as f64);
     measured.took_s = started.elapsed().as_secs_f64();
+    measured.processor_s = (processor_time() - processor).as_secs_f64();
     measured
+}
+
+/// How long this thread has had a processor.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    // It never goes below zero.
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// A moment of the month, on the world's clock.
@@ -440,7 +451,7 @@ fn bars(arguments: &Arguments, spreads: &[Spread], months: &[Measured]) -> Vec<B
     let gap = single().map(|spread| spread.gap_max_ms).fold(0.0, f64::max);
     let lost: u64 = single().map(|spread| spread.lost).sum();
     let twice: u64 = months.iter().map(|month| month.twice).sum();
-    let slowest = months.iter().map(|month| month.took_s).fold(0.0, f64::max);
+    let slowest = months.iter().map(|month| month.processor_s).fold(0.0, f64::max);
     let most = arguments.rtt + 30;
     vec![
         Bar {
@@ -455,7 +466,7 @@ fn bars(arguments: &Arguments, spreads: &[Spread], months: &[Measured]) -> Vec<B
         },
         Bar { what: "packets delivered twice, none".into(), met: twice == 0, measured: twice.to_string() },
         Bar {
-            what: "a month in less than 60 s of real time".into(),
+            what: "a month in less than 60 s of one processor".into(),
             met: slowest < 60.0,
             measured: format!("{slowest:.1} s at most"),
         },
@@ -468,12 +479,14 @@ fn line(month: &Measured) -> String {
     let most = failovers.clone().map(|added| added.gap_ms).fold(0.0, f64::max);
     let lost: u64 = month.added.iter().map(|added| added.lost).sum();
     format!(
-        "month {:>3}: {} failovers, gap {most:.1} ms at most, {lost} lost, {:.2} % copies, {:.2} % receipts; took {:.1} s",
+        "month {:>3}: {} failovers, gap {most:.1} ms at most, {lost} lost, {:.2} % copies, {:.2} % receipts; {:.1} s \
+         ({:.1} s of a processor)",
         month.seed,
         failovers.count(),
         month.copies * 100.0,
         month.receipts * 100.0,
-        month.took_s
+        month.took_s,
+        month.processor_s
     )
 }
 

@@ -344,10 +344,10 @@ impl World {
         self.set_cut(link, Side::Core, cut);
     }
 
-    /// What is under way on `link` is lost. A silent cut alone leaves it: that one is at the sender's end.
-    pub fn lose_under_way(&mut self, link: usize) {
+    /// What is under way on `link` to an end is lost. A cut alone leaves it: that is at the sender's end.
+    pub fn lose_under_way(&mut self, link: usize, to: Side) {
         for datagram in &mut self.in_flight {
-            datagram.take_if(|datagram| datagram.link == link);
+            datagram.take_if(|datagram| datagram.link == link && datagram.to == to);
         }
     }
 
