@@ -1,6 +1,5 @@
 //! A box and a core joined by seeded links, in virtual time.
 
-use proptest::prelude::*;
 use proto::sim::{Flow, LinkModel, Loss, PEER, Side, World, WorldConfig, at, ms};
 use proto::tunnel::wireguard::WireGuard;
 use proto::wire::{Hello, Item, MAX_MESSAGE, Writer};
@@ -499,66 +498,6 @@ fn a_message_full_of_hellos_is_answered_once() {
     world.run_for(Duration::from_millis(1));
     let hellos = sent.borrow().iter().filter(|(_, side, data)| *side == Side::Core && data.len() == 114).count();
     assert_eq!(hellos, 1);
-}
-
-fn any_link() -> impl Strategy<Value = LinkModel> {
-    let loss = prop_oneof![
-        (0.0..0.3f64).prop_map(Loss::Random),
-        (0.0..0.05f64, 0.05..1.0f64).prop_map(|(to_bad, to_good)| Loss::Bursts { to_bad, to_good }),
-    ];
-    (
-        0..200u64,
-        0..50u64,
-        any::<bool>(),
-        loss,
-        prop_oneof![Just(0), 200_000..10_000_000u64],
-        0.0..0.1f64,
-        600..1501usize,
-    )
-        .prop_map(|(delay, jitter, ordered, loss, rate, duplicate, mtu)| LinkModel {
-            delay: ms(delay),
-            jitter: ms(jitter),
-            ordered,
-            loss,
-            rate,
-            duplicate,
-            mtu,
-            ..LinkModel::default()
-        })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
-    /// Whatever the links do, nothing is delivered twice, every packet is accounted for, and time goes on (the node
-    /// asserts that its deadlines move).
-    #[test]
-    fn whatever_the_links_do(
-        links in proptest::collection::vec((any_link(), any_link()), 1..4),
-        cuts in proptest::collection::vec((0..4usize, any::<bool>(), any::<bool>(), 1..3000u64), 0..20),
-        seed in any::<u64>(),
-    ) {
-        let count = links.len();
-        let mut world = World::new(WorldConfig { links, ..WorldConfig::new(&[], seed) });
-        world.add_flow(Flow { interval: ms(5), size: 1380, ..Flow::steady(Side::Box, 100, 15_000) });
-        world.add_flow(Flow { interval: ms(5), ..Flow::steady(Side::Core, 100, 15_000) });
-        for (link, from_box, cut, pause) in cuts {
-            world.set_cut(link % count, if from_box { Side::Box } else { Side::Core }, cut);
-            world.run_for(ms(pause));
-        }
-        for link in 0..count {
-            world.set_cut_both(link, false);
-        }
-        world.run_until(at(70_000));
-        for (report, from) in world.reports().into_iter().zip([Side::Box, Side::Core]) {
-            prop_assert_eq!(report.duplicated, 0);
-            let (sender, receiver) = (world.snapshot(from), world.snapshot(from.other()));
-            let no_path = sender.peers[0].drops.get(DropReason::NoPath);
-            prop_assert_eq!(sender.peers[0].tx.packets + no_path, report.sent);
-            prop_assert_eq!(receiver.peers[0].rx.packets, report.received);
-            prop_assert!(sender.peers[0].reachable, "a minute after the last cut every link has come back");
-        }
-    }
 }
 
 #[test]
