@@ -394,7 +394,10 @@ impl Path {
                     *introduced |= ticket == Ticket::HELLO;
                     (len, true)
                 }
-                Judged::Lost(len, _) => (len, false),
+                Judged::Lost(len, ticket) => {
+                    replay.on_lost(ticket, now);
+                    (len, false)
+                }
                 // What a break has swallowed is sent again; a loss now and then is the flow's own to repair.
                 Judged::LostInARow(ticket) => {
                     replay.forget_try(ticket, slot);

@@ -62,6 +62,8 @@ struct Kept {
     /// Empty once it is acknowledged.
     packet: Vec<u8>,
     at: Instant,
+    /// It is of use until then.
+    until: Instant,
     origin: Origin,
     /// Slots by which it was sent, a bit each.
     tried: u8,
@@ -138,7 +140,8 @@ impl Replay {
         self.packets += 1;
         let mut open = [0; TRANSMISSIONS];
         open[0] = datagrams;
-        self.kept.push_back(Kept { packet: buffer, at: now, origin, tried: 1 << slot, transmissions: 1, open });
+        let until = now + max_age(packet);
+        self.kept.push_back(Kept { packet: buffer, at: now, until, origin, tried: 1 << slot, transmissions: 1, open });
     }
 
     /// Forgets the oldest. Whether it was not acknowledged.
@@ -203,6 +206,17 @@ impl Replay {
         }
     }
 
+    /// This transmission was lost, alone as far as is known, and by a path that works: its flow has noticed, and what is
+    /// sent again for another reason much later would only be late.
+    pub(crate) fn on_lost(&mut self, ticket: Ticket, now: Instant) {
+        /// As long as it takes to see that a path loses many.
+        const BROWN_OUT_SEEN: Duration = Duration::from_millis(300);
+        let at = ticket.parts().and_then(|(place, _)| place.checked_sub(self.first));
+        if let Some(kept) = at.and_then(|at| self.kept.get_mut(at as usize)) {
+            kept.until = kept.until.min(now + BROWN_OUT_SEEN);
+        }
+    }
+
     /// This transmission by the path of this slot was lost.
     pub(crate) fn forget_try(&mut self, ticket: Ticket, slot: u8) {
         let at = ticket.parts().and_then(|(place, _)| place.checked_sub(self.first));
@@ -244,12 +258,11 @@ impl Replay {
                 if kept.packet.is_empty() || !wanted {
                     continue;
                 }
-                let max_age = max_age(&kept.packet);
-                if (max_age == REALTIME_MAX_AGE) != realtime {
+                if (max_age(&kept.packet) == REALTIME_MAX_AGE) != realtime {
                     continue;
                 }
                 let Some(&slot) = targets.iter().find(|&&slot| kept.tried & 1 << slot == 0) else { continue };
-                if now.since(kept.at) > max_age {
+                if now > kept.until {
                     let buffer = std::mem::take(&mut self.kept[at].packet);
                     self.give_back(buffer);
                     drops.add(DropReason::Aged);
@@ -377,6 +390,14 @@ mod tests {
         assert_eq!(drops.get(DropReason::Aged), 1);
         replay.expire(at(1001));
         assert_eq!(replay.held().0, 2);
+    }
+
+    #[test]
+    fn what_was_lost_alone_is_soon_of_no_use() {
+        let (mut replay, tickets, mut drops) = kept(3);
+        replay.on_lost(tickets[1], at(30));
+        assert_eq!(rescued(&mut replay, 331, 0, &[1], &mut drops), [(1, 0), (1, 2)]);
+        assert_eq!(drops.get(DropReason::Aged), 1);
     }
 
     #[test]
