@@ -118,7 +118,7 @@ impl Keepalive {
         /// IPv6 and UDP: the larger of the two families' headers.
         const OUTER: u64 = 40 + 8;
         /// A question and its receipt, sealed.
-        const QUESTION: u64 = 2 * (OUTER + OVERHEAD as u64) + 46 + 66;
+        const QUESTION: u64 = 2 * (OUTER + OVERHEAD as u64) + 46 + 70;
         /// Initiation, response, keepalive; a question follows, and is no extra one: it puts the next off.
         const REKEY: u64 = 3 * OUTER + HANDSHAKE_MAX as u64 + 92 + OVERHEAD as u64;
         /// How often a session is replaced: WireGuard's REKEY_AFTER_TIME.

@@ -5,7 +5,7 @@ use crate::health::{Health, Surroundings, Transition, Wants};
 use crate::mtu::Discovery;
 use crate::node::PathState;
 use crate::output::Route;
-use crate::peer::Context;
+use crate::peer::{Context, fragment_number};
 use crate::received::ReceivedLog;
 use crate::replay::{Again, Origin, Replay, Ticket};
 use crate::schedule::Standing;
@@ -202,7 +202,7 @@ impl Path {
                 self.send_whole(ctx, again.packet, items.finish(), again.ticket, true).map_or(0, |_| 1)
             }
             Origin::Whole(slot, id) => {
-                let number = *fragmented as u32;
+                let number = fragment_number(ctx, *fragmented);
                 *fragmented += 1;
                 self.send_fragments(ctx, again.packet, number, Some(Copy::of(slot, id)), again.ticket)
             }

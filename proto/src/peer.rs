@@ -3,6 +3,8 @@
 mod receive;
 mod send;
 
+pub(crate) use send::fragment_number;
+
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
 use crate::health::{Surroundings, Transition};

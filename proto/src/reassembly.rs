@@ -38,9 +38,13 @@ pub(crate) struct Reassembly {
     /// Octets of all buffers, those in `partial` and in `spare`.
     held: usize,
     last: Instant,
-    /// The numbers of packets that became whole.
-    whole: Window,
+    /// The numbers of packets that became whole: of the peer's present life, and of the one before it, of which some may
+    /// still be under way. Each life begins with a number of its own.
+    whole: [Window; 2],
 }
+
+/// Numbers of one life lie no farther apart than this while they are under way.
+const LIFE: u64 = 1 << 20;
 
 #[derive(Debug, Default)]
 struct Buffer {
@@ -67,8 +71,9 @@ impl Reassembly {
             drops.add(DropReason::FragmentMalformed);
             return None;
         }
-        let number = self.whole.whole(fragment.id);
-        if self.whole.has(number) != Some(false) {
+        let whole = Self::life(&mut self.whole, fragment.id);
+        let number = whole.nearest(fragment.id);
+        if whole.has(number) != Some(false) {
             drops.add(DropReason::FragmentDuplicate);
             return None;
         }
@@ -109,7 +114,7 @@ impl Reassembly {
         if joined != (0, total) {
             return None;
         }
-        self.whole.insert(number);
+        Self::life(&mut self.whole, fragment.id).insert(number);
         self.give_up(at);
         self.spare.last().map(|buffer| buffer.bytes.as_slice())
     }
@@ -125,9 +130,16 @@ impl Reassembly {
         }
     }
 
-    /// The peer has started anew, and numbers its packets from the beginning.
-    pub(crate) fn clear(&mut self) {
-        *self = Reassembly::default();
+    /// The numbers of the life that a packet's number belongs to, those of the present one first.
+    fn life(whole: &mut [Window; 2], id: u32) -> &mut Window {
+        let near = |window: &Window| window.end() > 0 && window.nearest(id).abs_diff(window.end()) < LIFE;
+        if !near(&whole[0]) && (near(&whole[1]) || whole[0].end() > 0) {
+            whole.swap(0, 1);
+            if !near(&whole[0]) {
+                whole[0] = Window::default();
+            }
+        }
+        &mut whole[0]
     }
 
     fn give_up(&mut self, at: usize) {
@@ -300,6 +312,26 @@ mod tests {
             }
             prop_assert_eq!(drops.get(DropReason::FragmentMalformed), 0);
         }
+    }
+
+    #[test]
+    fn two_lives_of_a_peer_are_told_apart_and_each_packet_of_either_comes_once() {
+        let (mut reassembly, mut drops) = (Reassembly::default(), Drops::default());
+        let mut came = |id, at: usize| {
+            let content = &[7; 50];
+            let fragment = Fragment { id, offset: 50 * at as u16, total: 100, content };
+            reassembly.insert(Instant::ZERO, &fragment, &mut drops).is_some()
+        };
+        let (old, new) = (u32::MAX - 1, 1 << 30);
+        // The old life's numbers begin anew at zero in the middle of it.
+        for id in [old, old + 1, 0, 1] {
+            assert!(!came(id, 0) && came(id, 1));
+        }
+        assert!(!came(new, 0), "the first of the new life is not whole yet");
+        assert!(!came(1, 0) && !came(1, 1), "of the old life, late");
+        assert!(came(new, 1));
+        assert!(!came(2, 0) && came(2, 1) && !came(old, 0) && !came(old, 1));
+        assert!(!came(new, 0) && !came(new, 1));
     }
 
     #[test]

@@ -62,8 +62,13 @@ impl Window {
         ((at / 64) as usize, 1 << (at % 64))
     }
 
+    /// The largest number that was put in, plus one; 0: none was.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
     /// The whole number of which this is the low half: the one nearest to the largest.
-    pub(crate) fn whole(&self, low: u32) -> u64 {
+    pub(crate) fn nearest(&self, low: u32) -> u64 {
         let near = self.end;
         let same = near & !u64::from(u32::MAX) | u64::from(low);
         let others = [same.checked_sub(1 << 32), same.checked_add(1 << 32)];
@@ -148,7 +153,7 @@ impl ReceivedLog {
     pub(crate) fn note_copy(&mut self, copy: wire::Copy, now: Instant) -> Result<(), DropReason> {
         let session = self.session(copy.session, now);
         let newest = if session.arrived.end > session.copied.end { &session.arrived } else { &session.copied };
-        let number = newest.whole(copy.number);
+        let number = newest.nearest(copy.number);
         match (session.arrived.has(number), session.copied.has(number)) {
             (Some(true), _) | (_, Some(true)) => Err(DropReason::Duplicate),
             (None, _) | (_, None) => Err(DropReason::CopyStale),

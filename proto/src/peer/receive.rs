@@ -239,7 +239,6 @@ impl Peer {
             for path in &mut self.paths {
                 path.health.forget_open();
             }
-            self.reassembly.clear();
             self.replay.clear();
         }
         self.capabilities = hello.capabilities;

@@ -31,6 +31,12 @@ struct Receipts<'a> {
     with_news: [bool; MAX_SLOTS],
 }
 
+/// What the fragments of a packet carry: each life of this end counts from a number of its own, so that what is under way
+/// of the one before is not taken for another packet's.
+pub(crate) fn fragment_number(ctx: &Context<'_>, count: u64) -> u32 {
+    (ctx.epoch as u32).wrapping_add(count as u32)
+}
+
 /// Sends a kept packet by the path of `slot`, and counts it.
 fn send_again(
     paths: &mut [Path],
@@ -73,7 +79,7 @@ impl Peer {
         }
         let mut buffer = [0; MAX_MESSAGE];
         let receipts = self.receipts_to_ride(ctx.now, slot, &mut buffer);
-        let (eliciting, id, ticket) = (self.receipts(), self.fragmented, self.replay.next());
+        let (eliciting, id, ticket) = (self.receipts(), fragment_number(ctx, self.fragmented), self.replay.next());
         let Some(path) = self.path_mut(slot) else { return };
         let origin = if !fragments || path.fits(packet.len()) {
             let trailer = receipts.as_ref().map_or(&[][..], |receipts| wire::items_of(receipts.message));
@@ -81,8 +87,8 @@ impl Peer {
             let id = path.send_whole(ctx, packet, trailer, ticket, eliciting);
             id.map(|id| (Origin::Whole(slot, id), 1, trailer.len()))
         } else {
-            let datagrams = path.send_fragments(ctx, packet, id as u32, None, ticket);
-            (datagrams > 0).then_some((Origin::Fragments(id as u32), datagrams, 0))
+            let datagrams = path.send_fragments(ctx, packet, id, None, ticket);
+            (datagrams > 0).then_some((Origin::Fragments(id), datagrams, 0))
         };
         let doubtful = path.health.state() == PathState::Suspect;
         if let Some(receipts) = receipts {
