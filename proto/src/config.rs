@@ -112,7 +112,7 @@ impl Keepalive {
     }
 
     /// The interval at which an idle path stays within so many octets in 30 days, both directions and outer headers
-    /// counted. A budget below some 42 MB cannot be kept: the interval is 25 s then, since a NAT that forgets the path
+    /// counted. A budget below some 45 MB cannot be kept: the interval is 25 s then, since a NAT that forgets the path
     /// would cost the first packets of whoever calls.
     pub fn metered(octets_per_month: u64) -> Self {
         /// IPv6 and UDP: the larger of the two families' headers.
@@ -123,8 +123,8 @@ impl Keepalive {
         const REKEY: u64 = 3 * OUTER + HANDSHAKE_MAX as u64 + 92 + OVERHEAD as u64;
         /// How often a session is replaced: WireGuard's REKEY_AFTER_TIME.
         const REKEYS: u64 = 30 * 86_400 / 120;
-        // A tenth is for what is asked twice since the first was lost.
-        let for_questions = (octets_per_month - octets_per_month / 10).saturating_sub(REKEYS * REKEY);
+        // The rest is for what is asked twice since the first was lost, for probes of the path MTU, and for ARP.
+        let for_questions = (octets_per_month / 20 * 17).saturating_sub(REKEYS * REKEY);
         let questions = for_questions / QUESTION;
         let idle = Duration::from_secs(30 * 86_400).checked_div(u32::try_from(questions).unwrap_or(u32::MAX));
         Keepalive::new(idle.unwrap_or(Self::LONGEST), true)
