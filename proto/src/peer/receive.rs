@@ -9,8 +9,9 @@ use crate::packet::{IpView, clamp_mss};
 use crate::tunnel::{PacketId, Role};
 use crate::wire::{self, Fragment, Hello, Item, ReadError, Receipt};
 
-/// The longest trailer that is read: receipts for two sessions on each of two paths, with the most ranges, and a COPY.
-const MOST_TRAILER: usize = 512;
+/// The longest trailer that is sent and read: receipts for two sessions on each of two paths, with the most ranges, and a
+/// COPY, take 355 octets. Receipts that are longer go by themselves.
+pub(super) const MOST_TRAILER: usize = 512;
 
 impl Peer {
     /// A handshake message for one of its paths.
