@@ -4,10 +4,11 @@
 use crate::bgp::announce::Liveness;
 use crate::bgp::message::Notification;
 use crate::bgp::transport;
+use crate::cli::{Loaded, entropy, load};
 use crate::config::Config;
+use crate::routes;
 use crate::sites::{Sites, Surroundings};
 use crate::status::{BgpStatus, Reload, SiteStatus, Status};
-use crate::{Loaded, entropy, load, routes};
 use anyhow::Context;
 use dataplane::clock;
 use dataplane::control::ControlSocket;

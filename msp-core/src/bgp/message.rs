@@ -16,11 +16,11 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 /// Marker, length and type (RFC 4271, section 4.1).
-pub(crate) const HEADER: usize = 19;
+pub const HEADER: usize = 19;
 /// The longest message; more needs RFC 8654, which we do not offer.
-pub(crate) const MAX_MESSAGE: usize = 4096;
+pub const MAX_MESSAGE: usize = 4096;
 /// What a speaker of two-octet AS numbers sees in place of a larger one (RFC 6793, section 9).
-pub(crate) const AS_TRANS: u16 = 23456;
+pub const AS_TRANS: u16 = 23456;
 
 const MARKER: [u8; 16] = [0xff; 16];
 /// The one version there is.
@@ -28,11 +28,16 @@ const VERSION: u8 = 4;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// RFC 4271, section 4.2.
     Open = 1,
+    /// Section 4.3.
     Update = 2,
+    /// Section 4.5.
     Notification = 3,
+    /// Section 4.4.
     Keepalive = 4,
+    /// RFC 2918.
     RouteRefresh = 5,
 }
 
@@ -58,27 +63,28 @@ impl Kind {
 
 /// One message, its length fit for its kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Frame {
-    pub(crate) kind: Kind,
+pub struct Frame {
+    /// What it is.
+    pub kind: Kind,
     /// What follows the header.
-    pub(crate) body: Bytes,
+    pub body: Bytes,
 }
 
 /// Cuts a stream of bytes into messages. Holds less than a message between calls, if it is drained after each push.
 #[derive(Debug, Default)]
-pub(crate) struct Framer {
+pub struct Framer {
     buffer: BytesMut,
 }
 
 impl Framer {
-    /// Takes bytes as they come. Call [`Framer::next`] until it has no more.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    /// Takes bytes as they come. Call [`Framer::next_frame`] until it has no more.
+    pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole message, or the NOTIFICATION that the stream deserves: after one, nothing more can be read from
     /// it (RFC 4271, section 6.1).
-    pub(crate) fn next(&mut self) -> Result<Option<Frame>, Notification> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, Notification> {
         if self.buffer.len() < HEADER {
             return Ok(None);
         }
@@ -107,10 +113,13 @@ impl Framer {
 
 /// A NOTIFICATION: why a session ends (RFC 4271, section 4.5).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Notification {
-    pub(crate) code: u8,
-    pub(crate) subcode: u8,
-    pub(crate) data: Bytes,
+pub struct Notification {
+    /// What went wrong.
+    pub code: u8,
+    /// What of it.
+    pub subcode: u8,
+    /// What was wrong, as its RFC says.
+    pub data: Bytes,
 }
 
 /// The codes and subcodes that we send or explain (IANA, "BGP Error Codes"). Subcode 0 of the first six is
@@ -160,17 +169,17 @@ const ERRORS: &[(u8, u8, &str)] = &[
 
 impl Notification {
     /// One without data.
-    pub(crate) const fn new(code: u8, subcode: u8) -> Notification {
+    pub const fn new(code: u8, subcode: u8) -> Notification {
         Notification { code, subcode, data: Bytes::new() }
     }
 
     /// One with data: what was wrong, as its RFC says.
-    pub(crate) fn with_data(code: u8, subcode: u8, data: &[u8]) -> Notification {
+    pub fn with_data(code: u8, subcode: u8, data: &[u8]) -> Notification {
         Notification { code, subcode, data: Bytes::copy_from_slice(data) }
     }
 
     /// Cease, administrative shutdown, with a message for the neighbour's operator (RFC 9003).
-    pub(crate) fn shutdown(message: &str) -> Notification {
+    pub fn shutdown(message: &str) -> Notification {
         // The length is one octet; RFC 9003 lets the text have 255 of them.
         let mut end = message.len().min(255);
         while !message.is_char_boundary(end) {
@@ -183,13 +192,13 @@ impl Notification {
     }
 
     /// Reads the body of a NOTIFICATION; its length was checked by the framer.
-    pub(crate) fn decode(body: &Bytes) -> Notification {
+    pub fn decode(body: &Bytes) -> Notification {
         let (code, subcode) = (body.first().copied().unwrap_or(0), body.get(1).copied().unwrap_or(0));
         Notification { code, subcode, data: body.slice(2.min(body.len())..) }
     }
 
     /// The message.
-    pub(crate) fn encode(&self) -> Bytes {
+    pub fn encode(&self) -> Bytes {
         let data = &self.data[..self.data.len().min(MAX_MESSAGE - HEADER - 2)];
         let mut out = header(Kind::Notification, 2 + data.len());
         out.put_u8(self.code);
@@ -226,23 +235,24 @@ impl fmt::Display for Notification {
 
 /// What an OPEN says (RFC 4271, section 4.2), as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Open {
+pub struct Open {
     /// The AS number: the capability's where there is one, else the field's.
-    pub(crate) asn: u32,
+    pub asn: u32,
     /// In seconds; 0 is none, and 1 and 2 do not occur.
-    pub(crate) hold_time: u16,
-    pub(crate) router_id: Ipv4Addr,
+    pub hold_time: u16,
+    /// The BGP identifier.
+    pub router_id: Ipv4Addr,
     /// Four-octet AS numbers (RFC 6793).
-    pub(crate) four_octet_as: bool,
+    pub four_octet_as: bool,
     /// Route refresh (RFC 2918).
-    pub(crate) route_refresh: bool,
+    pub route_refresh: bool,
     /// The families offered (RFC 4760); IPv4 alone where no capability says anything.
-    pub(crate) families: Families,
+    pub families: Families,
 }
 
 impl Open {
     /// Reads the body of an OPEN. An error is the NOTIFICATION to answer with (RFC 4271, section 6.2; RFC 5492).
-    pub(crate) fn decode(body: &Bytes) -> Result<Open, Notification> {
+    pub fn decode(body: &Bytes) -> Result<Open, Notification> {
         let malformed = || Notification::new(2, 0);
         let mut body = body.clone();
         if body.len() < 10 {
@@ -327,7 +337,7 @@ impl Open {
     }
 
     /// The message.
-    pub(crate) fn encode(&self) -> Bytes {
+    pub fn encode(&self) -> Bytes {
         let mut capabilities = Vec::new();
         for (offered, afi) in [(self.families.ipv4, Afi::Ipv4), (self.families.ipv6, Afi::Ipv6)] {
             if offered {
@@ -370,13 +380,13 @@ impl Open {
 }
 
 /// A KEEPALIVE.
-pub(crate) fn keepalive() -> Bytes {
+pub fn keepalive() -> Bytes {
     header(Kind::Keepalive, 0).freeze()
 }
 
 /// The family that a ROUTE-REFRESH asks for, if it is one of ours and it asks (RFC 2918; subtypes other than 0 are RFC
 /// 7313's, which we do not offer, and are ignored as it says).
-pub(crate) fn refresh(body: &Bytes) -> Option<Family> {
+pub fn refresh(body: &Bytes) -> Option<Family> {
     match body[..] {
         [afi_high, afi_low, 0, safi] => Family::from_afi_safi(u16::from_be_bytes([afi_high, afi_low]), safi),
         _ => None,

@@ -1,22 +1,23 @@
-//! The core's BGP speaker: it tells its neighbours which prefixes can be reached here, and learns nothing from them yet.
+//! The core's BGP speaker: it tells its neighbours which prefixes can be reached here, and reads what they say.
 //!
 //! | file | what it decides | knows of time, sockets |
 //! | --- | --- | --- |
 //! | [`message`] | where a message begins and ends, whether an OPEN is one; how ours are written | neither |
-//! | [`update`] | what a received UPDATE is worth (RFC 7606) | neither |
-//! | [`session`] | the state machine of one connection (RFC 4271, section 8) | time, as an argument |
-//! | [`announce`] | what is to be announced, and the UPDATEs that bring a neighbour there | time, as an argument |
-//! | [`transport`] | nothing: it owns the TCP connection and moves bytes | both |
+//! | [`update`], `attribute` | what a received UPDATE says, and what becomes of a malformed one (RFC 7606) | neither |
+//! | `session` | the state machine of one connection (RFC 4271, section 8) | time, as an argument |
+//! | `announce` | what is to be announced, and the UPDATEs that bring a neighbour there | time, as an argument |
+//! | `transport` | nothing: it owns the TCP connection and moves bytes | both |
 
 pub(crate) mod announce;
-pub(crate) mod message;
+mod attribute;
+pub mod message;
 pub(crate) mod session;
 pub(crate) mod transport;
-pub(crate) mod update;
+pub mod update;
 
 /// An address family that a route can be of; always unicast.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
     /// AFI 1, SAFI 1.
     Ipv4,
     /// AFI 2, SAFI 1.
@@ -25,7 +26,7 @@ pub(crate) enum Family {
 
 impl Family {
     /// The family that AFI and SAFI name, if it is one of ours.
-    pub(crate) fn from_afi_safi(afi: u16, safi: u8) -> Option<Family> {
+    pub fn from_afi_safi(afi: u16, safi: u8) -> Option<Family> {
         match (afi, safi) {
             (1, 1) => Some(Family::Ipv4),
             (2, 1) => Some(Family::Ipv6),
@@ -34,7 +35,7 @@ impl Family {
     }
 
     /// The family of a prefix.
-    pub(crate) fn of(prefix: &ipnet::IpNet) -> Family {
+    pub fn of(prefix: &ipnet::IpNet) -> Family {
         match prefix {
             ipnet::IpNet::V4(_) => Family::Ipv4,
             ipnet::IpNet::V6(_) => Family::Ipv6,
@@ -42,7 +43,7 @@ impl Family {
     }
 
     /// How many bits an address has.
-    pub(crate) const fn bits(self) -> u8 {
+    pub const fn bits(self) -> u8 {
         match self {
             Family::Ipv4 => 32,
             Family::Ipv6 => 128,
@@ -52,19 +53,21 @@ impl Family {
 
 /// A set of address families.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Families {
+pub struct Families {
     /// IPv4 unicast.
-    pub(crate) ipv4: bool,
+    pub ipv4: bool,
     /// IPv6 unicast.
-    pub(crate) ipv6: bool,
+    pub ipv6: bool,
 }
 
 impl Families {
+    /// None of them.
+    pub const NONE: Families = Families { ipv4: false, ipv6: false };
     /// Both.
-    pub(crate) const ALL: Families = Families { ipv4: true, ipv6: true };
+    pub const ALL: Families = Families { ipv4: true, ipv6: true };
 
     /// Is it one of them?
-    pub(crate) const fn contains(self, family: Family) -> bool {
+    pub const fn contains(self, family: Family) -> bool {
         match family {
             Family::Ipv4 => self.ipv4,
             Family::Ipv6 => self.ipv6,
@@ -72,7 +75,7 @@ impl Families {
     }
 
     /// Adds one.
-    pub(crate) fn insert(&mut self, family: Family) {
+    pub fn insert(&mut self, family: Family) {
         match family {
             Family::Ipv4 => self.ipv4 = true,
             Family::Ipv6 => self.ipv6 = true,

@@ -6,7 +6,7 @@
 //! router identifiers in [`Negotiated`].
 
 use super::message::{self, Frame, Framer, Kind, Notification, Open};
-use super::update::{self, Context};
+use super::update::{self, Context, Update};
 use super::{Families, Family};
 use bytes::Bytes;
 use proto::Instant;
@@ -139,6 +139,9 @@ pub(crate) enum Action {
     Up(Negotiated),
     /// It was established, and is no more: what was announced is forgotten at the other end.
     Down(Reason),
+    /// The neighbour has said this of its routes. It comes after [`Action::Up`], and nothing comes after
+    /// [`Action::Down`].
+    Update(Update),
     /// The neighbour wants everything of a family again (RFC 2918).
     Refresh(Family),
 }
@@ -150,6 +153,8 @@ pub(crate) struct Counters {
     pub(crate) updates_received: u64,
     /// Of these, how many were malformed and treated as withdraw (RFC 7606).
     pub(crate) treated_as_withdraw: u64,
+    /// Attributes that were left out of UPDATEs, alone (RFC 7606, "attribute discard").
+    pub(crate) attributes_discarded: u64,
     /// Messages received, all kinds.
     pub(crate) messages_received: u64,
     /// Messages sent, all kinds.
@@ -270,7 +275,7 @@ impl Session {
         self.framer.push(bytes);
         // A message may end the session, and with it the framer's bytes.
         loop {
-            match self.framer.next() {
+            match self.framer.next_frame() {
                 Ok(Some(frame)) => {
                     self.counters.messages_received += 1;
                     if let Err(notification) = self.handle(now, frame) {
@@ -394,18 +399,16 @@ impl Session {
             families: self.negotiated.map(|negotiated| negotiated.families).unwrap_or_default(),
             four_octet_as: self.negotiated.is_some_and(|negotiated| negotiated.four_octet_as),
             internal: self.config.internal(),
+            add_path: Families::NONE,
+            extended_next_hop: false,
         };
-        let received = update::check(body, context)?;
-        if let Some(why) = received.withdraw {
+        let update = update::decode(body, &context)?;
+        self.counters.attributes_discarded += update.discarded as u64;
+        if let Some(fault) = update.fault {
             self.counters.treated_as_withdraw += 1;
-            tracing::debug!(
-                asn = self.config.remote_as,
-                why,
-                announced = received.announced,
-                discarded = received.discarded,
-                "an UPDATE is treated as a withdrawal (RFC 7606)"
-            );
+            tracing::debug!(asn = self.config.remote_as, %fault, "an UPDATE is treated as a withdrawal (RFC 7606)");
         }
+        self.actions.push_back(Action::Update(update));
         Ok(())
     }
 

@@ -289,6 +289,8 @@ impl Task {
                 self.advertised.clear();
                 self.attributes = None;
             }
+            // Nothing is kept of what neighbours announce, for now.
+            Action::Update(_) => {}
             Action::Refresh(family) => {
                 tracing::info!(neighbor = name, ?family, "route refresh");
                 self.advertised.forget(family);

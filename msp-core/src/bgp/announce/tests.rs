@@ -116,13 +116,19 @@ fn updates(advertised: &mut Advertised, wanted: &BTreeSet<IpNet>, attributes: &R
 fn counts(update: &Bytes, attributes: &RouteAttributes) -> (usize, usize) {
     let mut framer = Framer::default();
     framer.push(update);
-    let frame = framer.next().expect("a good frame").expect("a whole one");
+    let frame = framer.next_frame().expect("a good frame").expect("a whole one");
     assert_eq!(frame.kind, Kind::Update);
-    let context =
-        Context { families: Families::ALL, four_octet_as: attributes.four_octet_as, internal: attributes.internal };
-    let received = update::check(&frame.body, context).expect("a good UPDATE");
-    assert_eq!((received.withdraw, received.discarded), (None, 0));
-    (received.announced, received.withdrawn)
+    let context = Context {
+        families: Families::ALL,
+        four_octet_as: attributes.four_octet_as,
+        internal: attributes.internal,
+        add_path: Families::NONE,
+        extended_next_hop: false,
+    };
+    let update = update::decode(&frame.body, &context).expect("a good UPDATE");
+    assert_eq!((update.fault, update.discarded), (None, 0));
+    let announced = update.announced.iter().map(|announced| announced.prefixes.len()).sum();
+    (announced, update.withdrawn.len())
 }
 
 /// The very octets that tshark 4.0 dissected without a complaint, and whose routes BIRD 2.0.12 showed.

@@ -14,7 +14,7 @@ fn whole(kind: u8, body: &[u8]) -> Vec<u8> {
 fn frame(bytes: &[u8]) -> Result<Option<Frame>, Notification> {
     let mut framer = Framer::default();
     framer.push(bytes);
-    framer.next()
+    framer.next_frame()
 }
 
 /// What bgpkit-parser makes of the bytes: each leniency below is one that this stands before.
@@ -225,7 +225,7 @@ proptest! {
         while !rest.is_empty() {
             let (now, later) = rest.split_at((*cuts.next().expect("a cycle")).min(rest.len()));
             framer.push(now);
-            while let Some(frame) = framer.next().expect("good messages") {
+            while let Some(frame) = framer.next_frame().expect("good messages") {
                 got.push(whole(frame.kind as u8, &frame.body));
             }
             rest = later;

@@ -305,7 +305,7 @@ impl Pair {
                     Action::Close => self.cut(),
                     Action::Up(_) => self.up[side] = true,
                     Action::Down(_) => self.up[side] = false,
-                    Action::Refresh(_) => {}
+                    Action::Refresh(_) | Action::Update(_) => {}
                 }
             }
             self.ends[side].written(self.now, true);

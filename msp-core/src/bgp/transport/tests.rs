@@ -70,7 +70,7 @@ impl Line {
     /// The next message; nothing if the connection ends.
     async fn next(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.framer.next().expect("well-formed messages") {
+            if let Some(frame) = self.framer.next_frame().expect("well-formed messages") {
                 return Some(frame);
             }
             let mut buffer = [0; 4096];
@@ -191,7 +191,7 @@ async fn a_neighbour_that_floods_keeps_nobody_waiting() {
         for count in 1..=20 {
             wanted.send_replace(prefixes(count));
             // One UPDATE for each, besides KEEPALIVEs.
-            while framer.next().expect("well-formed messages").is_none_or(|frame| frame.kind != Kind::Update) {
+            while framer.next_frame().expect("well-formed messages").is_none_or(|frame| frame.kind != Kind::Update) {
                 let length = reader.read(&mut buffer).await.expect("no reset");
                 framer.push(&buffer[..length]);
             }

@@ -1,0 +1,157 @@
+//! The commands of `msp-core`.
+
+use crate::config::{self, Config};
+use crate::sites::{Sites, SitesError, Surroundings};
+use crate::status::Status;
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use proto::SecretKey;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// The core of a Multihoming Service Provider, at a point of presence.
+#[derive(Debug, Parser)]
+#[command(name = "msp-core", version)]
+struct Arguments {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE, global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the core, until SIGTERM; SIGHUP reloads the sites
+    Run,
+    /// Check the configuration and all site files, and say what is wrong
+    Check,
+    /// Show sites, paths and BGP neighbours of the running core
+    Status {
+        #[command(flatten)]
+        view: View,
+    },
+    /// List the sites of the running core: announced, or why not
+    Sites {
+        #[command(flatten)]
+        view: View,
+    },
+    /// Make the private key file, and print the public key
+    Keygen {
+        /// The file for the key [default: the configuration's `private_key_file`]
+        #[arg(long, value_name = "FILE")]
+        private_key_file: Option<PathBuf>,
+        /// Replace an existing key; every box must then learn the new one
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct View {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show it again every second
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Run => crate::run::run(&arguments.config),
+        Command::Check => check(&arguments.config),
+        Command::Status { view } => show(&arguments.config, &view, Status::table),
+        Command::Sites { view } => show(&arguments.config, &view, Status::sites_table),
+        Command::Keygen { private_key_file, force } => keygen(&arguments.config, private_key_file, force),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("msp-core: {}", explain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes, where they say more than it says itself.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        said if said.contains(&cause) => text,
+        said => format!("{said}: {cause}"),
+    })
+}
+
+/// Configuration, key and sites, all of them checked.
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    pub(crate) key: SecretKey,
+    pub(crate) surroundings: Surroundings,
+    pub(crate) sites: Sites,
+}
+
+pub(crate) fn load(path: &Path) -> anyhow::Result<Loaded> {
+    let config = Config::load(path)?;
+    let key = dataplane::settings::read_key(&config.private_key_file)?;
+    let surroundings = Surroundings::new(&config, &key);
+    // All that is wrong, a line each.
+    let lines = |errors: Vec<SitesError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let sites = Sites::load(&config.sites, &surroundings).map_err(|errors| anyhow::Error::msg(lines(errors)))?;
+    Ok(Loaded { config, key, surroundings, sites })
+}
+
+fn check(path: &Path) -> anyhow::Result<()> {
+    let loaded = load(path)?;
+    let neighbors = loaded.config.bgp.map_or(0, |bgp| bgp.neighbors.len());
+    println!("{}: good; sites: {}, BGP neighbours: {neighbors}", path.display(), loaded.sites.list.len());
+    println!("public key: {}", loaded.key.public());
+    Ok(())
+}
+
+fn keygen(path: &Path, file: Option<PathBuf>, force: bool) -> anyhow::Result<()> {
+    let file = match file {
+        Some(file) => file,
+        None => Config::load(path).context("name the key's file with --private-key-file")?.private_key_file,
+    };
+    let key = SecretKey::from_bytes(entropy()?);
+    dataplane::settings::write_key(&file, &key, force)?;
+    println!("{}", key.public());
+    Ok(())
+}
+
+fn show(path: &Path, view: &View, table: fn(&Status) -> String) -> anyhow::Result<()> {
+    let control = Config::load(path)?.control;
+    loop {
+        let answer = dataplane::control::ask(&control, "status")?;
+        if let Some(error) = answer.get("error") {
+            bail!("the daemon refused: {error}");
+        }
+        let text = if view.json {
+            format!("{answer}\n")
+        } else {
+            let status = serde_json::from_value(answer).context("the daemon's answer is of another version")?;
+            table(&status)
+        };
+        if !view.watch {
+            print!("{text}");
+            return Ok(());
+        }
+        // Home, the text, and clear what is left below: without a flicker.
+        let text = if view.json { text } else { format!("\x1b[H\x1b[2J{text}") };
+        print!("{text}");
+        std::io::Write::flush(&mut std::io::stdout()).context("cannot write to the terminal")?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Entropy of the kernel's.
+pub(crate) fn entropy<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // Fewer than 256 octets come whole (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("cannot get random numbers")?;
+    Ok(bytes)
+}
