@@ -252,6 +252,11 @@ impl Health {
         self.impairment.is_seen()
     }
 
+    /// Octets of datagrams that are not acknowledged and not known to be lost.
+    pub(crate) fn under_way(&self) -> u64 {
+        self.sent.under_way()
+    }
+
     pub(crate) fn quality(&self) -> &Quality {
         &self.quality
     }

@@ -57,6 +57,8 @@ struct SentSession {
 #[derive(Debug, Default)]
 pub(crate) struct SentLog {
     sessions: Vec<SentSession>,
+    /// Octets of what is open.
+    under_way: u64,
 }
 
 /// What became of a packet.
@@ -96,6 +98,7 @@ impl SentLog {
                 if self.sessions.len() == SESSIONS {
                     self.sessions.remove(0);
                 }
+                self.under_way = self.sessions.iter().map(SentSession::open_octets).sum();
                 self.sessions.push(SentSession {
                     session: id.session,
                     base: id.number,
@@ -111,7 +114,16 @@ impl SentLog {
         let fate = if eliciting { Fate::Open } else { Fate::Quiet };
         let len = u16::try_from(len).unwrap_or(u16::MAX);
         session.packets.push_back(Sent { at: now, len, fate, ticket });
-        session.trim(now);
+        let pushed_out = session.trim(now);
+        self.under_way -= pushed_out;
+        if eliciting {
+            self.under_way += u64::from(len);
+        }
+    }
+
+    /// Octets of datagrams that ask for a receipt, have none, and are not known to be lost.
+    pub(crate) fn under_way(&self) -> u64 {
+        self.under_way
     }
 
     /// Takes a receipt. A packet is lost when one sent `reordering` or more after it has arrived. `judged` hears of each
@@ -138,6 +150,9 @@ impl SentLog {
             for number in first.max(open_from)..=last {
                 let packet = &mut session.packets[(number - session.base) as usize];
                 // A packet that was given up for lost may come after all; it counts as arrived then.
+                if packet.fate == Fate::Open {
+                    self.under_way -= u64::from(packet.len);
+                }
                 if matches!(packet.fate, Fate::Open | Fate::Lost) {
                     learnt.acknowledged += 1;
                     judged(Judged::Arrived(packet.len, packet.ticket));
@@ -157,6 +172,7 @@ impl SentLog {
                 match packet.fate {
                     Fate::Open => {
                         packet.fate = Fate::Lost;
+                        self.under_way -= u64::from(packet.len);
                         learnt.lost += 1;
                         judged(Judged::Lost(packet.len, packet.ticket));
                         if let Some(before) = before.replace(packet.ticket) {
@@ -186,12 +202,13 @@ impl SentLog {
 
     /// Forgets all: this end stood still, and how long anything took is not known.
     pub(crate) fn forget(&mut self) {
-        self.sessions.clear();
+        *self = SentLog::default();
     }
 
     /// Gives up what is open: the path is down, or the peer has started anew and will never acknowledge it.
     pub(crate) fn abandon(&mut self) -> u32 {
         let mut lost = 0;
+        self.under_way = 0;
         for session in &mut self.sessions {
             session.pushed_out = None;
             for packet in session.packets.range_mut(session.open_from..) {
@@ -212,6 +229,11 @@ impl SentSession {
         self.base + self.packets.len() as u64
     }
 
+    fn open_octets(&self) -> u64 {
+        let open = self.packets.range(self.open_from..).filter(|packet| packet.fate == Fate::Open);
+        open.map(|packet| u64::from(packet.len)).sum()
+    }
+
     /// No receipt for it is waited for or of use any more.
     fn is_settled(&self, now: Instant) -> bool {
         self.open_from == self.packets.len() && self.packets.back().is_none_or(|packet| now.since(packet.at) > KEEP)
@@ -223,7 +245,9 @@ impl SentSession {
         }
     }
 
-    fn trim(&mut self, now: Instant) {
+    /// Forgets what is settled or takes too much room, and says how many octets of it were open.
+    fn trim(&mut self, now: Instant) -> u64 {
+        let mut open = 0;
         self.advance();
         while self.packets.len() > 1
             && self.packets.front().is_some_and(|packet| self.open_from > 0 && now.since(packet.at) > KEEP)
@@ -232,10 +256,12 @@ impl SentSession {
             let gone = self.packets.pop_front().filter(|packet| packet.fate == Fate::Open);
             if let Some(packet) = gone {
                 self.pushed_out.get_or_insert((self.base, packet.at));
+                open += u64::from(packet.len);
             }
             self.base += 1;
             self.open_from = self.open_from.saturating_sub(1);
         }
+        open
     }
 }
 
@@ -289,9 +315,12 @@ mod tests {
         let mut tickets = Vec::new();
         let mut replay = Replay::default();
         for number in 0..20 {
-            tickets.push(replay.next());
+            let place = replay.keep(at(number), &[0x45; 20], 0, &mut Drops::default());
+            replay.transmit(place, 0, |outgoing| {
+                tickets.push(outgoing.ticket);
+                Some((Origin::Fragments(0), 1))
+            });
             log.note(PacketId { session: 1, number }, 100, at(number), true, tickets[number as usize]);
-            replay.keep(at(number), &[0x45; 20], Origin::Fragments(0), 0, 1, &mut Drops::default());
         }
         let mut broken = Vec::new();
         // 3 is lost alone, 6 to 8 in a row.

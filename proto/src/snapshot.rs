@@ -89,6 +89,12 @@ pub struct PathSnapshot {
     /// they were acknowledged.
     #[serde(default)]
     pub lost: u64,
+    /// Packets that wait for it, as it has less room than is offered.
+    #[serde(default)]
+    pub waiting: Traffic,
+    /// The rate that it is known to have, in bits a second, outer IP headers not counted; `None`: it takes what is offered.
+    #[serde(default)]
+    pub rate: Option<u64>,
     /// The largest inner packet that goes by it in one datagram, in octets: the TUN's MTU, or less on a narrow link, on
     /// which larger ones go as fragments. `None`: not known, or not asked for, as the peer knows no fragments.
     #[serde(default)]
