@@ -10,7 +10,7 @@ use crate::received::ReceivedLog;
 use crate::replay::{Origin, Outgoing, Replay, Ticket};
 use crate::schedule::Standing;
 use crate::sent::Judged;
-use crate::shape::{Load, Popped, Progress, Shaper};
+use crate::shape::{Load, Popped, Progress, Shaper, Waiting};
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
 use crate::wire::{Copy, Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
@@ -34,6 +34,12 @@ const HELLO_MOST: u32 = 20;
 const REKEY_AFTER: Duration = Duration::from_secs(120);
 const REKEY_INTERVAL: Duration = Duration::from_secs(1);
 const LAST_TRIES: Duration = Duration::from_secs(150);
+
+/// A loss that is alone is repaired once in so many packets that arrive: what a break of a millisecond has swallowed is not
+/// lost then, and what a way loses all the time costs two copies in a thousand and no more.
+const REPAIR_COSTS: u32 = 512;
+/// So many at once, if there were none for long.
+const MOST_REPAIRS: u32 = 4;
 
 /// One path: its tunnel, its health, and the way there.
 pub(crate) struct Path {
@@ -65,6 +71,8 @@ pub(crate) struct Path {
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
     pub(crate) attempts: usize,
+    /// How many losses that are alone may be repaired, times [`REPAIR_COSTS`].
+    repairs: u32,
     /// A handshake is wanted whatever the age of the session.
     pub(crate) initiation_wanted: bool,
     pub(crate) tx: Traffic,
@@ -100,6 +108,7 @@ impl Path {
             keepalive: None,
             initiated_at: None,
             attempts: 0,
+            repairs: REPAIR_COSTS * MOST_REPAIRS,
             initiation_wanted: false,
             tx: Traffic::default(),
             rx: Traffic::default(),
@@ -251,14 +260,25 @@ impl Path {
     /// What the shaper must know.
     fn load(&self) -> Load {
         let least_rtt = self.health.least_rtt().unwrap_or_default();
-        // A queue that makes the round trip longer is taken for one on the way there.
-        let latency = self.health.rtt().map_or(least_rtt, |(smoothed, variation)| smoothed + variation * 4);
-        Load { under_way: self.health.under_way(), least_rtt, latency: latency.saturating_sub(least_rtt / 2) }
+        // A queue that makes the round trip longer is taken for one on the way there. Where the way itself has changed the
+        // variation says more of that than of the next packet.
+        let latency = |(smoothed, variation): (Duration, Duration)| {
+            smoothed + (variation * 4).clamp(Duration::from_millis(10), Duration::from_millis(50))
+        };
+        let latency = self.health.rtt().map_or(least_rtt, latency);
+        let queued = self.health.quality().delay_change().unwrap_or_default();
+        Load { under_way: self.health.under_way(), least_rtt, latency: latency.saturating_sub(least_rtt / 2), queued }
     }
 
     /// When something that waits may go, if no receipt comes before.
     pub(crate) fn room_at(&self, now: Instant) -> Option<Instant> {
         self.shaper.ready_at(now, self.load())
+    }
+
+    /// Makes a packet wait. `false`: too many do.
+    pub(crate) fn make_wait(&mut self, packet: Waiting) -> bool {
+        let load = self.load();
+        self.shaper.push(packet, load)
     }
 
     /// Whether a packet may be sent at once.
@@ -443,7 +463,9 @@ impl Path {
         replay: &mut Replay,
     ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
-        let (slot, introduced, mtu) = (self.config.slot, &mut self.introduced, &mut self.mtu);
+        let queue = self.health.has_own_queue() || self.shaper.rate().is_some();
+        let (slot, introduced, mtu, repairs) =
+            (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
         let (mut octets, mut packets, mut lost) = (0, 0, 0);
         let transition = self.health.on_receipt(receipt, via, now, |judged| {
             let (len, arrived) = match judged {
@@ -451,14 +473,21 @@ impl Path {
                     replay.on_acknowledged(ticket);
                     *introduced |= ticket == Ticket::HELLO;
                     (octets, packets) = (octets + u64::from(len), packets + 1);
+                    *repairs = (*repairs + 1).min(REPAIR_COSTS * MOST_REPAIRS);
                     (len, true)
                 }
                 Judged::Lost(len, ticket) => {
-                    replay.on_lost(ticket, now);
+                    // A queue that was full is the flow's own to notice.
+                    if !queue && *repairs >= REPAIR_COSTS {
+                        *repairs -= REPAIR_COSTS;
+                        replay.forget_try(ticket, slot);
+                    } else {
+                        replay.on_lost(ticket, now);
+                    }
                     lost += 1;
                     (len, false)
                 }
-                // What a break has swallowed is sent again; a loss now and then is the flow's own to repair.
+                // What a break has swallowed is sent again.
                 Judged::LostInARow(ticket) => {
                     replay.forget_try(ticket, slot);
                     return false;
@@ -468,8 +497,7 @@ impl Path {
             len <= mtu.size()
         });
         if packets > 0 {
-            let queued = self.health.quality().delay_change().unwrap_or_default();
-            let least_rtt = self.health.least_rtt().unwrap_or_default();
+            let Load { least_rtt, queued, .. } = self.load();
             let progress = Progress { octets, packets, lost, received_us: receipt.received_us, queued, least_rtt };
             self.shaper.on_progress(now, &progress);
         }

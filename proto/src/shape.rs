@@ -25,6 +25,8 @@ pub(crate) struct Load {
     pub(crate) least_rtt: Duration,
     /// How long a packet takes to arrive, as far as is known.
     pub(crate) latency: Duration,
+    /// How much longer than the fastest of late the last one took.
+    pub(crate) queued: Duration,
 }
 
 /// The shaper of one path.
@@ -46,10 +48,10 @@ impl Shaper {
     }
 
     /// Makes a packet wait. `false`: too many do.
-    pub(crate) fn push(&mut self, packet: Waiting) -> bool {
+    pub(crate) fn push(&mut self, packet: Waiting, load: Load) -> bool {
         let (waiting, _) = self.queue.held();
         if waiting == 0 {
-            self.room.begin_to_wait(packet.since);
+            self.room.begin_to_wait(packet.since, load);
         }
         if waiting < MOST_WAITING {
             self.queue.push(packet);

@@ -28,7 +28,7 @@ pub struct PeerSnapshot {
     pub current_slot: Option<u8>,
     /// How often `current_slot` has changed from one path to another, since the start.
     pub path_changes: u64,
-    /// Inner packets and octets sent to the peer.
+    /// Inner packets and octets taken for the peer: sent, or waiting, or dropped later for a reason that is counted.
     pub tx: Traffic,
     /// Inner packets and octets received from the peer and delivered.
     pub rx: Traffic,

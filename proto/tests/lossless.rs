@@ -292,6 +292,25 @@ fn a_link_that_stalls_and_dies_loses_nothing() {
     });
 }
 
+#[test]
+fn a_break_of_a_millisecond_loses_nothing() {
+    // One packet or two, each way: nobody can tell it from a loss by chance.
+    for seed in 0..200 {
+        let mut world = world(&[link(20), link(60)], seed);
+        flows(&mut world, 1000, 3000);
+        for _ in 0..3 {
+            world.run_until(moment(1500, seed).max(world.now() + ms(300)));
+            world.set_cut_both(0, true);
+            world.run_for(ms(1));
+            world.set_cut_both(0, false);
+        }
+        world.run_until(at(5000));
+        for (report, from) in world.reports().iter().zip(SIDES) {
+            whole(report, &format!("breaks of a millisecond, seed {seed}, from {from:?}"));
+        }
+    }
+}
+
 /// Runs a minute in which nothing is cut: no path changes, and next to no copies are made.
 fn quiet(what: &str, seed: u64, first: LinkModel, mut change: impl FnMut(&mut World)) {
     let mut world = world(&[first, link(20)], seed);

@@ -65,6 +65,7 @@ impl Peer {
             self.send_unkept(ctx, slot, packet);
             return;
         }
+        self.tx.add(packet.len());
         let place = self.replay.keep(ctx.now, packet, flow, &mut self.drops);
         let doubtful = self.path_mut(slot).is_some_and(|path| path.health.state() == PathState::Suspect);
         self.offer(ctx, slot, place);
@@ -99,7 +100,7 @@ impl Peer {
         let Some(waiting) = replay.assign(ctx.now, place, slot) else { return };
         if path.has_room(ctx.now, waiting.urgent) {
             self.transmit(ctx, slot, place);
-        } else if !path.shaper.push(waiting) && replay.give_up(place, slot) {
+        } else if !path.make_wait(waiting) && replay.give_up(place, slot) {
             drops.add(DropReason::ReplayBound);
         }
     }
@@ -110,7 +111,7 @@ impl Peer {
         let mut buffer = [0; MAX_MESSAGE];
         let receipts = if first { self.receipts_to_ride(ctx.now, slot, &mut buffer) } else { None };
         let cut = self.puts_together();
-        let Peer { paths, replay, copies, fragmented, tx, drops, .. } = self;
+        let Peer { paths, replay, copies, fragmented, .. } = self;
         let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
         let trailer = receipts.as_ref().map_or(&[][..], |receipts| wire::items_of(receipts.message));
         let trailer = if trailer.len() <= MOST_TRAILER { trailer } else { &[] };
@@ -118,16 +119,11 @@ impl Peer {
         replay.transmit(place, slot, |outgoing| {
             let (origin, datagrams, rode) = path.send_packet(ctx, &outgoing, trailer, cut, fragmented)?;
             ridden = rode;
-            match first {
-                true => tx.add(outgoing.packet.len()),
-                false => copies.add((path.tx.bytes - before) as usize),
+            if !first {
+                copies.add((path.tx.bytes - before) as usize);
             }
             Some((origin, datagrams))
         });
-        // No session or no way: what nobody else has either is not waited for.
-        if path.tx.bytes == before && first && replay.give_up(place, slot) {
-            drops.add(DropReason::NoPath);
-        }
         if let Some(receipts) = receipts {
             self.send_receipts(ctx, &receipts, ridden.then_some(slot));
         }

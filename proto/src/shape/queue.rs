@@ -163,7 +163,8 @@ impl Queue {
         lasting: bool,
         admits: impl Fn(bool) -> bool,
     ) -> Option<Popped> {
-        let aged = |packet: &Waiting| now + latency > packet.until;
+        // By a path that takes longer than half of its life a packet is late in any case, and not for having waited.
+        let aged = |packet: &Waiting| now + latency.min(packet.until.since(packet.since) / 2) > packet.until;
         if let Some(head) = self.urgent.front()
             && (aged(head) || admits(true))
         {

@@ -151,6 +151,9 @@ pub(crate) struct Room {
     window: u64,
     phase: Phase,
     round: Option<Round>,
+    /// How much longer than the fastest of late packets took when nothing waited here: the way may have become longer, or
+    /// others fill its queue, and to hold back here helps against neither.
+    base: Duration,
     /// What was under way when the path was taken for silent: it takes no room any more.
     written_off: u64,
     /// The last receipt for something new, or when something began to wait.
@@ -170,6 +173,7 @@ impl Default for Room {
             window: FIRST_WINDOW,
             phase: Phase::Growing { queued: 0 },
             round: None,
+            base: Duration::ZERO,
             written_off: 0,
             progress: Instant::ZERO,
             scarce: Instant::ZERO,
@@ -216,8 +220,9 @@ impl Room {
     }
 
     /// Something begins to wait.
-    pub(crate) fn begin_to_wait(&mut self, now: Instant) {
+    pub(crate) fn begin_to_wait(&mut self, now: Instant, load: Load) {
         self.progress = self.progress.max(now);
+        self.base = load.queued;
         if matches!(self.phase, Phase::Growing { .. }) {
             // What arrived before was what was offered, and says nothing of what the path takes.
             self.round = None;
@@ -292,7 +297,8 @@ impl Room {
             return;
         };
         round.extend(progress);
-        let (whole, slack) = (round.is_whole(progress.least_rtt), progress.least_rtt / 8);
+        self.base = self.base.min(progress.queued);
+        let (whole, slack) = (round.is_whole(progress.least_rtt), self.base + progress.least_rtt / 8);
         let mut over = whole;
         match self.phase {
             Phase::Growing { queued } => {
@@ -369,7 +375,9 @@ mod tests {
         fn new(rtt_ms: u64, mbit: u64, queue_ms: u64) -> Path {
             let mut room = Room::default();
             let now = Instant::from_nanos(60_000_000_000);
-            room.begin_to_wait(now);
+            let load =
+                Load { under_way: 0, least_rtt: Duration::ZERO, latency: Duration::ZERO, queued: Duration::ZERO };
+            room.begin_to_wait(now, load);
             Path {
                 room,
                 now,
@@ -388,7 +396,7 @@ mod tests {
         }
 
         fn load(&self) -> Load {
-            Load { under_way: self.under_way, least_rtt: self.rtt, latency: self.rtt / 2 }
+            Load { under_way: self.under_way, least_rtt: self.rtt, latency: self.rtt / 2, queued: Duration::ZERO }
         }
 
         /// Goes on for so long, always with something that waits. What arrived, in Mbit/s, the longest queue, and what was
