@@ -266,6 +266,9 @@ pub struct Bgp {
     pub neighbor: String,
     /// The neighbour's address.
     pub neighbor_address: IpAddr,
+    /// Further lines of the neighbour's table in the core's configuration.
+    #[serde(default)]
+    pub settings: Vec<String>,
     /// The next hop announced for IPv4.
     pub next_hop_v4: Option<Ipv4Addr>,
     /// The next hop announced for IPv6.

@@ -3,7 +3,8 @@
 
 use crate::bgp::announce::Liveness;
 use crate::bgp::message::Notification;
-use crate::bgp::transport;
+use crate::bgp::socket::{Listener, Serving};
+use crate::bgp::transport::{self, Wanted};
 use crate::cli::{Loaded, entropy, load};
 use crate::config::Config;
 use crate::routes;
@@ -15,9 +16,8 @@ use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, EngineError, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::udp::Socket;
-use ipnet::IpNet;
 use proto::{Event, Identity, Instant, LinkId, NodeConfig};
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -120,8 +120,9 @@ struct Core<'a> {
     packets: Handle,
     liveness: Liveness,
     /// What neighbours with the policy to announce sites are to be told.
-    wanted: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    wanted: watch::Sender<Arc<Wanted>>,
     neighbors: Vec<Neighbor>,
+    bgp_listening: Option<Serving>,
     started: Instant,
     reload: Reload,
 }
@@ -143,7 +144,15 @@ impl Core<'_> {
         let started = clock::now();
         let (wanted, _) = watch::channel(Arc::default());
         let (nothing, _) = watch::channel(Arc::default());
+        let bgp_listener = match &config.bgp {
+            Some(bgp) => {
+                let neighbors = bgp.neighbors.iter().map(|(neighbor, _)| (neighbor.remote.ip(), &neighbor.socket));
+                Some(Listener::bind(&bgp.listen, neighbors)?)
+            }
+            None => None,
+        };
         let mut neighbors = Vec::new();
+        let mut doors = HashMap::new();
         for (neighbor, announce) in config.bgp.iter().flat_map(|bgp| &bgp.neighbors) {
             if !announce {
                 tracing::warn!(
@@ -153,8 +162,10 @@ impl Core<'_> {
             }
             let told = if *announce { wanted.subscribe() } else { nothing.subscribe() };
             let handle = transport::spawn(neighbor.clone(), told, u64::from_ne_bytes(entropy()?));
+            doors.insert(neighbor.remote.ip(), handle.door());
             neighbors.push(Neighbor { handle, announce: *announce });
         }
+        let bgp_listening = bgp_listener.map(|listener| listener.serve(doors));
         let mut liveness = Liveness::default();
         liveness.set_sites(started, sites.announcements());
         Ok(Core {
@@ -167,6 +178,7 @@ impl Core<'_> {
             liveness,
             wanted,
             neighbors,
+            bgp_listening,
             started,
             reload: Reload::default(),
         })
@@ -230,17 +242,17 @@ impl Core<'_> {
 
     /// Tells the neighbours' tasks, if there is news.
     fn announce(&self) {
-        let wanted = self.liveness.wanted();
+        let prefixes = self.liveness.wanted();
         self.wanted.send_if_modified(|old| {
-            let news = **old != wanted;
+            let news = old.prefixes != prefixes;
             if news {
-                for prefix in wanted.difference(old) {
+                for prefix in prefixes.difference(&old.prefixes) {
                     tracing::info!(%prefix, "to be announced");
                 }
-                for prefix in old.difference(&wanted) {
+                for prefix in old.prefixes.difference(&prefixes) {
                     tracing::info!(%prefix, "to be withdrawn");
                 }
-                *old = Arc::new(wanted);
+                *old = Arc::new(Wanted { prefixes, ..Wanted::clone(old) });
             }
             news
         });
@@ -311,6 +323,7 @@ impl Core<'_> {
         let bgp = self.config.bgp.as_ref().map(|bgp| BgpStatus {
             local_as: bgp.local_as,
             router_id: bgp.router_id,
+            strangers: self.bgp_listening.as_ref().map_or(0, Serving::strangers),
             neighbors: neighbors.into_iter().map(|(status, _)| status).collect(),
         });
         let reload = self.reload.clone();

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::bgp::Families;
-use crate::bgp::message::{self, Frame, Framer, Kind, Open};
+use crate::bgp::message::{self, Frame, Framer, Kind};
+use crate::bgp::open::{Capabilities, Open};
 use tokio::net::TcpListener;
 
 /// The other end: it listens, and does what a test wants.
@@ -32,7 +33,13 @@ impl Router {
                 router_id: Ipv4Addr::new(192, 0, 2, 1),
                 remote_as: 64501,
                 hold_time: 90,
+                passive: false,
+                role: None,
+                strict_role: false,
+                add_path: false,
+                extended_next_hop: false,
             },
+            socket: Options { source: None, password: None, ttl: None, least_ttl: None },
             next_hop_v4: None,
             next_hop_v6: None,
         }
@@ -52,9 +59,12 @@ impl Router {
             asn: 64501,
             hold_time: 90,
             router_id: Ipv4Addr::new(192, 0, 2, 2),
-            four_octet_as: true,
-            route_refresh: true,
-            families: Families::ALL,
+            capabilities: Capabilities {
+                four_octet_as: true,
+                route_refresh: true,
+                families: Families::ALL,
+                ..Capabilities::default()
+            },
         };
         line.write(&[open.encode(), message::keepalive()].concat()).await;
         assert_eq!(line.next().await.expect("a KEEPALIVE").kind, Kind::Keepalive);
@@ -83,9 +93,9 @@ impl Line {
     }
 }
 
-fn prefixes(count: u32) -> Arc<BTreeSet<IpNet>> {
+fn prefixes(count: u32) -> Arc<Wanted> {
     let prefix = |n| IpNet::new(Ipv4Addr::from(0x0a00_0000 + n * 256).into(), 24).expect("a prefix");
-    Arc::new((0..count).map(prefix).collect())
+    Arc::new(Wanted { prefixes: (0..count).map(prefix).collect(), graceful_shutdown: false })
 }
 
 /// Reads UPDATEs of prefixes of /24 until the table that they build, of `size` so far, has `target` of them.
