@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`message`] | where a message begins and ends, whether an OPEN is one; how ours are written | neither |
 //! | [`update`], `attribute` | what a received UPDATE says, and what becomes of a malformed one (RFC 7606) | neither |
+//! | [`rib`] | which received routes are let in, which is best, and what the kernel is told of it | neither |
 //! | `session` | the state machine of one connection (RFC 4271, section 8) | time, as an argument |
 //! | `announce` | what is to be announced, and the UPDATEs that bring a neighbour there | time, as an argument |
 //! | `transport` | nothing: it owns the TCP connection and moves bytes | both |
@@ -11,6 +12,7 @@
 pub(crate) mod announce;
 mod attribute;
 pub mod message;
+pub mod rib;
 pub(crate) mod session;
 pub(crate) mod transport;
 pub mod update;
