@@ -74,7 +74,7 @@ async fn serve(signals: Signals, path: &Path, loaded: Loaded, host: &mut Host) -
     let control = ControlSocket::bind(&config.control)?;
     let sockets = listen(&config)?;
     let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
-    host.set(&routes::wanted(&config.tun.name, sites.prefixes())).await?;
+    host.set(&routes::wanted(&config.tun.name, sites.prefixes(), config.egress.first())).await?;
     let (dataplane, events) = Dataplane::start(node, tun, sockets)?;
     let (questions, asked) = mpsc::channel(1);
     let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
@@ -295,7 +295,7 @@ impl Core<'_> {
         // Before the routes, of which there may be many.
         self.announce();
         // The sites are in force: a route that cannot be set is an error to show, and no reason to go back.
-        let wanted = routes::wanted(&self.config.tun.name, self.sites.prefixes());
+        let wanted = routes::wanted(&self.config.tun.name, self.sites.prefixes(), self.config.egress.first());
         self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
     }
 

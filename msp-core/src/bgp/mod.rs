@@ -13,6 +13,7 @@ pub(crate) mod announce;
 mod attribute;
 pub mod message;
 pub mod rib;
+pub(crate) mod routing;
 pub(crate) mod session;
 pub(crate) mod transport;
 pub mod update;

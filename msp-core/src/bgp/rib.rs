@@ -136,6 +136,8 @@ pub struct Rib {
     chores: VecDeque<Chore>,
     /// The covering default routes may not be what they should be.
     cover_stale: bool,
+    /// What the kernel would not take.
+    refused: Vec<(Family, Number)>,
 }
 
 impl Rib {
@@ -166,6 +168,7 @@ impl Rib {
             objects,
             chores: VecDeque::new(),
             cover_stale: false,
+            refused: Vec::new(),
         }
     }
 

@@ -237,17 +237,37 @@ impl Rib {
         }
     }
 
-    /// The kernel has refused a route: it is tried again when next the prefix is looked at.
-    pub fn refused(&mut self, table: u32, prefix: &IpNet) {
-        let family = Family::of(prefix);
-        let choice = self.choices.iter().position(|choice| choice.config.table == table);
-        let number = self.tables[family as usize].find(prefix);
-        if let (Some(choice), Some(number)) = (choice, number) {
-            let old = self.tables[family as usize].installed(number, choice);
-            self.tables[family as usize].set_installed(number, choice, 0);
-            let mut out = Vec::new();
-            self.objects.discount(old, &mut self.hops, &mut out);
-            self.objects.urgent.extend(out);
+    /// The kernel has refused this. It is tried again after the next [`Rib::retry`].
+    pub fn refused(&mut self, operation: &Operation) {
+        match *operation {
+            Operation::SetRoute { table, prefix, metric: ROUTE_METRIC, .. } => {
+                let family = Family::of(&prefix);
+                let choice = self.choices.iter().position(|choice| choice.config.table == table);
+                let number = self.tables[family as usize].find(&prefix);
+                let (Some(choice), Some(number)) = (choice, number) else { return };
+                let old = self.tables[family as usize].installed(number, choice);
+                self.tables[family as usize].set_installed(number, choice, 0);
+                let mut out = Vec::new();
+                self.objects.discount(old, &mut self.hops, &mut out);
+                self.objects.urgent.extend(out);
+                self.refused.push((family, number));
+            }
+            // No way, then, until it is asked for again.
+            Operation::SetObject { id, .. } => {
+                let place = (id - OBJECTS) as u16;
+                let Some(hop) = self.objects.get_mut(place).map(|object| object.to) else { return };
+                self.vanished(place);
+                self.set_way(hop, None);
+            }
+            // A covering route that is not there is missed only in the moment that it is for.
+            Operation::SetRoute { .. } | Operation::RemoveObject { .. } | Operation::RemoveRoute { .. } => {}
+        }
+    }
+
+    /// Has the routes that were refused looked at again.
+    pub fn retry(&mut self) {
+        for (family, number) in std::mem::take(&mut self.refused) {
+            self.tables[family as usize].touch(number);
         }
     }
 
