@@ -2,8 +2,10 @@
 
 mod egress;
 
+use crate::bgp::role::Role;
 use crate::bgp::routing::Transit;
 use crate::bgp::session;
+use crate::bgp::socket::{Options, Password};
 use crate::bgp::transport::Neighbor;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
 pub(crate) use egress::Egress;
@@ -43,6 +45,8 @@ pub(crate) struct Config {
 pub(crate) struct Bgp {
     pub(crate) local_as: u32,
     pub(crate) router_id: Ipv4Addr,
+    /// Where neighbours may connect to.
+    pub(crate) listen: Vec<SocketAddr>,
     /// The neighbours, each with whether the sites are announced to it.
     pub(crate) neighbors: Vec<(Neighbor, bool)>,
     /// What is taken of each of them, in the same order.
@@ -83,6 +87,8 @@ fn default_control() -> PathBuf {
 struct BgpTable {
     local_as: u32,
     router_id: Text<IpAddr>,
+    #[serde(default = "default_bgp_listen")]
+    listen: Vec<Text<SocketAddr>>,
     #[serde(default)]
     neighbor: Vec<NeighborTable>,
 }
@@ -97,6 +103,27 @@ struct NeighborTable {
     remote_as: u32,
     #[serde(default = "default_hold_time")]
     hold_time: Text<Duration>,
+    /// We wait for it to connect.
+    #[serde(default)]
+    passive: bool,
+    /// Our address on the session.
+    source: Option<Text<IpAddr>>,
+    /// The key of TCP-MD5.
+    password: Option<String>,
+    /// A file that has it.
+    password_file: Option<PathBuf>,
+    /// How many hops away it may be; what comes from farther is dropped (GTSM).
+    ttl_security: Option<u8>,
+    /// How many hops away it is.
+    multihop: Option<u8>,
+    /// What we are to it.
+    role: Option<Role>,
+    #[serde(default)]
+    strict_role: bool,
+    #[serde(default)]
+    add_path: bool,
+    #[serde(default)]
+    extended_next_hop: bool,
     next_hop_v4: Option<Text<IpAddr>>,
     next_hop_v6: Option<Text<IpAddr>>,
     #[serde(default)]
@@ -115,6 +142,12 @@ enum Announce {
 
 fn default_port() -> u16 {
     179
+}
+
+fn default_bgp_listen() -> Vec<Text<SocketAddr>> {
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
+        .map(|address| Text(SocketAddr::new(address, default_port())))
+        .into()
 }
 
 fn default_hold_time() -> Text<Duration> {
@@ -182,10 +215,11 @@ impl BgpTable {
                 return Err(document.error(&place("address"), problem));
             }
             transits.push(table.transit(self.local_as));
-            let neighbor = table.check(self.local_as, router_id);
+            let neighbor = table.check(self.local_as, router_id, document);
             neighbors.push(neighbor.map_err(|(key, problem)| document.error(&place(key), problem))?);
         }
-        Ok(Bgp { local_as: self.local_as, router_id, neighbors, transits })
+        let listen = self.listen.iter().map(|listen| listen.0).collect();
+        Ok(Bgp { local_as: self.local_as, router_id, listen, neighbors, transits })
     }
 }
 
@@ -198,15 +232,21 @@ impl NeighborTable {
             address: self.address.0,
             local_as,
             remote_as: self.remote_as,
+            role: self.role,
             accept: egress::accept(&self.accept),
             max_prefixes: [most.and_then(|most| most.ipv4), most.and_then(|most| most.ipv6)],
             restart: most.and_then(|most| Some(most.restart.as_ref()?.0)),
-            multihop: false,
+            multihop: self.multihop.is_some() || self.ttl_security.is_some_and(|hops| hops > 1),
         }
     }
 
     /// An error is the key and what is wrong with it.
-    fn check(self, local_as: u32, router_id: Ipv4Addr) -> Result<(Neighbor, bool), (&'static str, String)> {
+    fn check(
+        self,
+        local_as: u32,
+        router_id: Ipv4Addr,
+        document: &Document,
+    ) -> Result<(Neighbor, bool), (&'static str, String)> {
         check_as(self.remote_as).map_err(|problem| ("remote_as", problem.to_owned()))?;
         let address = self.address.0;
         if address.is_unspecified() || address.is_multicast() {
@@ -230,11 +270,73 @@ impl NeighborTable {
                 return Err(("next_hop_v6", "expected the global IPv6 address of this host on that link".into()));
             }
         };
-        let session = session::Config { local_as, router_id, remote_as: self.remote_as, hold_time };
+        let socket = self.socket(local_as, document)?;
+        if self.role.is_some() && local_as == self.remote_as {
+            return Err(("role", "roles are for sessions between two ASes (RFC 9234)".into()));
+        }
+        if self.strict_role && self.role.is_none() {
+            return Err(("strict_role", "there is no `role` that the neighbour could confirm".into()));
+        }
+        let session = session::Config {
+            local_as,
+            router_id,
+            remote_as: self.remote_as,
+            hold_time,
+            passive: self.passive,
+            role: self.role,
+            strict_role: self.strict_role,
+            add_path: self.add_path,
+            extended_next_hop: self.extended_next_hop,
+        };
         let remote = SocketAddr::new(address, self.port);
         let announce = self.announce.contains(&Announce::Sites);
-        Ok((Neighbor { name: self.name, remote, session, next_hop_v4, next_hop_v6 }, announce))
+        Ok((Neighbor { name: self.name, remote, session, socket, next_hop_v4, next_hop_v6 }, announce))
     }
+}
+
+impl NeighborTable {
+    /// How connections with it are made.
+    fn socket(&self, local_as: u32, document: &Document) -> Result<Options, (&'static str, String)> {
+        let source = self.source.as_ref().map(|source| source.0);
+        if source.is_some_and(|source| source.is_ipv4() != self.address.0.is_ipv4() || source.is_unspecified()) {
+            return Err(("source", "expected an address of this host, of the same family as the neighbour's".into()));
+        }
+        let password = match (&self.password, &self.password_file) {
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                return Err(("password", "there is a `password_file` too: expected one of them".into()));
+            }
+            (Some(text), None) => Some(password(text).map_err(|problem| ("password", problem))?),
+            (None, Some(file)) => {
+                let path = document.resolve(file);
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|error| ("password_file", format!("cannot read {}: {error}", path.display())))?;
+                Some(password(text.trim_end_matches(['\r', '\n'])).map_err(|problem| ("password_file", problem))?)
+            }
+        };
+        let (ttl, least_ttl) = match (self.ttl_security, self.multihop) {
+            (Some(_), Some(_)) => {
+                let problem = "there is `multihop` too: expected one of them; ttl_security counts the hops as well";
+                return Err(("ttl_security", problem.into()));
+            }
+            (Some(0), _) => {
+                return Err(("ttl_security", "expected the number of hops, from 1 (directly connected)".into()));
+            }
+            (_, Some(0)) => {
+                return Err(("multihop", "expected the number of hops, from 1 (directly connected)".into()));
+            }
+            (Some(hops), None) => Options::gtsm(hops),
+            (None, Some(hops)) => (Some(hops), None),
+            // A session between two ASes is over one link unless something else is said, as everywhere.
+            (None, None) if self.remote_as != local_as => (Some(1), None),
+            (None, None) => (None, None),
+        };
+        Ok(Options { source, password, ttl, least_ttl })
+    }
+}
+
+fn password(text: &str) -> Result<Password, String> {
+    Password::new(text).ok_or_else(|| format!("expected 1 to {} octets, which is what TCP-MD5 takes", Password::MAX))
 }
 
 fn check_as(number: u32) -> Result<(), &'static str> {

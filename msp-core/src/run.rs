@@ -3,9 +3,11 @@
 
 use crate::bgp::announce::Liveness;
 use crate::bgp::message::Notification;
-use crate::bgp::transport;
+use crate::bgp::routing::Routing;
+use crate::bgp::socket::{Listener, Serving};
+use crate::bgp::transport::{self, Learning, Wanted};
 use crate::cli::{Loaded, entropy, load};
-use crate::config::Config;
+use crate::config::{Config, Egress};
 use crate::routes;
 use crate::sites::{Sites, Surroundings};
 use crate::status::{BgpStatus, Reload, SiteStatus, Status};
@@ -15,9 +17,8 @@ use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, EngineError, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::udp::Socket;
-use ipnet::IpNet;
 use proto::{Event, Identity, Instant, LinkId, NodeConfig};
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -120,8 +121,10 @@ struct Core<'a> {
     packets: Handle,
     liveness: Liveness,
     /// What neighbours with the policy to announce sites are to be told.
-    wanted: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    wanted: watch::Sender<Arc<Wanted>>,
     neighbors: Vec<Neighbor>,
+    routing: Routing,
+    bgp_listening: Option<Serving>,
     started: Instant,
     reload: Reload,
 }
@@ -143,8 +146,22 @@ impl Core<'_> {
         let started = clock::now();
         let (wanted, _) = watch::channel(Arc::default());
         let (nothing, _) = watch::channel(Arc::default());
+        let bgp_listener = match &config.bgp {
+            Some(bgp) => {
+                let neighbors = bgp.neighbors.iter().map(|(neighbor, _)| (neighbor.remote.ip(), &neighbor.socket));
+                Some(Listener::bind(&bgp.listen, neighbors)?)
+            }
+            None => None,
+        };
+        let transits = config.bgp.as_ref().map_or(&[][..], |bgp| &bgp.transits);
+        let (tellers, exceeded): (Vec<_>, Vec<_>) = transits.iter().map(|_| mpsc::channel(1)).unzip();
+        let choices = config.egress.iter().map(Egress::choice).collect();
+        let routing = Routing::start(transits.to_vec(), choices, sites.prefixes(), tellers)
+            .context("cannot write routes to the kernel; the daemon needs CAP_NET_ADMIN, and Linux 5.3 or later")?;
         let mut neighbors = Vec::new();
-        for (neighbor, announce) in config.bgp.iter().flat_map(|bgp| &bgp.neighbors) {
+        let mut doors = HashMap::new();
+        let configured = config.bgp.iter().flat_map(|bgp| bgp.neighbors.iter().zip(&bgp.transits));
+        for (place, (((neighbor, announce), transit), exceeded)) in configured.zip(exceeded).enumerate() {
             if !announce {
                 tracing::warn!(
                     neighbor = neighbor.name,
@@ -152,9 +169,13 @@ impl Core<'_> {
                 );
             }
             let told = if *announce { wanted.subscribe() } else { nothing.subscribe() };
-            let handle = transport::spawn(neighbor.clone(), told, u64::from_ne_bytes(entropy()?));
+            let learning = Learning { feed: routing.feed(place), exceeded, restart: transit.restart };
+            let seed = u64::from_ne_bytes(entropy()?);
+            let handle = transport::spawn(neighbor.clone(), told, Some(learning), seed);
+            doors.insert(neighbor.remote.ip(), handle.door());
             neighbors.push(Neighbor { handle, announce: *announce });
         }
+        let bgp_listening = bgp_listener.map(|listener| listener.serve(doors));
         let mut liveness = Liveness::default();
         liveness.set_sites(started, sites.announcements());
         Ok(Core {
@@ -167,6 +188,8 @@ impl Core<'_> {
             liveness,
             wanted,
             neighbors,
+            routing,
+            bgp_listening,
             started,
             reload: Reload::default(),
         })
@@ -207,6 +230,7 @@ impl Core<'_> {
         for neighbor in self.neighbors {
             neighbor.handle.stop(farewell.clone()).await;
         }
+        self.routing.stop().await;
         Ok(())
     }
 
@@ -230,17 +254,17 @@ impl Core<'_> {
 
     /// Tells the neighbours' tasks, if there is news.
     fn announce(&self) {
-        let wanted = self.liveness.wanted();
+        let prefixes = self.liveness.wanted();
         self.wanted.send_if_modified(|old| {
-            let news = **old != wanted;
+            let news = old.prefixes != prefixes;
             if news {
-                for prefix in wanted.difference(old) {
+                for prefix in prefixes.difference(&old.prefixes) {
                     tracing::info!(%prefix, "to be announced");
                 }
-                for prefix in old.difference(&wanted) {
+                for prefix in old.prefixes.difference(&prefixes) {
                     tracing::info!(%prefix, "to be withdrawn");
                 }
-                *old = Arc::new(wanted);
+                *old = Arc::new(Wanted { prefixes, ..Wanted::clone(old) });
             }
             news
         });
@@ -285,6 +309,7 @@ impl Core<'_> {
         let now = clock::now();
         self.liveness.set_sites(now, sites.announcements());
         self.sites = sites;
+        self.routing.set_own(self.sites.prefixes().collect()).await;
         // A site that kept its number and lost its keys is another one: what the node says counts.
         for peer in &snapshot.peers {
             match peer.reachable {
@@ -311,6 +336,7 @@ impl Core<'_> {
         let bgp = self.config.bgp.as_ref().map(|bgp| BgpStatus {
             local_as: bgp.local_as,
             router_id: bgp.router_id,
+            strangers: self.bgp_listening.as_ref().map_or(0, Serving::strangers),
             neighbors: neighbors.into_iter().map(|(status, _)| status).collect(),
         });
         let reload = self.reload.clone();

@@ -67,6 +67,8 @@ pub(crate) enum SiteState {
 pub(crate) struct BgpStatus {
     pub(crate) local_as: u32,
     pub(crate) router_id: Ipv4Addr,
+    /// Connections that were closed because they were no neighbour's.
+    pub(crate) strangers: u64,
     pub(crate) neighbors: Vec<NeighborStatus>,
 }
 

@@ -261,7 +261,9 @@ fn once(subject: Subject, feeds: &Arc<[Feed; 2]>) -> Result<(Measured, BTreeMap<
     }
     let cpu_before = cpu_seconds(pid)?;
     let begin = Instant::now();
-    going.iter().for_each(|go| drop(go.send(())));
+    for go in &going {
+        let _ = go.send(());
+    }
     let last = settle(pid, begin)?;
     let memory = memory(pid)?;
     let cpu = cpu_seconds(pid)? - cpu_before;
@@ -275,7 +277,10 @@ fn once(subject: Subject, feeds: &Arc<[Feed; 2]>) -> Result<(Measured, BTreeMap<
     let _ = endings[0].send(());
     let moved = moved(subject, &here, &sample, lost)?;
     let settled = settle_cpu(pid, lost)?;
-    endings.iter().for_each(|end| drop(end.send(())));
+    for end in &endings {
+        // The speaker may have ended.
+        let _ = end.send(());
+    }
     drop(daemon);
     for speaker in speakers {
         // A daemon that was killed has closed its side: that is no error of the speaker's.

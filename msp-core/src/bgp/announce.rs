@@ -5,12 +5,13 @@
 //! else: [`Liveness::wanted`] draws on the configured prefixes of sites alone, so a default or a learnt route has no
 //! way in.
 
-use super::message::{AS_TRANS, MAX_MESSAGE};
+use super::message::{AS_TRANS, Refresh};
 use super::session::{Config, Negotiated};
+use super::update::Community;
 use super::{Families, Family};
 use bgpkit_parser::models::{
-    Afi, AsPath, AsnLength, AttrFlags, Attribute, AttributeValue, BgpMessage, BgpUpdateMessage, NetworkPrefix, Nlri,
-    Origin, Safi,
+    Afi, AsPath, Asn, AsnLength, AttrFlags, Attribute, AttributeValue, BgpMessage, BgpUpdateMessage,
+    Community as WireCommunity, NetworkPrefix, Nlri, Origin, Safi,
 };
 use bytes::Bytes;
 use ipnet::IpNet;
@@ -128,6 +129,14 @@ pub(crate) struct RouteAttributes {
     pub(crate) next_hop_v6: Option<Ipv6Addr>,
     /// What both ends speak.
     pub(crate) families: Families,
+    /// IPv4 prefixes may go by the IPv6 next hop (RFC 8950).
+    pub(crate) extended_next_hop: bool,
+    /// The longest message.
+    pub(crate) max_message: usize,
+    /// The AS that lets the routes go to customers only (RFC 9234).
+    pub(crate) only_to_customer: Option<u32>,
+    /// The routes will go soon: others are to be preferred from now on (RFC 8326).
+    pub(crate) graceful_shutdown: bool,
 }
 
 impl RouteAttributes {
@@ -150,6 +159,21 @@ impl RouteAttributes {
             next_hop_v4: v4.or(local_v4),
             next_hop_v6: v6.or(local_v6),
             families: negotiated.families,
+            extended_next_hop: negotiated.extended_next_hop,
+            max_message: negotiated.max_message,
+            // Our own routes have none yet, so none of them can be a leak.
+            only_to_customer: config.role.and_then(|role| role.egress(None, config.local_as).ok()).flatten(),
+            graceful_shutdown: false,
+        }
+    }
+
+    /// Where packets for prefixes of this family go.
+    fn next_hop(&self, family: Family) -> Option<IpAddr> {
+        let (v4, v6) = (self.next_hop_v4.map(IpAddr::V4), self.next_hop_v6.map(IpAddr::V6));
+        match family {
+            Family::Ipv4 if self.extended_next_hop => v4.or(v6),
+            Family::Ipv4 => v4,
+            Family::Ipv6 => v6,
         }
     }
 
@@ -157,27 +181,35 @@ impl RouteAttributes {
     pub(crate) fn why_not(&self, family: Family) -> Option<&'static str> {
         match family {
             _ if !self.families.contains(family) => Some("the neighbour does not speak this address family"),
-            Family::Ipv4 if self.next_hop_v4.is_none() => Some("there is no IPv4 next hop: set next_hop_v4"),
-            Family::Ipv6 if self.next_hop_v6.is_none() => Some("there is no IPv6 next hop: set next_hop_v6"),
-            _ => None,
+            _ if self.next_hop(family).is_some() => None,
+            Family::Ipv4 => Some("there is no IPv4 next hop: set next_hop_v4"),
+            Family::Ipv6 => Some("there is no IPv6 next hop: set next_hop_v6"),
         }
     }
 
     /// ORIGIN, AS_PATH and what else goes with every route, in the order of their types (RFC 4271, section 5).
-    fn values(&self, next_hop: Option<Ipv4Addr>) -> Vec<AttributeValue> {
+    fn values(&self, next_hop: Option<IpAddr>) -> Vec<AttributeValue> {
         let path = |asn| if self.internal { AsPath::default() } else { AsPath::from_sequence([asn]) };
         let fits = self.four_octet_as || self.local_as <= u32::from(u16::MAX);
         let mut values = vec![
             AttributeValue::Origin(Origin::IGP),
             AttributeValue::AsPath(path(if fits { self.local_as } else { AS_TRANS.into() })),
         ];
-        values.extend(next_hop.map(|address| AttributeValue::NextHop(address.into())));
+        values.extend(next_hop.map(AttributeValue::NextHop));
         if self.internal {
-            values.push(AttributeValue::LocalPreference(LOCAL_PREF));
-        } else if !fits {
+            // RFC 8326, section 4: inside the AS it is said by the least preference.
+            values.push(AttributeValue::LocalPreference(if self.graceful_shutdown { 0 } else { LOCAL_PREF }));
+        }
+        if self.graceful_shutdown {
+            let Community(number) = Community::GRACEFUL_SHUTDOWN;
+            let (defined_by, value) = (Asn::new_16bit((number >> 16) as u16), number as u16);
+            values.push(AttributeValue::Communities(vec![WireCommunity::Custom(defined_by, value)]));
+        }
+        if !self.internal && !fits {
             // RFC 6793, section 4.2.2: the neighbour reads two octets, and passes the whole path on unread.
             values.push(AttributeValue::As4Path(path(self.local_as)));
         }
+        values.extend(self.only_to_customer.map(|asn| AttributeValue::OnlyToCustomer(asn.into())));
         values
     }
 }
@@ -186,10 +218,23 @@ impl RouteAttributes {
 #[derive(Debug, Default)]
 pub(crate) struct Advertised {
     told: BTreeSet<IpNet>,
+    /// Told, and to be told again.
+    again: BTreeSet<IpNet>,
     /// Told, and to be withdrawn.
     surplus: BTreeSet<IpNet>,
-    /// Not told, and to be announced.
+    /// To be announced.
     missing: BTreeSet<IpNet>,
+    /// What is to be said when nothing is missing.
+    marks: Vec<Mark>,
+}
+
+/// What is said about all that was said before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// The first time (RFC 4724, section 2).
+    EndOfRib(Family),
+    /// Again, where that was asked for (RFC 7313).
+    EndOfRefresh(Family),
 }
 
 impl Advertised {
@@ -198,9 +243,16 @@ impl Advertised {
         *self = Advertised::default();
     }
 
-    /// The neighbour wants a family again (RFC 2918); to be followed by [`Advertised::want`].
-    pub(crate) fn forget(&mut self, family: Family) {
-        self.told.retain(|prefix| Family::of(prefix) != family);
+    /// It is to be told everything of these families again; to be followed by [`Advertised::want`].
+    pub(crate) fn repeat(&mut self, families: Families) {
+        self.again.extend(self.told.iter().filter(|prefix| families.contains(Family::of(prefix))));
+    }
+
+    /// It is to be told this when it has been told everything.
+    pub(crate) fn mark(&mut self, mark: Mark) {
+        if !self.marks.contains(&mark) {
+            self.marks.push(mark);
+        }
     }
 
     /// What it has been told.
@@ -211,28 +263,36 @@ impl Advertised {
     /// It is to be told this, as far as it can be, and nothing else.
     pub(crate) fn want(&mut self, wanted: &BTreeSet<IpNet>, attributes: &RouteAttributes) {
         let can = |prefix: &&IpNet| attributes.why_not(Family::of(prefix)).is_none();
-        self.missing = wanted.difference(&self.told).filter(can).copied().collect();
+        let is_missing = |prefix: &&IpNet| !self.told.contains(prefix) || self.again.contains(prefix);
+        self.missing = wanted.iter().filter(can).filter(is_missing).copied().collect();
         self.surplus = self.told.iter().filter(|prefix| !wanted.contains(prefix) || !can(prefix)).copied().collect();
     }
 
-    /// The next UPDATE, withdrawals first; nothing if the neighbour has been told everything. As full as the message's
+    /// The next message, withdrawals first; nothing if the neighbour has been told everything. As full as the message's
     /// limit allows, so that ten thousand sites are some twenty messages.
-    pub(crate) fn next_update(&mut self, attributes: &RouteAttributes) -> Option<Bytes> {
+    pub(crate) fn next_message(&mut self, attributes: &RouteAttributes) -> Option<Bytes> {
         if let Some(family) = self.surplus.first().map(Family::of) {
             let gone = fill(&self.surplus, family, withdrawal(Vec::new(), family), attributes);
             for prefix in &gone {
                 self.surplus.remove(prefix);
+                self.again.remove(prefix);
                 self.told.remove(prefix);
             }
             return Some(encode(withdrawal(gone, family), attributes));
         }
-        let family = self.missing.first().map(Family::of)?;
-        let new = fill(&self.missing, family, announcement(Vec::new(), family, attributes), attributes);
-        for prefix in &new {
-            self.missing.remove(prefix);
-            self.told.insert(*prefix);
+        if let Some(family) = self.missing.first().map(Family::of) {
+            let new = fill(&self.missing, family, announcement(Vec::new(), family, attributes), attributes);
+            for prefix in &new {
+                self.missing.remove(prefix);
+                self.again.remove(prefix);
+                self.told.insert(*prefix);
+            }
+            return Some(encode(announcement(new, family, attributes), attributes));
         }
-        Some(encode(announcement(new, family, attributes), attributes))
+        (!self.marks.is_empty()).then(|| match self.marks.remove(0) {
+            Mark::EndOfRib(family) => encode(withdrawal(Vec::new(), family), attributes),
+            Mark::EndOfRefresh(family) => Refresh::End(family).encode(),
+        })
     }
 }
 
@@ -243,7 +303,7 @@ fn fill(
     empty: BgpUpdateMessage,
     attributes: &RouteAttributes,
 ) -> Vec<IpNet> {
-    let mut left = MAX_MESSAGE - encode(empty, attributes).len();
+    let mut left = attributes.max_message - encode(empty, attributes).len();
     let of_family = prefixes.iter().copied().filter(|prefix| Family::of(prefix) == family);
     of_family
         .map_while(|prefix| {
@@ -261,21 +321,23 @@ fn withdrawal(prefixes: Vec<IpNet>, family: Family) -> BgpUpdateMessage {
     match family {
         Family::Ipv4 => BgpUpdateMessage { withdrawn_prefixes: nlri(prefixes), ..Default::default() },
         Family::Ipv6 => BgpUpdateMessage {
-            attributes: [multiprotocol(AttributeValue::MpUnreachNlri(ipv6_nlri(prefixes, None)))].into_iter().collect(),
+            attributes: [multiprotocol(AttributeValue::MpUnreachNlri(mp_nlri(family, prefixes, None)))]
+                .into_iter()
+                .collect(),
             ..Default::default()
         },
     }
 }
 
 fn announcement(prefixes: Vec<IpNet>, family: Family, attributes: &RouteAttributes) -> BgpUpdateMessage {
-    match family {
-        Family::Ipv4 => BgpUpdateMessage {
-            attributes: attributes.values(attributes.next_hop_v4).into_iter().collect(),
+    match (family, attributes.next_hop(family)) {
+        (Family::Ipv4, next_hop @ Some(IpAddr::V4(_))) => BgpUpdateMessage {
+            attributes: attributes.values(next_hop).into_iter().collect(),
             announced_prefixes: nlri(prefixes),
             ..Default::default()
         },
-        Family::Ipv6 => {
-            let reach = multiprotocol(AttributeValue::MpReachNlri(ipv6_nlri(prefixes, attributes.next_hop_v6)));
+        (family, next_hop) => {
+            let reach = multiprotocol(AttributeValue::MpReachNlri(mp_nlri(family, prefixes, next_hop)));
             // RFC 7606, section 5.1: first, so that a reader finds the prefixes whatever is wrong with the rest.
             let attributes = std::iter::once(reach).chain(attributes.values(None).into_iter().map(Attribute::from));
             BgpUpdateMessage { attributes: attributes.collect(), ..Default::default() }
@@ -288,11 +350,14 @@ fn multiprotocol(value: AttributeValue) -> Attribute {
     Attribute { value, flag: AttrFlags::OPTIONAL | AttrFlags::EXTENDED }
 }
 
-fn ipv6_nlri(prefixes: Vec<IpNet>, next_hop: Option<Ipv6Addr>) -> Nlri {
+fn mp_nlri(family: Family, prefixes: Vec<IpNet>, next_hop: Option<IpAddr>) -> Nlri {
     Nlri {
-        afi: Afi::Ipv6,
+        afi: match family {
+            Family::Ipv4 => Afi::Ipv4,
+            Family::Ipv6 => Afi::Ipv6,
+        },
         safi: Safi::Unicast,
-        next_hop: next_hop.map(|address| IpAddr::V6(address).into()),
+        next_hop: next_hop.map(Into::into),
         prefixes: nlri(prefixes),
         labeled_prefixes: None,
         link_state_nlris: None,

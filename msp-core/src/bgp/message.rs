@@ -1,30 +1,26 @@
-//! Messages: a strict framer, OPEN, NOTIFICATION, ROUTE-REFRESH; and the writing of all that we send.
+//! Messages: a strict framer, and NOTIFICATION, ROUTE-REFRESH, KEEPALIVE.
 //!
+//! ```text
+//! | marker: 16 octets of ones | length, of all (2) | type (1) | body |
+//! ```
 //! bgpkit-parser reads archives, where a bad marker or an odd length is history and no threat: it takes a KEEPALIVE of
 //! 25 octets and an OPEN whose parameters do not add up. A speaker must not (RFC 4271, section 6). So what comes in is
-//! framed and walked here, and bgpkit-parser writes what goes out.
+//! framed and walked by us, and bgpkit-parser writes the UPDATEs that go out.
 
-use super::{Families, Family};
-use bgpkit_parser::models::capabilities::{
-    BgpCapabilityType, FourOctetAsCapability, MultiprotocolExtensionsCapability, RouteRefreshCapability,
-};
-use bgpkit_parser::models::{
-    Afi, Asn, AsnLength, BgpMessage, BgpOpenMessage, Capability, CapabilityValue, OptParam, ParamValue, Safi,
-};
+use super::Family;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::fmt;
-use std::net::Ipv4Addr;
 
 /// Marker, length and type (RFC 4271, section 4.1).
 pub const HEADER: usize = 19;
-/// The longest message; more needs RFC 8654, which we do not offer.
+/// The longest message where nothing else was agreed on.
 pub const MAX_MESSAGE: usize = 4096;
+/// The longest message where RFC 8654 was agreed on.
+pub const MAX_EXTENDED_MESSAGE: usize = 65_535;
 /// What a speaker of two-octet AS numbers sees in place of a larger one (RFC 6793, section 9).
 pub const AS_TRANS: u16 = 23456;
 
 const MARKER: [u8; 16] = [0xff; 16];
-/// The one version there is.
-const VERSION: u8 = 4;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,15 +44,17 @@ impl Kind {
             .find(|&kind| kind as u8 == octet)
     }
 
-    /// The lengths a message of this kind can have, header included (RFC 4271, section 4; RFC 2918, section 3).
-    fn lengths(self) -> std::ops::RangeInclusive<usize> {
+    /// The lengths a message of this kind can have, header included (RFC 4271, section 4; RFC 2918, section 3), if none
+    /// is longer than `most`.
+    fn lengths(self, most: usize) -> std::ops::RangeInclusive<usize> {
         match self {
+            // RFC 8654, section 4: these two stay as they were.
             Kind::Open => 29..=MAX_MESSAGE,
-            Kind::Update => 23..=MAX_MESSAGE,
-            Kind::Notification => 21..=MAX_MESSAGE,
             Kind::Keepalive => HEADER..=HEADER,
-            // Longer ones carry filters (RFC 5291), which we do not offer.
-            Kind::RouteRefresh => 23..=23,
+            Kind::Update => 23..=most,
+            Kind::Notification => 21..=most,
+            // Whether it is longer than that is its reader's matter (RFC 7313, section 5).
+            Kind::RouteRefresh => 23..=most,
         }
     }
 }
@@ -71,12 +69,24 @@ pub struct Frame {
 }
 
 /// Cuts a stream of bytes into messages. Holds less than a message between calls, if it is drained after each push.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Framer {
     buffer: BytesMut,
+    most: usize,
+}
+
+impl Default for Framer {
+    fn default() -> Self {
+        Framer { buffer: BytesMut::new(), most: MAX_MESSAGE }
+    }
 }
 
 impl Framer {
+    /// From here on messages may be as long as RFC 8654 says.
+    pub fn extend(&mut self) {
+        self.most = MAX_EXTENDED_MESSAGE;
+    }
+
     /// Takes bytes as they come. Call [`Framer::next_frame`] until it has no more.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
@@ -94,12 +104,12 @@ impl Framer {
         let length_field = [self.buffer[16], self.buffer[17]];
         let length = usize::from(u16::from_be_bytes(length_field));
         let bad_length = || Notification::with_data(1, 2, &length_field);
-        if !(HEADER..=MAX_MESSAGE).contains(&length) {
+        if !(HEADER..=self.most).contains(&length) {
             return Err(bad_length());
         }
         let kind = Kind::from_wire(self.buffer[18]);
         let kind = kind.ok_or_else(|| Notification::with_data(1, 3, &self.buffer[18..19]))?;
-        if !kind.lengths().contains(&length) {
+        if !kind.lengths(self.most).contains(&length) {
             return Err(bad_length());
         }
         if self.buffer.len() < length {
@@ -233,170 +243,67 @@ impl fmt::Display for Notification {
     }
 }
 
-/// What an OPEN says (RFC 4271, section 4.2), as far as it matters here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Open {
-    /// The AS number: the capability's where there is one, else the field's.
-    pub asn: u32,
-    /// In seconds; 0 is none, and 1 and 2 do not occur.
-    pub hold_time: u16,
-    /// The BGP identifier.
-    pub router_id: Ipv4Addr,
-    /// Four-octet AS numbers (RFC 6793).
-    pub four_octet_as: bool,
-    /// Route refresh (RFC 2918).
-    pub route_refresh: bool,
-    /// The families offered (RFC 4760); IPv4 alone where no capability says anything.
-    pub families: Families,
-}
-
-impl Open {
-    /// Reads the body of an OPEN. An error is the NOTIFICATION to answer with (RFC 4271, section 6.2; RFC 5492).
-    pub fn decode(body: &Bytes) -> Result<Open, Notification> {
-        let malformed = || Notification::new(2, 0);
-        let mut body = body.clone();
-        if body.len() < 10 {
-            return Err(malformed());
-        }
-        let version = body.get_u8();
-        if version != VERSION {
-            return Err(Notification::with_data(2, 1, &u16::from(VERSION).to_be_bytes()));
-        }
-        let asn = body.get_u16();
-        let hold_time = body.get_u16();
-        let router_id = Ipv4Addr::from(body.get_u32());
-        let mut length = usize::from(body.get_u8());
-        // RFC 9072: 255 and a first parameter of type 255 mean that two-octet lengths follow.
-        let extended = length == 255 && body.first() == Some(&255);
-        if extended {
-            if body.len() < 3 {
-                return Err(malformed());
-            }
-            body.advance(1);
-            length = usize::from(body.get_u16());
-        }
-        if body.len() != length {
-            return Err(malformed());
-        }
-        let mut open = Open {
-            asn: u32::from(asn),
-            hold_time,
-            router_id,
-            four_octet_as: false,
-            route_refresh: false,
-            families: Families::default(),
-        };
-        let mut multiprotocol = false;
-        while !body.is_empty() {
-            let kind = body.get_u8();
-            let mut value = take(&mut body, if extended { 2 } else { 1 }).ok_or_else(malformed)?;
-            if kind != 2 {
-                return Err(Notification::new(2, 4));
-            }
-            while !value.is_empty() {
-                let code = value.get_u8();
-                let capability = take(&mut value, 1).ok_or_else(malformed)?;
-                open.capability(code, capability, &mut multiprotocol).ok_or_else(malformed)?;
-            }
-        }
-        if !multiprotocol {
-            open.families.insert(Family::Ipv4);
-        }
-        if open.asn == 0 {
-            return Err(Notification::new(2, 2));
-        }
-        if matches!(open.hold_time, 1 | 2) {
-            return Err(Notification::new(2, 6));
-        }
-        // RFC 6286: any number but zero.
-        if open.router_id.is_unspecified() {
-            return Err(Notification::new(2, 3));
-        }
-        Ok(open)
-    }
-
-    /// Takes note of one capability; nothing if it is malformed. Unknown ones are skipped (RFC 5492, section 3).
-    fn capability(&mut self, code: u8, mut value: Bytes, multiprotocol: &mut bool) -> Option<()> {
-        match (code, value.len()) {
-            (1, 4) => {
-                let (afi, _reserved, safi) = (value.get_u16(), value.get_u8(), value.get_u8());
-                *multiprotocol = true;
-                if let Some(family) = Family::from_afi_safi(afi, safi) {
-                    self.families.insert(family);
-                }
-            }
-            (2, 0) => self.route_refresh = true,
-            (65, 4) => {
-                self.four_octet_as = true;
-                self.asn = value.get_u32();
-            }
-            (1 | 2 | 65, _) => return None,
-            _ => {}
-        }
-        Some(())
-    }
-
-    /// The message.
-    pub fn encode(&self) -> Bytes {
-        let mut capabilities = Vec::new();
-        for (offered, afi) in [(self.families.ipv4, Afi::Ipv4), (self.families.ipv6, Afi::Ipv6)] {
-            if offered {
-                capabilities.push(Capability {
-                    ty: BgpCapabilityType::MULTIPROTOCOL_EXTENSIONS_FOR_BGP_4,
-                    value: CapabilityValue::MultiprotocolExtensions(MultiprotocolExtensionsCapability::new(
-                        afi,
-                        Safi::Unicast,
-                    )),
-                });
-            }
-        }
-        if self.route_refresh {
-            capabilities.push(Capability {
-                ty: BgpCapabilityType::ROUTE_REFRESH_CAPABILITY_FOR_BGP_4,
-                value: CapabilityValue::RouteRefresh(RouteRefreshCapability::new()),
-            });
-        }
-        if self.four_octet_as {
-            capabilities.push(Capability {
-                ty: BgpCapabilityType::SUPPORT_FOR_4_OCTET_AS_NUMBER_CAPABILITY,
-                value: CapabilityValue::FourOctetAs(FourOctetAsCapability::new(self.asn)),
-            });
-        }
-        let opt_params = match capabilities.is_empty() {
-            true => Vec::new(),
-            false => vec![OptParam { param_type: 2, param_value: ParamValue::Capacities(capabilities) }],
-        };
-        BgpMessage::Open(BgpOpenMessage {
-            version: VERSION,
-            asn: Asn::new_16bit(u16::try_from(self.asn).unwrap_or(AS_TRANS)),
-            hold_time: self.hold_time,
-            bgp_identifier: self.router_id,
-            extended_length: false,
-            opt_params,
-        })
-        .encode(AsnLength::Bits32)
-        .expect("four capabilities are within 255 octets")
-    }
-}
-
 /// A KEEPALIVE.
 pub fn keepalive() -> Bytes {
     header(Kind::Keepalive, 0).freeze()
 }
 
-/// The family that a ROUTE-REFRESH asks for, if it is one of ours and it asks (RFC 2918; subtypes other than 0 are RFC
-/// 7313's, which we do not offer, and are ignored as it says).
-pub fn refresh(body: &Bytes) -> Option<Family> {
-    match body[..] {
-        [afi_high, afi_low, 0, safi] => Family::from_afi_safi(u16::from_be_bytes([afi_high, afi_low]), safi),
-        _ => None,
+/// A ROUTE-REFRESH (RFC 2918, section 3; its second octet is RFC 7313's).
+///
+/// ```text
+/// | AFI (2) | 0: request, 1: beginning, 2: end (1) | SAFI (1) |
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    /// Everything of a family is to be said again.
+    Request(Family),
+    /// From here on everything of a family is said again.
+    Begin(Family),
+    /// It has been said.
+    End(Family),
+}
+
+impl Refresh {
+    /// Reads the body of one. Nothing if it is of a family that is not ours, or of another kind: those are ignored.
+    /// `enhanced`: beginning and end were agreed on (RFC 7313).
+    pub fn decode(body: &Bytes, enhanced: bool) -> Result<Option<Refresh>, Notification> {
+        let [afi_high, afi_low, kind, safi] = body[..] else {
+            if enhanced && matches!(body.get(2), Some(1 | 2)) {
+                // RFC 7313, section 5: with the whole message.
+                let mut message = header(Kind::RouteRefresh, body.len());
+                message.put_slice(body);
+                return Err(Notification::with_data(7, 1, &message));
+            }
+            // Longer ones carry filters (RFC 5291), which we do not offer.
+            return Err(Notification::with_data(1, 2, &((HEADER + body.len()) as u16).to_be_bytes()));
+        };
+        let family = Family::from_afi_safi(u16::from_be_bytes([afi_high, afi_low]), safi);
+        Ok(family.and_then(|family| match kind {
+            0 => Some(Refresh::Request(family)),
+            1 if enhanced => Some(Refresh::Begin(family)),
+            2 if enhanced => Some(Refresh::End(family)),
+            _ => None,
+        }))
+    }
+
+    /// The message.
+    pub fn encode(self) -> Bytes {
+        let (kind, family) = match self {
+            Refresh::Request(family) => (0, family),
+            Refresh::Begin(family) => (1, family),
+            Refresh::End(family) => (2, family),
+        };
+        let (afi, safi) = family.afi_safi();
+        let mut out = header(Kind::RouteRefresh, 4);
+        out.put_slice(&[0, afi, kind, safi]);
+        out.freeze()
     }
 }
 
 /// The header of a message whose body has `length` octets, with room for it.
-fn header(kind: Kind, length: usize) -> BytesMut {
+pub(super) fn header(kind: Kind, length: usize) -> BytesMut {
     let total = HEADER + length;
-    debug_assert!(kind.lengths().contains(&total), "{kind:?} of {total} octets");
+    debug_assert!(kind.lengths(MAX_EXTENDED_MESSAGE).contains(&total), "{kind:?} of {total} octets");
     let mut out = BytesMut::with_capacity(total);
     out.put_slice(&MARKER);
     out.put_u16(total as u16);
@@ -405,7 +312,7 @@ fn header(kind: Kind, length: usize) -> BytesMut {
 }
 
 /// Cuts off a field that its length in `octets` octets stands before; nothing if it does not fit.
-fn take(from: &mut Bytes, octets: usize) -> Option<Bytes> {
+pub(super) fn take(from: &mut Bytes, octets: usize) -> Option<Bytes> {
     let length = match octets {
         1 => usize::from(from.try_get_u8().ok()?),
         _ => usize::from(from.try_get_u16().ok()?),

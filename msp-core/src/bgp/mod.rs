@@ -2,19 +2,27 @@
 //!
 //! | file | what it decides | knows of time, sockets |
 //! | --- | --- | --- |
-//! | [`message`] | where a message begins and ends, whether an OPEN is one; how ours are written | neither |
+//! | [`message`] | where a message begins and ends; how ours are written | neither |
+//! | [`open`], [`role`] | what the two ends can do and are to each other | neither |
 //! | [`update`], `attribute` | what a received UPDATE says, and what becomes of a malformed one (RFC 7606) | neither |
 //! | [`rib`] | which received routes are let in, which is best, and what the kernel is told of it | neither |
-//! | `session` | the state machine of one connection (RFC 4271, section 8) | time, as an argument |
+//! | `connection` | the state machine of one connection, from its OPEN on (RFC 4271, section 8) | time, as an argument |
+//! | `session` | the neighbour: when to connect, which connection stays, what is stale | time, as an argument |
+//! | `routing` | nothing: the thread that has the routes, and the kernel's | both |
 //! | `announce` | what is to be announced, and the UPDATEs that bring a neighbour there | time, as an argument |
-//! | `transport` | nothing: it owns the TCP connection and moves bytes | both |
+//! | `socket` | nothing: it listens, connects, and sets what protects a connection | sockets |
+//! | `transport` | nothing: it owns the TCP connections of a neighbour and moves bytes | both |
 
 pub(crate) mod announce;
 mod attribute;
+mod connection;
 pub mod message;
+pub mod open;
 pub mod rib;
+pub mod role;
 pub(crate) mod routing;
 pub(crate) mod session;
+pub(crate) mod socket;
 pub(crate) mod transport;
 pub mod update;
 
@@ -42,6 +50,14 @@ impl Family {
         match prefix {
             ipnet::IpNet::V4(_) => Family::Ipv4,
             ipnet::IpNet::V6(_) => Family::Ipv6,
+        }
+    }
+
+    /// AFI, of which the first octet is zero, and SAFI.
+    pub(crate) const fn afi_safi(self) -> (u8, u8) {
+        match self {
+            Family::Ipv4 => (1, 1),
+            Family::Ipv6 => (2, 1),
         }
     }
 
@@ -83,5 +99,29 @@ impl Families {
             Family::Ipv4 => self.ipv4 = true,
             Family::Ipv6 => self.ipv6 = true,
         }
+    }
+
+    /// Takes one away.
+    pub fn remove(&mut self, family: Family) {
+        match family {
+            Family::Ipv4 => self.ipv4 = false,
+            Family::Ipv6 => self.ipv6 = false,
+        }
+    }
+
+    /// The set with one more.
+    pub fn with(mut self, family: Family) -> Families {
+        self.insert(family);
+        self
+    }
+
+    /// Those of both sets.
+    pub const fn and(self, other: Families) -> Families {
+        Families { ipv4: self.ipv4 && other.ipv4, ipv6: self.ipv6 && other.ipv6 }
+    }
+
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = Family> {
+        [Family::Ipv4, Family::Ipv6].into_iter().filter(move |&family| self.contains(family))
     }
 }

@@ -21,6 +21,7 @@ mod shared;
 mod table;
 
 use super::Family;
+use super::message::Notification;
 use super::update::{Announced, Nlri, Update};
 pub use accept::{Accept, Rejected, Session};
 pub use best::Because;
@@ -80,6 +81,19 @@ pub struct Exceeded {
     pub family: Family,
     /// The bound.
     pub most: u32,
+}
+
+impl Exceeded {
+    /// What the neighbour is told: Cease, Maximum Number of Prefixes Reached, with the family and the bound (RFC 4486,
+    /// section 4).
+    pub fn notification(&self) -> Notification {
+        let afi = match self.family {
+            Family::Ipv4 => 1,
+            Family::Ipv6 => 2,
+        };
+        let [a, b, c, d] = self.most.to_be_bytes();
+        Notification::with_data(6, 1, &[0, afi, 1, a, b, c, d])
+    }
 }
 
 /// The share of a neighbour's bound at which a warning is due, in percent.

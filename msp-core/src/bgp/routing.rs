@@ -7,6 +7,7 @@
 use super::rib::{
     Accept, ChoiceConfig, Counts, Exceeded, Explained, Gateway, NeighborConfig, Operation, Page, Rib, Session, WARN_AT,
 };
+use super::role::Role;
 use super::update::Update;
 use super::{Families, Family};
 use dataplane::host::{Owner, effective_rp_filter};
@@ -65,6 +66,8 @@ pub(crate) struct Transit {
     pub(crate) address: IpAddr,
     pub(crate) local_as: u32,
     pub(crate) remote_as: u32,
+    /// What we are to it.
+    pub(crate) role: Option<Role>,
     pub(crate) accept: Accept,
     pub(crate) max_prefixes: [Option<u32>; 2],
     /// How long after it sent more it is spoken to again; never, if none.
@@ -97,6 +100,13 @@ impl Feed {
     }
 }
 
+impl<'a> Feed {
+    /// The same, without waiting.
+    pub(crate) fn room_now(&'a self) -> Option<Room<'a>> {
+        Some(Room(self.neighbor, self.inputs.try_reserve().ok()?))
+    }
+}
+
 impl Room<'_> {
     pub(crate) fn tell(self, news: News) {
         self.1.send(Input::Neighbor(self.0, news));
@@ -109,6 +119,7 @@ impl Routing {
     pub(crate) fn start(
         transits: Vec<Transit>,
         choices: Vec<ChoiceConfig>,
+        own: impl IntoIterator<Item = IpNet>,
         exceeded: Vec<mpsc::Sender<Exceeded>>,
     ) -> io::Result<Routing> {
         let mut kernel = Fib::open(Owner::CoreLearnt as u8)?;
@@ -121,11 +132,12 @@ impl Routing {
         let neighbor = |transit: &Transit| NeighborConfig {
             name: transit.name.clone(),
             address: transit.address,
-            session: Session { local_as: transit.local_as, remote_as: transit.remote_as, route_server: false },
+            session: Session { local_as: transit.local_as, remote_as: transit.remote_as, role: transit.role },
             accept: transit.accept,
             max_prefixes: transit.max_prefixes,
         };
-        let rib = Rib::new(transits.iter().map(neighbor).collect(), choices);
+        let mut rib = Rib::new(transits.iter().map(neighbor).collect(), choices);
+        rib.set_own(own);
         let warned = vec![[false; 2]; transits.len()];
         let task = Task {
             rib,

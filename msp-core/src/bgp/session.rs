@@ -1,12 +1,16 @@
-//! The state machine of one BGP connection (RFC 4271, section 8), without clock and socket.
+//! A neighbour: when to connect, which of two connections stays, what of its routes is stale (RFC 4271, sections 6.8 and
+//! 8; RFC 4724), without clock and socket.
 //!
-//! Time and bytes come in, [`Action`]s and the next deadline are taken out. One `Session` has at most one connection.
-//! It opens connections itself, and takes one that its owner accepted through [`Session::connected`]; resolving a
-//! collision (section 6.8) is the work of an owner with two sessions for one neighbour, both of which show the OPENs'
-//! router identifiers in [`Negotiated`].
+//! Time and bytes come in, [`Action`]s and the next deadline are taken out. A session makes a connection of its own and
+//! takes one of the neighbour's; each is a state machine of its own ([`super::connection`]), and where both come about,
+//! the BGP identifiers decide which one stays.
 
-use super::message::{self, Frame, Framer, Kind, Notification, Open};
-use super::update::{self, Context, Update};
+pub(crate) use super::connection::Negotiated;
+use super::connection::{Connection, Happening};
+use super::message::{Notification, Refresh};
+use super::open::{Capabilities, GracefulRestart};
+use super::role::Role;
+use super::update::Update;
 use super::{Families, Family};
 use bytes::Bytes;
 use proto::Instant;
@@ -16,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 /// The first wait after a failure. RFC 4271 suggests 120 s, of a time when a router that restarted was busy for as
@@ -28,12 +33,11 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 const STABLE: Duration = Duration::from_secs(30);
 /// How long a TCP connection may take: SYNs at 0, 1, 3 and 7 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The hold timer until the OPEN has come: RFC 4271, section 8.2.2 suggests 4 minutes.
-const OPEN_HOLD: Duration = Duration::from_secs(240);
-/// The least send hold time (RFC 9687, section 4.4).
-const SEND_HOLD_LEAST: Duration = Duration::from_secs(480);
+/// How long stale routes are kept after a restarted neighbour is back, if it never says that it has said all (RFC 4724,
+/// section 4.2 wants a bound): a full table takes half a minute, and a router that boots is slow.
+const END_OF_RIB_TIMEOUT: Duration = Duration::from_secs(360);
 
-/// Who both ends are.
+/// Who both ends are, and what they may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) local_as: u32,
@@ -41,6 +45,16 @@ pub(crate) struct Config {
     pub(crate) remote_as: u32,
     /// The hold time we offer, in seconds: 0 (none) or at least 3.
     pub(crate) hold_time: u16,
+    /// We wait for the neighbour to connect.
+    pub(crate) passive: bool,
+    /// What we are to the neighbour (RFC 9234).
+    pub(crate) role: Option<Role>,
+    /// A neighbour that does not say what it is to us is refused.
+    pub(crate) strict_role: bool,
+    /// We take several routes to one prefix (RFC 7911).
+    pub(crate) add_path: bool,
+    /// We take IPv6 next hops of IPv4 routes (RFC 8950).
+    pub(crate) extended_next_hop: bool,
 }
 
 impl Config {
@@ -48,17 +62,34 @@ impl Config {
     pub(crate) fn internal(&self) -> bool {
         self.local_as == self.remote_as
     }
+
+    /// What we say that we can do.
+    pub(super) fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            families: Families::ALL,
+            four_octet_as: true,
+            route_refresh: true,
+            enhanced_route_refresh: true,
+            extended_message: true,
+            extended_next_hop: self.extended_next_hop,
+            add_path_receive: if self.add_path { Families::ALL } else { Families::NONE },
+            add_path_send: Families::NONE,
+            // Of no family: what we forward ends with this process, so nothing of ours is to be kept when it does.
+            graceful_restart: Some(GracefulRestart::default()),
+            role: self.role,
+        }
+    }
 }
 
 /// The states of RFC 4271, section 8.2.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
     /// Stopped, or waiting after an error.
     Idle,
     /// A TCP connection is being made.
     Connect,
-    /// Making one failed; waiting to try again, and glad of one from the other side.
+    /// Waiting for one from the other side, or to try again.
     Active,
     /// Our OPEN is out.
     OpenSent,
@@ -81,31 +112,6 @@ impl fmt::Display for State {
     }
 }
 
-/// What a session waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Timer {
-    /// When to try (again) to connect; while connecting, when to give this attempt up.
-    ConnectRetry,
-    /// When to take the neighbour for dead.
-    Hold,
-    /// When to send the next KEEPALIVE.
-    Keepalive,
-    /// When to take the neighbour for one that reads no more (RFC 9687).
-    SendHold,
-}
-
-const TIMERS: [Timer; 4] = [Timer::ConnectRetry, Timer::Hold, Timer::Keepalive, Timer::SendHold];
-
-/// What the two OPENs settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Negotiated {
-    pub(crate) remote_router_id: Ipv4Addr,
-    /// In seconds; 0 is none.
-    pub(crate) hold_time: u16,
-    pub(crate) four_octet_as: bool,
-    pub(crate) families: Families,
-}
-
 /// Why a connection ended, or did not come about.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Reason {
@@ -126,24 +132,50 @@ pub(crate) enum Reason {
     Received(Notification),
 }
 
+/// Who opened a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// We did.
+    Out,
+    /// The neighbour did.
+    In,
+}
+
+impl Way {
+    pub(super) const BOTH: [Way; 2] = [Way::Out, Way::In];
+
+    fn other(self) -> Way {
+        match self {
+            Way::Out => Way::In,
+            Way::In => Way::Out,
+        }
+    }
+}
+
 /// What the owner is to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Make a TCP connection; answer with [`Session::connected`] or [`Session::connect_failed`].
     Connect,
-    /// Write this, and say so with [`Session::written`].
-    Send(Bytes),
+    /// The connection that was told of last is wanted: it is this one from here on.
+    Take(Way),
+    /// Write this to the connection, and say so with [`Session::written`].
+    Send(Way, Bytes),
     /// Close the connection, after what is to be sent, or give up making it.
-    Close,
-    /// The session is established: announce.
-    Up(Negotiated),
-    /// It was established, and is no more: what was announced is forgotten at the other end.
-    Down(Reason),
-    /// The neighbour has said this of its routes. It comes after [`Action::Up`], and nothing comes after
-    /// [`Action::Down`].
+    Close(Way),
+    /// The session is established on this connection: announce.
+    Up(Way, Negotiated),
+    /// The neighbour says this of its routes. Comes between [`Action::Up`] and [`Action::Down`].
     Update(Update),
+    /// What there is of its routes of this family is stale from now on: in use until it is said again, or swept.
+    Stale(Family),
+    /// What is still stale of its routes of this family is to go.
+    Sweep(Family),
     /// The neighbour wants everything of a family again (RFC 2918).
     Refresh(Family),
+    /// It was established, and is no more: what was announced is forgotten at the other end. Its routes are to go; but
+    /// those of the families in `keep` are stale (RFC 4724), and a [`Action::Sweep`] comes for each of them.
+    Down { reason: Reason, keep: Families },
 }
 
 /// What a session has seen, since it was made.
@@ -163,22 +195,48 @@ pub(crate) struct Counters {
     pub(crate) established: u64,
 }
 
-/// One connection's state machine. After each call, take [`Session::poll_action`] until it has no more, then ask
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Counters) {
+        self.updates_received += other.updates_received;
+        self.treated_as_withdraw += other.treated_as_withdraw;
+        self.attributes_discarded += other.attributes_discarded;
+        self.messages_received += other.messages_received;
+        self.messages_sent += other.messages_sent;
+        self.established += other.established;
+    }
+}
+
+/// What the neighbour's session waits for, beside its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timer {
+    /// When to try (again) to connect; while connecting, when to give this attempt up.
+    ConnectRetry,
+    /// When stale routes go, because the neighbour is not back, or does not come to an end.
+    Stale,
+}
+
+const TIMERS: [Timer; 2] = [Timer::ConnectRetry, Timer::Stale];
+
+/// A neighbour's state machine. After each call, take [`Session::poll_action`] until it has no more, then ask
 /// [`Session::poll_timeout`]. After `handle_timeout(now)` the next deadline lies after `now`.
 #[derive(Debug)]
 pub(crate) struct Session {
     config: Config,
-    state: State,
+    /// Without regard to connections: [`State::Idle`], [`State::Connect`] or [`State::Active`].
+    dial: State,
+    dial_since: Instant,
+    connections: [Option<Connection>; 2],
     timers: [Option<Instant>; TIMERS.len()],
-    framer: Framer,
     actions: VecDeque<Action>,
-    /// Jitter (RFC 4271, section 10) needs no secret, only that neighbours differ.
     rng: StdRng,
+    /// When the last session came up.
+    established_at: Instant,
     /// Failures in a row, for the back-off.
     failures: u32,
-    negotiated: Option<Negotiated>,
-    since: Instant,
+    /// Families whose routes are stale since the neighbour went away (RFC 4724).
+    stale: Families,
     last_error: Option<Reason>,
+    /// Of connections that are over.
     counters: Counters,
 }
 
@@ -187,27 +245,29 @@ impl Session {
     pub(crate) fn new(config: Config, seed: u64, now: Instant) -> Session {
         Session {
             config,
-            state: State::Idle,
+            dial: State::Idle,
+            dial_since: now,
+            connections: [None, None],
             timers: [None; TIMERS.len()],
-            framer: Framer::default(),
             actions: VecDeque::new(),
             rng: StdRng::seed_from_u64(seed),
+            established_at: now,
             failures: 0,
-            negotiated: None,
-            since: now,
+            stale: Families::NONE,
             last_error: None,
             counters: Counters::default(),
         }
     }
 
-    /// Its state, and since when it is in it.
+    /// The state of the connection that has come furthest, and since when it is in it.
     pub(crate) fn state(&self) -> (State, Instant) {
-        (self.state, self.since)
+        let connections = self.connections.iter().flatten().map(Connection::state);
+        connections.max_by_key(|&(state, _)| state).unwrap_or((self.dial, self.dial_since))
     }
 
     /// What was settled, while established.
     pub(crate) fn negotiated(&self) -> Option<&Negotiated> {
-        self.negotiated.as_ref().filter(|_| self.state == State::Established)
+        self.connections[self.established()? as usize].as_ref()?.negotiated()
     }
 
     /// Why the last connection ended or did not come about.
@@ -217,96 +277,123 @@ impl Session {
 
     /// What it has seen.
     pub(crate) fn counters(&self) -> Counters {
-        self.counters
+        let mut sum = self.counters;
+        self.connections.iter().flatten().for_each(|connection| sum += connection.counters());
+        sum
     }
 
-    /// Starts connecting, unless it has.
+    /// Starts connecting, or waiting for a connection, unless it has.
     pub(crate) fn start(&mut self, now: Instant) {
-        if self.state == State::Idle {
-            self.connect(now);
+        if self.dial == State::Idle {
+            self.dial(now);
         }
     }
 
     /// Ends the session for good (or until the next start), with this NOTIFICATION if there is anyone to tell.
     pub(crate) fn stop(&mut self, now: Instant, notification: Notification) {
-        self.end(now, Reason::Stopped(notification));
+        self.give_up_dialling();
+        let reason = Reason::Stopped(notification);
+        for way in Way::BOTH {
+            self.end(now, way, reason.clone());
+        }
+        self.last_error = Some(reason);
+        self.sweep(Families::ALL);
         self.timers = [None; TIMERS.len()];
         self.enter(now, State::Idle);
     }
 
-    /// There is a TCP connection: the one asked for, or one that came from the other side.
-    pub(crate) fn connected(&mut self, now: Instant) {
-        if !matches!(self.state, State::Connect | State::Active) {
-            return;
+    /// Ends the session with this NOTIFICATION, and neither connects nor takes connections for so long; for good, if it is
+    /// not said for how long (RFC 4271, section 8.1.1: AutomaticStop).
+    pub(crate) fn cease(&mut self, now: Instant, notification: Notification, wait: Option<Duration>) {
+        self.give_up_dialling();
+        let reason = Reason::Sent(notification);
+        for way in Way::BOTH {
+            self.end(now, way, reason.clone());
         }
+        self.last_error = Some(reason);
+        self.sweep(Families::ALL);
         self.timers = [None; TIMERS.len()];
-        self.enter(now, State::OpenSent);
-        let open = Open {
-            asn: self.config.local_as,
-            hold_time: self.config.hold_time,
-            router_id: self.config.router_id,
-            four_octet_as: true,
-            route_refresh: true,
-            families: Families::ALL,
-        };
-        self.transmit(now, open.encode());
-        self.set(Timer::Hold, now + OPEN_HOLD);
+        if let Some(wait) = wait {
+            self.set(Timer::ConnectRetry, now + wait);
+        }
+        self.enter(now, State::Idle);
     }
 
-    /// The TCP connection could not be made.
+    /// There is a TCP connection: the one asked for, or one that the neighbour made. It is wanted if [`Action::Take`]
+    /// says so.
+    pub(crate) fn connected(&mut self, now: Instant, way: Way) {
+        match way {
+            Way::Out if self.dial != State::Connect => return,
+            Way::Out => {
+                self.clear(Timer::ConnectRetry);
+                self.enter(now, State::Active);
+            }
+            // Stopped, or too soon after an error.
+            Way::In if self.dial == State::Idle => return,
+            Way::In => match self.established() {
+                // RFC 4724, section 5: it has restarted, and the old connection is of its life before.
+                Some(old) if self.keeps(old) != Families::NONE => {
+                    self.end(now, old, Reason::Lost("the neighbour has restarted".into()));
+                    self.clear(Timer::ConnectRetry);
+                    self.enter(now, State::Active);
+                }
+                Some(_) => return,
+                // The neighbour knows best which of its connections it still has.
+                None => self.end(now, Way::In, Reason::Lost("the neighbour has made another one".into())),
+            },
+        }
+        let seed = self.rng.random();
+        self.connections[way as usize] = Some(Connection::new(self.config, seed, now));
+        self.actions.push_back(Action::Take(way));
+        self.pump(now, way);
+    }
+
+    /// The TCP connection that was asked for could not be made.
     pub(crate) fn connect_failed(&mut self, now: Instant, why: String) {
-        if self.state == State::Connect {
-            self.end(now, Reason::NotConnected(why));
+        if self.dial == State::Connect {
+            self.failed(now, Reason::NotConnected(why));
         }
     }
 
     /// The TCP connection ended.
-    pub(crate) fn closed(&mut self, now: Instant, why: String) {
-        if matches!(self.state, State::OpenSent | State::OpenConfirm | State::Established) {
-            self.end(now, Reason::Lost(why));
-        }
+    pub(crate) fn closed(&mut self, now: Instant, way: Way, why: String) {
+        self.end(now, way, Reason::Lost(why));
     }
 
     /// Bytes came in.
-    pub(crate) fn received(&mut self, now: Instant, bytes: &[u8]) {
-        if !matches!(self.state, State::OpenSent | State::OpenConfirm | State::Established) {
-            return;
-        }
-        self.framer.push(bytes);
-        // A message may end the session, and with it the framer's bytes.
-        loop {
-            match self.framer.next_frame() {
-                Ok(Some(frame)) => {
-                    self.counters.messages_received += 1;
-                    if let Err(notification) = self.handle(now, frame) {
-                        self.end(now, Reason::Sent(notification));
-                    }
-                }
-                Ok(None) => break,
-                Err(notification) => self.end(now, Reason::Sent(notification)),
-            }
+    pub(crate) fn received(&mut self, now: Instant, way: Way, bytes: &[u8]) {
+        if let Some(connection) = &mut self.connections[way as usize] {
+            connection.received(bytes);
+            self.pump(now, way);
         }
     }
 
     /// Some of what was to be sent has been taken by the neighbour's or the kernel's buffers, or all of it.
-    pub(crate) fn written(&mut self, now: Instant, all: bool) {
-        self.clear(Timer::SendHold);
-        if !all {
-            self.arm_send_hold(now);
+    pub(crate) fn written(&mut self, now: Instant, way: Way, all: bool) {
+        if let Some(connection) = &mut self.connections[way as usize] {
+            connection.written(now, all);
         }
     }
 
-    /// Sends an UPDATE that the owner made. Does nothing unless the session is established.
-    pub(crate) fn send_update(&mut self, now: Instant, update: Bytes) {
-        if self.state == State::Established {
-            self.transmit(now, update);
-            self.restart_keepalive(now);
+    /// Sends an UPDATE or ROUTE-REFRESH that the owner made. Does nothing unless the session is established.
+    pub(crate) fn send(&mut self, now: Instant, message: Bytes) {
+        if let Some(way) = self.established()
+            && let Some(connection) = &mut self.connections[way as usize]
+        {
+            connection.send_established(now, message);
+            self.pump(now, way);
         }
     }
 
-    /// To be called when [`Session::poll_timeout`]'s moment has come. What the socket has to give is to be handed in
+    /// To be called when [`Session::poll_timeout`]'s moment has come. What the sockets have to give is to be handed in
     /// first: a stall of this process is not a dead neighbour.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        for way in Way::BOTH {
+            if let Some(connection) = &mut self.connections[way as usize] {
+                connection.handle_timeout(now);
+                self.pump(now, way);
+            }
+        }
         for timer in TIMERS {
             let slot = &mut self.timers[timer as usize];
             if slot.is_none_or(|at| at > now) {
@@ -314,23 +401,22 @@ impl Session {
             }
             *slot = None;
             match timer {
-                Timer::ConnectRetry if self.state == State::Connect => {
-                    self.end(now, Reason::NotConnected(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())));
+                Timer::ConnectRetry if self.dial == State::Connect => {
+                    self.actions.push_back(Action::Close(Way::Out));
+                    let why = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+                    self.failed(now, Reason::NotConnected(why));
                 }
-                Timer::ConnectRetry => self.connect(now),
-                Timer::Hold => self.end(now, Reason::Sent(Notification::new(4, 0))),
-                Timer::Keepalive => {
-                    self.transmit(now, message::keepalive());
-                    self.restart_keepalive(now);
-                }
-                Timer::SendHold => self.end(now, Reason::Sent(Notification::new(8, 0))),
+                Timer::ConnectRetry => self.dial(now),
+                Timer::Stale => self.sweep(Families::ALL),
             }
         }
     }
 
-    /// The earliest deadline, and its reason.
-    pub(crate) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
-        TIMERS.into_iter().filter_map(|timer| Some((self.timers[timer as usize]?, timer))).min_by_key(|&(at, _)| at)
+    /// The earliest deadline.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let connections = self.connections.iter().flatten();
+        let deadlines = connections.filter_map(|connection| connection.poll_timeout().map(|(at, _)| at));
+        deadlines.chain(self.timers.iter().flatten().copied()).min()
     }
 
     /// The next thing to do.
@@ -338,164 +424,167 @@ impl Session {
         self.actions.pop_front()
     }
 
-    fn handle(&mut self, now: Instant, frame: Frame) -> Result<(), Notification> {
-        match (self.state, frame.kind) {
-            (_, Kind::Notification) => {
-                self.end(now, Reason::Received(Notification::decode(&frame.body)));
-            }
-            (State::OpenSent, Kind::Open) => self.handle_open(now, Open::decode(&frame.body)?)?,
-            (State::OpenConfirm, Kind::Keepalive) => {
-                self.restart_hold(now);
-                self.enter(now, State::Established);
-                self.counters.established += 1;
-                self.actions.extend(self.negotiated.map(Action::Up));
-            }
-            (State::Established, Kind::Keepalive) => self.restart_hold(now),
-            (State::Established, Kind::Update) => {
-                self.restart_hold(now);
-                self.handle_update(&frame.body)?;
-            }
-            (State::Established, Kind::RouteRefresh) => {
-                self.actions.extend(message::refresh(&frame.body).map(Action::Refresh));
-            }
-            // RFC 6608: which state found the message unexpected, and of what type it was.
-            (state, kind) => {
-                let subcode = match state {
-                    State::OpenSent => 1,
-                    State::OpenConfirm => 2,
-                    _ => 3,
-                };
-                return Err(Notification::with_data(5, subcode, &[kind as u8]));
-            }
-        }
-        Ok(())
+    /// The connection that is established.
+    fn established(&self) -> Option<Way> {
+        let is =
+            |way: &Way| self.connections[*way as usize].as_ref().is_some_and(|c| c.state().0 == State::Established);
+        Way::BOTH.into_iter().find(is)
     }
 
-    /// RFC 4271, section 6.2: what of an OPEN depends on who we expect.
-    fn handle_open(&mut self, now: Instant, open: Open) -> Result<(), Notification> {
-        if open.asn != self.config.remote_as {
-            return Err(Notification::new(2, 2));
+    /// What is kept of the neighbour's routes if this connection is lost without a word (RFC 4724, section 4.2).
+    fn keeps(&self, way: Way) -> Families {
+        let negotiated = self.connections[way as usize].as_ref().and_then(Connection::negotiated);
+        let restart = negotiated.and_then(|negotiated| Some((negotiated.graceful_restart?, negotiated.families)));
+        match restart {
+            Some((restart, families)) if restart.time > 0 => restart.families.and(families),
+            _ => Families::NONE,
         }
-        // RFC 6286: within one AS no two speakers have the same.
-        if self.config.internal() && open.router_id == self.config.router_id {
-            return Err(Notification::new(2, 3));
-        }
-        self.negotiated = Some(Negotiated {
-            remote_router_id: open.router_id,
-            hold_time: self.config.hold_time.min(open.hold_time),
-            four_octet_as: open.four_octet_as,
-            families: open.families,
-        });
-        self.transmit(now, message::keepalive());
-        self.restart_hold(now);
-        self.restart_keepalive(now);
-        self.enter(now, State::OpenConfirm);
-        Ok(())
     }
 
-    fn handle_update(&mut self, body: &Bytes) -> Result<(), Notification> {
-        self.counters.updates_received += 1;
-        let context = Context {
-            families: self.negotiated.map(|negotiated| negotiated.families).unwrap_or_default(),
-            four_octet_as: self.negotiated.is_some_and(|negotiated| negotiated.four_octet_as),
-            internal: self.config.internal(),
-            add_path: Families::NONE,
-            extended_next_hop: false,
+    /// Takes what happened on a connection.
+    fn pump(&mut self, now: Instant, way: Way) {
+        while let Some(connection) = &mut self.connections[way as usize]
+            && let Some(happening) = connection.next(now)
+        {
+            match happening {
+                Happening::Send(bytes) => self.actions.push_back(Action::Send(way, bytes)),
+                Happening::Opened => self.resolve_collision(now, way),
+                Happening::Established(negotiated) => self.up(now, way, negotiated),
+                Happening::Update(update) => {
+                    let end_of_rib = update.end_of_rib;
+                    self.actions.push_back(Action::Update(update));
+                    if let Some(family) = end_of_rib {
+                        self.sweep(Families::NONE.with(family));
+                    }
+                }
+                Happening::Refresh(Refresh::Request(family)) => self.actions.push_back(Action::Refresh(family)),
+                // RFC 7313, section 4: not before all has been told once after a restart.
+                Happening::Refresh(Refresh::Begin(family) | Refresh::End(family)) if self.stale.contains(family) => {}
+                Happening::Refresh(Refresh::Begin(family)) => self.actions.push_back(Action::Stale(family)),
+                Happening::Refresh(Refresh::End(family)) => self.actions.push_back(Action::Sweep(family)),
+                Happening::Ended(reason) => self.ended(now, way, reason),
+            }
+        }
+    }
+
+    /// RFC 4271, section 6.8: of two connections that have both come as far, the one that the end with the higher
+    /// identifier made stays. One that is established stays in any case.
+    fn resolve_collision(&mut self, now: Instant, way: Way) {
+        let Some(remote) = self.connections[way as usize].as_ref().and_then(Connection::negotiated) else { return };
+        // RFC 6286, section 2.3: with equal identifiers the higher AS number decides.
+        let ours_is_higher = (u32::from(self.config.router_id), self.config.local_as)
+            > (u32::from(remote.remote_router_id), self.config.remote_as);
+        let stays = if ours_is_higher { Way::Out } else { Way::In };
+        let other = self.connections[way.other() as usize].as_ref().map(|connection| connection.state().0);
+        let goes = match other {
+            Some(State::Established) => way,
+            Some(State::OpenConfirm) => stays.other(),
+            _ => return,
         };
-        let update = update::decode(body, &context)?;
-        self.counters.attributes_discarded += update.discarded as u64;
-        if let Some(fault) = update.fault {
-            self.counters.treated_as_withdraw += 1;
-            tracing::debug!(asn = self.config.remote_as, %fault, "an UPDATE is treated as a withdrawal (RFC 7606)");
-        }
-        self.actions.push_back(Action::Update(update));
-        Ok(())
+        self.end(now, goes, Reason::Sent(Notification::new(6, 7)));
     }
 
-    /// Begins to make a connection.
-    fn connect(&mut self, now: Instant) {
+    fn up(&mut self, now: Instant, way: Way, negotiated: Negotiated) {
+        self.give_up_dialling();
+        self.end(now, way.other(), Reason::Sent(Notification::new(6, 7)));
+        self.clear(Timer::ConnectRetry);
+        self.enter(now, State::Active);
+        self.established_at = now;
+        self.actions.push_back(Action::Up(way, negotiated));
+        // RFC 4724, section 4.2: what it did not go on forwarding goes at once, and the rest when it has said all.
+        let forwarding = negotiated.graceful_restart.map(|restart| restart.forwarding).unwrap_or_default();
+        let lost = self.stale.iter().filter(|&family| !forwarding.contains(family));
+        self.sweep(lost.fold(Families::NONE, Families::with));
+        if self.stale != Families::NONE {
+            self.set(Timer::Stale, now + END_OF_RIB_TIMEOUT);
+        }
+    }
+
+    /// Ends a connection, if there is one.
+    fn end(&mut self, now: Instant, way: Way, reason: Reason) {
+        if let Some(connection) = &mut self.connections[way as usize] {
+            connection.end(now, reason);
+            self.pump(now, way);
+        }
+    }
+
+    /// A connection has ended.
+    fn ended(&mut self, now: Instant, way: Way, reason: Reason) {
+        let keep = if matches!(reason, Reason::Lost(_)) { self.keeps(way) } else { Families::NONE };
+        let Some(connection) = self.connections[way as usize].take() else { return };
+        let counters = connection.counters();
+        self.counters += counters;
+        self.actions.push_back(Action::Close(way));
+        if counters.established > 0 {
+            if now.since(self.established_at) >= STABLE {
+                self.failures = 0;
+            }
+            self.stale = keep;
+            match connection.negotiated().and_then(|negotiated| negotiated.graceful_restart) {
+                Some(restart) if keep != Families::NONE => {
+                    self.set(Timer::Stale, now + Duration::from_secs(restart.time.into()));
+                }
+                _ => self.clear(Timer::Stale),
+            }
+            self.actions.push_back(Action::Down { reason: reason.clone(), keep });
+        }
+        if self.connections.iter().any(Option::is_some) || self.dial == State::Connect {
+            return;
+        }
+        self.failed(now, reason);
+    }
+
+    /// Nothing is left to become a session: waits before the next attempt.
+    fn failed(&mut self, now: Instant, reason: Reason) {
+        // Who broke the protocol is not listened to for that long (RFC 4271, section 8.2.2: Idle); any other may call.
+        let next = if matches!(reason, Reason::Sent(_)) { State::Idle } else { State::Active };
+        self.last_error = Some(reason);
+        if self.connections.iter().any(Option::is_some) {
+            // One of the neighbour's may still become one.
+            self.enter(now, State::Active);
+            return;
+        }
+        let wait = (RETRY_FIRST * 2u32.saturating_pow(self.failures.min(31))).min(RETRY_MAX);
+        self.failures = self.failures.saturating_add(1);
+        // RFC 4271, section 10.
+        let wait = wait.mul_f64(self.rng.random_range(0.75..=1.0));
+        self.set(Timer::ConnectRetry, now + wait);
+        self.enter(now, next);
+    }
+
+    /// Begins to make a connection, or to wait for one.
+    fn dial(&mut self, now: Instant) {
+        if self.config.passive {
+            self.enter(now, State::Active);
+            return;
+        }
         self.enter(now, State::Connect);
         self.actions.push_back(Action::Connect);
         self.set(Timer::ConnectRetry, now + CONNECT_TIMEOUT);
     }
 
-    /// Ends whatever there is, and sets the time of the next attempt.
-    fn end(&mut self, now: Instant, reason: Reason) {
-        let connected = matches!(self.state, State::OpenSent | State::OpenConfirm | State::Established);
-        if let (true, Reason::Stopped(notification) | Reason::Sent(notification)) = (connected, &reason) {
-            self.counters.messages_sent += 1;
-            self.actions.push_back(Action::Send(notification.encode()));
+    fn give_up_dialling(&mut self) {
+        if self.dial == State::Connect {
+            self.actions.push_back(Action::Close(Way::Out));
         }
-        if connected || self.state == State::Connect {
-            self.actions.push_back(Action::Close);
+    }
+
+    /// What is still stale of these families is to go.
+    fn sweep(&mut self, families: Families) {
+        for family in families.and(self.stale).iter() {
+            self.stale.remove(family);
+            self.actions.push_back(Action::Sweep(family));
         }
-        if self.state == State::Established {
-            self.actions.push_back(Action::Down(reason.clone()));
-            if now.since(self.since) >= STABLE {
-                self.failures = 0;
-            }
+        if self.stale == Families::NONE {
+            self.clear(Timer::Stale);
         }
-        let failed_to_connect = matches!(reason, Reason::NotConnected(_));
-        self.last_error = Some(reason);
-        self.negotiated = None;
-        self.framer = Framer::default();
-        self.timers = [None; TIMERS.len()];
-        let wait = (RETRY_FIRST * 2u32.saturating_pow(self.failures.min(31))).min(RETRY_MAX);
-        self.failures = self.failures.saturating_add(1);
-        let wait = self.jitter(wait);
-        self.set(Timer::ConnectRetry, now + wait);
-        self.enter(now, if failed_to_connect { State::Active } else { State::Idle });
     }
 
     fn enter(&mut self, now: Instant, state: State) {
-        if self.state != state {
-            self.state = state;
-            self.since = now;
+        if self.dial != state {
+            self.dial = state;
+            self.dial_since = now;
         }
-    }
-
-    fn transmit(&mut self, now: Instant, message: Bytes) {
-        self.counters.messages_sent += 1;
-        self.actions.push_back(Action::Send(message));
-        if self.timers[Timer::SendHold as usize].is_none() {
-            self.arm_send_hold(now);
-        }
-    }
-
-    /// RFC 9687, section 4.4; without a hold time there is none.
-    fn arm_send_hold(&mut self, now: Instant) {
-        let hold = Duration::from_secs(self.hold_time().into());
-        if !hold.is_zero() {
-            self.set(Timer::SendHold, now + SEND_HOLD_LEAST.max(2 * hold));
-        }
-    }
-
-    fn restart_hold(&mut self, now: Instant) {
-        match self.hold_time() {
-            0 => self.clear(Timer::Hold),
-            seconds => self.set(Timer::Hold, now + Duration::from_secs(seconds.into())),
-        }
-    }
-
-    /// A third of the hold time (RFC 4271, section 4.4).
-    fn restart_keepalive(&mut self, now: Instant) {
-        match self.hold_time() {
-            0 => self.clear(Timer::Keepalive),
-            seconds => {
-                let wait = self.jitter(Duration::from_secs(seconds.into()) / 3);
-                self.set(Timer::Keepalive, now + wait);
-            }
-        }
-    }
-
-    /// The settled hold time, or what we offer as long as nothing is settled.
-    fn hold_time(&self) -> u16 {
-        self.negotiated.map_or(self.config.hold_time, |negotiated| negotiated.hold_time)
-    }
-
-    /// Three to four quarters of it (RFC 4271, section 10).
-    fn jitter(&mut self, whole: Duration) -> Duration {
-        whole.mul_f64(self.rng.random_range(0.75..=1.0))
     }
 
     fn set(&mut self, timer: Timer, at: Instant) {

@@ -1,14 +1,17 @@
 //! TCP under a session: one task per neighbour, so that one that hangs holds up nobody else.
 
-use super::Family;
-use super::announce::{Advertised, RouteAttributes};
-use super::message::Notification;
-use super::session::{Action, Config, Counters, Reason, Session, State};
+use super::announce::{Advertised, Mark, RouteAttributes};
+use super::message::{Notification, Refresh};
+use super::rib::Exceeded;
+use super::routing::{Feed, News, Room};
+use super::session::{Action, Config, Counters, Reason, Session, State, Way};
+use super::socket::Options;
+use super::{Families, Family};
 use bytes::{Buf, Bytes, BytesMut};
 use dataplane::clock;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// No further UPDATE is made while as much is waiting to be written: what a neighbour does not read yet is not worked
 /// out yet, and is still the newest when it is.
@@ -33,6 +36,7 @@ pub(crate) struct Neighbor {
     pub(crate) name: String,
     pub(crate) remote: SocketAddr,
     pub(crate) session: Config,
+    pub(crate) socket: Options,
     pub(crate) next_hop_v4: Option<Ipv4Addr>,
     pub(crate) next_hop_v6: Option<Ipv6Addr>,
 }
@@ -61,6 +65,7 @@ pub(crate) struct NeighborStatus {
 #[derive(Debug)]
 pub(crate) struct Handle {
     questions: mpsc::Sender<oneshot::Sender<NeighborStatus>>,
+    door: mpsc::Sender<TcpStream>,
     stop: watch::Sender<Option<Notification>>,
     task: JoinHandle<()>,
 }
@@ -73,6 +78,11 @@ impl Handle {
         answered.await.ok()
     }
 
+    /// Where connections that the neighbour has made are handed in.
+    pub(crate) fn door(&self) -> mpsc::Sender<TcpStream> {
+        self.door.clone()
+    }
+
     /// Says farewell and waits until it is said.
     pub(crate) async fn stop(self, notification: Notification) {
         // Send fails only when the task has ended.
@@ -81,28 +91,57 @@ impl Handle {
     }
 }
 
-/// Starts a neighbour. `wanted` is what it is to be told, now and whenever it changes.
-pub(crate) fn spawn(neighbor: Neighbor, wanted: watch::Receiver<Arc<BTreeSet<IpNet>>>, seed: u64) -> Handle {
+/// What the neighbours are to be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) prefixes: BTreeSet<IpNet>,
+    /// The routes will go soon (RFC 8326).
+    pub(crate) graceful_shutdown: bool,
+}
+
+/// Where what the neighbour says of routes goes.
+#[derive(Debug)]
+pub(crate) struct Learning {
+    pub(crate) feed: Feed,
+    /// It has said more than it may.
+    pub(crate) exceeded: mpsc::Receiver<Exceeded>,
+    /// How long it is not spoken to then; for good, if none.
+    pub(crate) restart: Option<Duration>,
+}
+
+/// Starts a neighbour. `wanted` is what it is to be told, now and whenever it changes. Without `learning` nothing is kept
+/// of what it says.
+pub(crate) fn spawn(
+    neighbor: Neighbor,
+    wanted: watch::Receiver<Arc<Wanted>>,
+    learning: Option<Learning>,
+    seed: u64,
+) -> Handle {
     let session = Session::new(neighbor.session, seed, clock::now());
     let (stop, stopped) = watch::channel(None);
     let mut task = Task {
         neighbor,
         session,
         wanted,
-        link: Link::None,
-        outgoing: BytesMut::new(),
+        lines: Default::default(),
         advertised: Advertised::default(),
-        attributes: None,
+        established: None,
         reported: None,
-        farewell: None,
+        offered: None,
+        farewells: JoinSet::new(),
+        learning,
+        news: VecDeque::new(),
     };
     let (questions, asked) = mpsc::channel(1);
-    let task = tokio::spawn(async move { task.run(stopped, asked).await });
-    Handle { questions, stop, task }
+    let (door, visitors) = mpsc::channel(1);
+    let task = tokio::spawn(async move { task.run(Requests { stopped, asked, visitors }).await });
+    Handle { questions, door, stop, task }
 }
 
-/// The TCP connection, or the making of one.
+/// A TCP connection, or the making of one.
+#[derive(Default)]
 enum Link {
+    #[default]
     None,
     Connecting(JoinHandle<io::Result<(TcpStream, SocketAddr)>>),
     Open {
@@ -112,104 +151,159 @@ enum Link {
     },
 }
 
-struct Task {
-    neighbor: Neighbor,
-    session: Session,
-    wanted: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+/// One of the two connections that there may be.
+#[derive(Default)]
+struct Line {
     link: Link,
     /// What waits to be written. Its size is bounded: [`BACKLOG`], a message, and a KEEPALIVE now and then until the
     /// send hold timer runs out.
     outgoing: BytesMut,
+}
+
+impl Line {
+    /// Waits until something can be done with it; what comes in can wait, if it must.
+    async fn ready(&mut self, way: Way, reading: bool) -> Wake {
+        match &mut self.link {
+            Link::None => std::future::pending().await,
+            Link::Connecting(task) => Wake::Connected(task.await.unwrap_or_else(|error| Err(io::Error::other(error)))),
+            Link::Open { stream, .. } => tokio::select! {
+                // An error shows in the read or write that follows.
+                _ = stream.readable(), if reading => Wake::Readable(way),
+                _ = stream.writable(), if !self.outgoing.is_empty() => Wake::Writable,
+                else => std::future::pending().await,
+            },
+        }
+    }
+}
+
+struct Task {
+    neighbor: Neighbor,
+    session: Session,
+    wanted: watch::Receiver<Arc<Wanted>>,
+    /// By who opened it.
+    lines: [Line; 2],
     advertised: Advertised,
-    /// While established.
-    attributes: Option<RouteAttributes>,
+    /// While established: by which connection, and what is said of routes on it.
+    established: Option<(Way, RouteAttributes)>,
     /// The reason that the log has last.
     reported: Option<Reason>,
-    /// The connection before this one, taking its leave.
-    farewell: Option<JoinHandle<()>>,
+    /// A connection that the session has been told of, and its address here.
+    offered: Option<(TcpStream, IpAddr)>,
+    /// Connections before, taking their leave.
+    farewells: JoinSet<()>,
+    learning: Option<Learning>,
+    /// What was read and waits for room at the thread that keeps routes. Nothing more is read while there is any, so it is
+    /// what one buffer had.
+    news: VecDeque<News>,
+}
+
+/// Who wants something of the task.
+struct Requests {
+    stopped: watch::Receiver<Option<Notification>>,
+    asked: mpsc::Receiver<oneshot::Sender<NeighborStatus>>,
+    visitors: mpsc::Receiver<TcpStream>,
 }
 
 /// What woke the task.
 enum Wake {
     Connected(io::Result<(TcpStream, SocketAddr)>),
-    Readable,
+    Visitor(TcpStream),
+    Readable(Way),
     Writable,
     Deadline,
     Wanted,
     Question(oneshot::Sender<NeighborStatus>),
+    Farewell,
+    Exceeded(Exceeded),
+    Told,
     Stop(Notification),
 }
 
 impl Task {
-    async fn run(
-        &mut self,
-        mut stopped: watch::Receiver<Option<Notification>>,
-        mut questions: mpsc::Receiver<oneshot::Sender<NeighborStatus>>,
-    ) {
+    async fn run(&mut self, mut requests: Requests) {
         self.session.start(clock::now());
         let mut buffer = vec![0; READ];
         loop {
             self.act();
-            match self.wait(&mut stopped, &mut questions).await {
-                Wake::Connected(Ok((stream, local))) => {
-                    self.link = Link::Open { stream, local: local.ip() };
-                    self.session.connected(clock::now());
-                }
+            match self.wait(&mut requests).await {
+                Wake::Connected(Ok((stream, local))) => self.connected(Way::Out, stream, local.ip()),
                 Wake::Connected(Err(error)) => {
-                    self.link = Link::None;
+                    self.lines[Way::Out as usize] = Line::default();
                     self.session.connect_failed(clock::now(), error.to_string());
                 }
-                Wake::Readable => self.read(&mut buffer),
+                Wake::Visitor(stream) => match self.neighbor.socket.adopt(&stream) {
+                    Ok(local) => self.connected(Way::In, stream, local.ip()),
+                    // It is gone already.
+                    Err(error) => tracing::debug!(neighbor = self.neighbor.name, %error, "a connection was not taken"),
+                },
+                Wake::Readable(way) => self.read(way, &mut buffer),
                 Wake::Writable => self.write(),
                 Wake::Deadline => {
                     // What has come in is worth more than a timer that says that nothing did.
-                    self.read(&mut buffer);
+                    for way in Way::BOTH {
+                        self.read(way, &mut buffer);
+                    }
                     self.session.handle_timeout(clock::now());
                 }
                 Wake::Wanted => self.want(),
                 // Whoever asked may have gone.
                 Wake::Question(answer) => drop(answer.send(self.status())),
+                Wake::Farewell | Wake::Told => {}
+                Wake::Exceeded(exceeded) => {
+                    let wait = self.learning.as_ref().and_then(|learning| learning.restart);
+                    self.session.cease(clock::now(), exceeded.notification(), wait);
+                }
                 Wake::Stop(notification) => {
                     self.session.stop(clock::now(), notification);
                     self.act();
-                    if let Some(farewell) = self.farewell.take() {
-                        // It ends by itself, in time; how it went concerns nobody.
-                        let _ = farewell.await;
-                    }
+                    // They end by themselves, in time; how it went concerns nobody.
+                    while self.farewells.join_next().await.is_some() {}
                     return;
                 }
             }
         }
     }
 
-    async fn wait(
-        &mut self,
-        stopped: &mut watch::Receiver<Option<Notification>>,
-        questions: &mut mpsc::Receiver<oneshot::Sender<NeighborStatus>>,
-    ) -> Wake {
-        let deadline = self.session.poll_timeout().map(|(at, _)| at.since(clock::now()));
+    /// There is a connection, which the session may want or not.
+    fn connected(&mut self, way: Way, stream: TcpStream, local: IpAddr) {
+        if way == Way::Out {
+            self.lines[Way::Out as usize] = Line::default();
+        }
+        self.offered = Some((stream, local));
+        self.session.connected(clock::now(), way);
+        self.act_on_session();
+        self.offered = None;
+    }
+
+    async fn wait(&mut self, requests: &mut Requests) -> Wake {
+        let deadline = self.session.poll_timeout().map(|at| at.since(clock::now()));
         let deadline = async {
             match deadline {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => std::future::pending().await,
             }
         };
-        let writing = !self.outgoing.is_empty();
-        let link = async {
-            match &mut self.link {
-                Link::None => std::future::pending().await,
-                Link::Connecting(task) => {
-                    Wake::Connected(task.await.unwrap_or_else(|error| Err(io::Error::other(error))))
-                }
-                Link::Open { stream, .. } => tokio::select! {
-                    // An error shows in the read or write that follows.
-                    _ = stream.readable() => Wake::Readable,
-                    _ = stream.writable(), if writing => Wake::Writable,
-                },
+        let reading = self.news.is_empty();
+        let [out, incoming] = &mut self.lines;
+        let (feed, mut exceeded) = match &mut self.learning {
+            Some(learning) => (Some(&learning.feed), Some(&mut learning.exceeded)),
+            None => (None, None),
+        };
+        let news = &mut self.news;
+        let tell = async {
+            match feed {
+                Some(feed) if !reading => tell(feed.room().await, news),
+                _ => std::future::pending().await,
+            }
+        };
+        let exceeded = async {
+            match &mut exceeded {
+                Some(exceeded) => exceeded.recv().await,
+                None => std::future::pending().await,
             }
         };
         let stop = async {
-            match stopped.wait_for(Option::is_some).await {
+            match requests.stopped.wait_for(Option::is_some).await {
                 Ok(notification) => notification.clone().unwrap_or_else(|| Notification::shutdown("")),
                 // The owner is gone without a word.
                 Err(_) => Notification::shutdown(""),
@@ -220,9 +314,14 @@ impl Task {
             notification = stop => Wake::Stop(notification),
             () = deadline => Wake::Deadline,
             Ok(()) = self.wanted.changed() => Wake::Wanted,
-            Some(answer) = questions.recv() => Wake::Question(answer),
+            Some(answer) = requests.asked.recv() => Wake::Question(answer),
+            Some(stream) = requests.visitors.recv() => Wake::Visitor(stream),
+            Some(_) = self.farewells.join_next() => Wake::Farewell,
+            Some(exceeded) = exceeded => Wake::Exceeded(exceeded),
+            () = tell => Wake::Told,
             // Last: a neighbour that always has something to say keeps none of the others waiting.
-            wake = link => wake,
+            wake = out.ready(Way::Out, reading) => wake,
+            wake = incoming.ready(Way::In, reading) => wake,
         }
     }
 
@@ -230,17 +329,20 @@ impl Task {
     fn act(&mut self) {
         let before = self.session.state().0;
         loop {
-            while let Some(action) = self.session.poll_action() {
-                self.do_one(action);
-            }
+            self.act_on_session();
             if !self.announce_one() {
                 break;
             }
         }
         self.write();
         // Writing may have found the connection lost.
-        while let Some(action) = self.session.poll_action() {
-            self.do_one(action);
+        self.act_on_session();
+        if let Some(Learning { feed, .. }) = &self.learning {
+            while !self.news.is_empty()
+                && let Some(room) = feed.room_now()
+            {
+                tell(Some(room), &mut self.news);
+            }
         }
         let (after, _) = self.session.state();
         if before != after {
@@ -255,25 +357,32 @@ impl Task {
         }
     }
 
+    fn act_on_session(&mut self) {
+        while let Some(action) = self.session.poll_action() {
+            self.do_one(action);
+        }
+    }
+
     fn do_one(&mut self, action: Action) {
         let name = &self.neighbor.name;
         match action {
             Action::Connect => {
-                let remote = self.neighbor.remote;
-                self.link = Link::Connecting(tokio::spawn(async move {
-                    let stream = TcpStream::connect(remote).await?;
-                    // Messages are small, and are to leave at once.
-                    stream.set_nodelay(true)?;
-                    let local = stream.local_addr()?;
-                    Ok((stream, local))
-                }));
+                let (remote, options) = (self.neighbor.remote, self.neighbor.socket.clone());
+                let connecting = tokio::spawn(async move { options.connect(remote).await });
+                self.lines[Way::Out as usize].link = Link::Connecting(connecting);
             }
-            Action::Send(bytes) => self.outgoing.extend_from_slice(&bytes),
-            Action::Close => self.close(),
-            Action::Up(negotiated) => {
-                let Link::Open { local, .. } = &self.link else { return };
+            Action::Take(way) => {
+                if let Some((stream, local)) = self.offered.take() {
+                    self.lines[way as usize] = Line { link: Link::Open { stream, local }, outgoing: BytesMut::new() };
+                }
+            }
+            Action::Send(way, bytes) => self.lines[way as usize].outgoing.extend_from_slice(&bytes),
+            Action::Close(way) => self.close(way),
+            Action::Up(way, negotiated) => {
+                let Link::Open { local, .. } = &self.lines[way as usize].link else { return };
                 let configured = (self.neighbor.next_hop_v4, self.neighbor.next_hop_v6);
-                self.attributes = Some(RouteAttributes::new(&self.neighbor.session, &negotiated, configured, *local));
+                let attributes = RouteAttributes::new(&self.neighbor.session, &negotiated, configured, *local);
+                self.established = Some((way, attributes));
                 tracing::info!(
                     neighbor = name,
                     remote = %self.neighbor.remote,
@@ -281,43 +390,63 @@ impl Task {
                     hold_time = negotiated.hold_time,
                     "BGP session established"
                 );
+                if negotiated.graceful_restart.is_some() {
+                    negotiated.families.iter().for_each(|family| self.advertised.mark(Mark::EndOfRib(family)));
+                }
                 self.want();
+                self.learn(News::Up { router_id: negotiated.remote_router_id });
             }
-            Action::Down(reason) => {
+            Action::Down { reason, keep } => {
                 tracing::warn!(neighbor = name, %reason, "BGP session down");
                 self.reported = Some(reason);
                 self.advertised.clear();
-                self.attributes = None;
+                self.established = None;
+                self.learn(News::Down { keep });
             }
-            // Nothing is kept of what neighbours announce, for now.
-            Action::Update(_) => {}
+            Action::Update(update) => self.learn(News::Update(update)),
+            Action::Stale(family) => self.learn(News::Stale(family)),
+            Action::Sweep(family) => self.learn(News::Sweep(family)),
             Action::Refresh(family) => {
                 tracing::info!(neighbor = name, ?family, "route refresh");
-                self.advertised.forget(family);
+                if self.session.negotiated().is_some_and(|negotiated| negotiated.enhanced_route_refresh) {
+                    self.session.send(clock::now(), Refresh::Begin(family).encode());
+                    self.advertised.mark(Mark::EndOfRefresh(family));
+                }
+                self.advertised.repeat(Families::NONE.with(family));
                 self.want();
             }
+        }
+    }
+
+    fn learn(&mut self, news: News) {
+        if self.learning.is_some() {
+            self.news.push_back(news);
         }
     }
 
     /// Works out what the neighbour is to be told now.
     fn want(&mut self) {
-        if let Some(attributes) = &self.attributes {
-            self.advertised.want(&self.wanted.borrow_and_update(), attributes);
+        let Some((_, attributes)) = &mut self.established else { return };
+        let wanted = self.wanted.borrow_and_update();
+        if attributes.graceful_shutdown != wanted.graceful_shutdown {
+            attributes.graceful_shutdown = wanted.graceful_shutdown;
+            self.advertised.repeat(Families::ALL);
         }
+        self.advertised.want(&wanted.prefixes, attributes);
     }
 
-    /// Queues one UPDATE, if there is one to send and room for it.
+    /// Queues one message, if there is one to send and room for it.
     fn announce_one(&mut self) -> bool {
-        let Some(attributes) = self.attributes else { return false };
-        if self.outgoing.len() >= BACKLOG {
+        let Some((way, attributes)) = self.established else { return false };
+        if self.lines[way as usize].outgoing.len() >= BACKLOG {
             self.write();
-            if self.outgoing.len() >= BACKLOG {
+            if self.lines[way as usize].outgoing.len() >= BACKLOG {
                 return false;
             }
         }
-        match self.advertised.next_update(&attributes) {
-            Some(update) => {
-                self.session.send_update(clock::now(), update);
+        match self.advertised.next_message(&attributes) {
+            Some(message) => {
+                self.session.send(clock::now(), message);
                 true
             }
             None => false,
@@ -325,45 +454,48 @@ impl Task {
     }
 
     /// One buffer at most: a neighbour that floods does not keep the task from its other work.
-    fn read(&mut self, buffer: &mut [u8]) {
-        let Link::Open { stream, .. } = &self.link else { return };
+    fn read(&mut self, way: Way, buffer: &mut [u8]) {
+        let Link::Open { stream, .. } = &self.lines[way as usize].link else { return };
         let result = stream.try_read(buffer);
         let now = clock::now();
         match result {
-            Ok(0) => self.session.closed(now, "closed by the neighbour".into()),
-            Ok(length) => self.session.received(now, &buffer[..length]),
+            Ok(0) => self.session.closed(now, way, "closed by the neighbour".into()),
+            Ok(length) => self.session.received(now, way, &buffer[..length]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => self.session.closed(now, error.to_string()),
+            Err(error) => self.session.closed(now, way, error.to_string()),
         }
     }
 
     fn write(&mut self) {
-        while !self.outgoing.is_empty()
-            && let Link::Open { stream, .. } = &self.link
-        {
-            let result = stream.try_write(&self.outgoing);
-            let now = clock::now();
-            match result {
-                Ok(length) => {
-                    self.outgoing.advance(length);
-                    self.session.written(now, self.outgoing.is_empty());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    self.outgoing.clear();
-                    self.session.closed(now, error.to_string());
+        for way in Way::BOTH {
+            let line = &mut self.lines[way as usize];
+            while !line.outgoing.is_empty()
+                && let Link::Open { stream, .. } = &line.link
+            {
+                let result = stream.try_write(&line.outgoing);
+                let now = clock::now();
+                match result {
+                    Ok(length) => {
+                        line.outgoing.advance(length);
+                        self.session.written(now, way, line.outgoing.is_empty());
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => {
+                        line.outgoing.clear();
+                        self.session.closed(now, way, error.to_string());
+                    }
                 }
             }
         }
     }
 
     /// Closes the connection after what waits to be written, which is left to a task of its own, for a moment.
-    fn close(&mut self) {
-        let rest = std::mem::take(&mut self.outgoing).freeze();
-        match std::mem::replace(&mut self.link, Link::None) {
+    fn close(&mut self, way: Way) {
+        let line = std::mem::take(&mut self.lines[way as usize]);
+        match line.link {
             Link::None => {}
             Link::Connecting(task) => task.abort(),
-            Link::Open { stream, .. } => self.farewell = Some(tokio::spawn(farewell(stream, rest))),
+            Link::Open { stream, .. } => drop(self.farewells.spawn(farewell(stream, line.outgoing.freeze()))),
         }
     }
 
@@ -374,9 +506,9 @@ impl Task {
         let wanted = self.wanted.borrow();
         let why_not = |prefix: &IpNet| {
             let family = Family::of(prefix);
-            match &self.attributes {
+            match &self.established {
                 None => "the session is not established".to_owned(),
-                Some(attributes) => attributes.why_not(family).unwrap_or("waiting to be sent").to_owned(),
+                Some((_, attributes)) => attributes.why_not(family).unwrap_or("waiting to be sent").to_owned(),
             }
         };
         NeighborStatus {
@@ -388,10 +520,18 @@ impl Task {
             hold_time: negotiated.map(|negotiated| negotiated.hold_time),
             remote_router_id: negotiated.map(|negotiated| negotiated.remote_router_id),
             announced: announced.iter().copied().collect(),
-            not_announced: wanted.difference(announced).map(|prefix| (*prefix, why_not(prefix))).collect(),
+            not_announced: wanted.prefixes.difference(announced).map(|prefix| (*prefix, why_not(prefix))).collect(),
             last_error: self.session.last_error().map(ToString::to_string),
             counters: self.session.counters(),
         }
+    }
+}
+
+/// Hands on what was read first. Without room there is nobody left to hear it.
+fn tell(room: Option<Room>, news: &mut VecDeque<News>) {
+    let first = news.pop_front();
+    if let (Some(room), Some(first)) = (room, first) {
+        room.tell(first);
     }
 }
 

@@ -13,7 +13,7 @@ const KEEPALIVE: u8 = 4;
 const HOLD_TIME: u16 = 600;
 
 /// Waits for a neighbour at `listen`, which is in this thread's namespace, and shakes hands with it.
-pub fn shake_hands(listen: SocketAddr, asn: u32, router_id: Ipv4Addr, patience: Duration) -> Result<TcpStream> {
+pub(super) fn shake_hands(listen: SocketAddr, asn: u32, router_id: Ipv4Addr, patience: Duration) -> Result<TcpStream> {
     let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     listener.set_nonblocking(true)?;
     let until = Instant::now() + patience;
@@ -45,7 +45,7 @@ pub fn shake_hands(listen: SocketAddr, asn: u32, router_id: Ipv4Addr, patience: 
 
 /// Tells it all as fast as it is taken; then keeps the session until `ended`, or the neighbour, says to end it. What the
 /// neighbour says is read and dropped.
-pub fn tell(mut stream: TcpStream, octets: &[u8], ended: &mpsc::Receiver<()>) -> Result<()> {
+pub(super) fn tell(mut stream: TcpStream, octets: &[u8], ended: &mpsc::Receiver<()>) -> Result<()> {
     let mut reader = stream.try_clone()?;
     reader.set_read_timeout(None)?;
     std::thread::spawn(move || {

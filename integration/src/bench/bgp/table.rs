@@ -12,13 +12,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// What is to be made.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub(super) struct Shape {
     /// How many IPv4 prefixes.
-    pub ipv4: usize,
+    pub(super) ipv4: usize,
     /// How many IPv6 prefixes.
-    pub ipv6: usize,
+    pub(super) ipv6: usize,
     /// Decides which.
-    pub seed: u64,
+    pub(super) seed: u64,
 }
 
 /// A prefix as it stands in an UPDATE: its length, and its octets.
@@ -113,20 +113,20 @@ fn wire(octets: &[u8], length: u8) -> Wire {
 
 /// What one transit announces.
 #[derive(Clone, Copy, Debug)]
-pub struct Transit {
+pub(super) struct Transit {
     /// Its AS.
-    pub asn: u32,
+    pub(super) asn: u32,
     /// Where packets go.
-    pub next_hop_v4: Ipv4Addr,
+    pub(super) next_hop_v4: Ipv4Addr,
     /// The same of IPv6.
-    pub next_hop_v6: Ipv6Addr,
+    pub(super) next_hop_v6: Ipv6Addr,
     /// Which of the transits it is: what it says of a prefix is its own, and one in fifty it does not have.
-    pub place: u64,
+    pub(super) place: u64,
 }
 
 /// All prefixes of a shape, in groups of those that share their attributes.
 #[derive(Debug)]
-pub struct Table {
+pub(super) struct Table {
     seed: u64,
     ipv4: Vec<Vec<Wire>>,
     ipv6: Vec<Vec<Wire>>,
@@ -134,7 +134,7 @@ pub struct Table {
 
 impl Table {
     /// Makes the prefixes: each is there once.
-    pub fn new(shape: &Shape) -> Table {
+    pub(super) fn new(shape: &Shape) -> Table {
         let mut rng = StdRng::seed_from_u64(shape.seed);
         let (mut seen_v4, mut seen_v6) = (HashSet::new(), HashSet::new());
         let (mut v4, mut v6) = (Vec::with_capacity(shape.ipv4), Vec::with_capacity(shape.ipv6));
@@ -166,7 +166,7 @@ impl Table {
 
     /// The UPDATEs of a transit that announces all of it, ending with both End-of-RIB markers; and how many prefixes of
     /// each family they announce.
-    pub fn updates(&self, transit: &Transit) -> (Vec<u8>, [usize; 2]) {
+    pub(super) fn updates(&self, transit: &Transit) -> (Vec<u8>, [usize; 2]) {
         let mut rng = StdRng::seed_from_u64(self.seed ^ (transit.place + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (mut out, mut counts) = (Vec::new(), [0; 2]);
         let mut groups: Vec<(bool, &Vec<Wire>)> =

@@ -1,5 +1,5 @@
 use super::*;
-use crate::bgp::message::{Framer, Kind};
+use crate::bgp::message::{Framer, Kind, MAX_MESSAGE};
 use crate::bgp::update::{self, Context};
 use proptest::prelude::*;
 
@@ -103,18 +103,23 @@ fn external() -> RouteAttributes {
         next_hop_v4: Some("203.0.113.2".parse().expect("an address")),
         next_hop_v6: Some("2001:db8:ffff::2".parse().expect("an address")),
         families: Families::ALL,
+        extended_next_hop: false,
+        max_message: MAX_MESSAGE,
+        only_to_customer: None,
+        graceful_shutdown: false,
     }
 }
 
 /// All UPDATEs towards `wanted`.
 fn updates(advertised: &mut Advertised, wanted: &BTreeSet<IpNet>, attributes: &RouteAttributes) -> Vec<Bytes> {
     advertised.want(wanted, attributes);
-    std::iter::from_fn(|| advertised.next_update(attributes)).collect()
+    std::iter::from_fn(|| advertised.next_message(attributes)).collect()
 }
 
 /// Announced and withdrawn, as our strict reader counts them.
 fn counts(update: &Bytes, attributes: &RouteAttributes) -> (usize, usize) {
     let mut framer = Framer::default();
+    framer.extend();
     framer.push(update);
     let frame = framer.next_frame().expect("a good frame").expect("a whole one");
     assert_eq!(frame.kind, Kind::Update);
@@ -123,7 +128,7 @@ fn counts(update: &Bytes, attributes: &RouteAttributes) -> (usize, usize) {
         four_octet_as: attributes.four_octet_as,
         internal: attributes.internal,
         add_path: Families::NONE,
-        extended_next_hop: false,
+        extended_next_hop: attributes.extended_next_hop,
     };
     let update = update::decode(&frame.body, &context).expect("a good UPDATE");
     assert_eq!((update.fault, update.discarded), (None, 0));
@@ -194,10 +199,71 @@ fn a_refresh_or_a_new_session_sends_everything_again() {
     let mut advertised = Advertised::default();
     assert_eq!(updates(&mut advertised, &wanted, &external()).len(), 2);
     assert_eq!(updates(&mut advertised, &wanted, &external()).len(), 0);
-    advertised.forget(Family::Ipv6);
+    advertised.repeat(Families::NONE.with(Family::Ipv6));
     assert_eq!(updates(&mut advertised, &wanted, &external()).len(), 1);
     advertised.clear();
     assert_eq!(updates(&mut advertised, &wanted, &external()).len(), 2);
+}
+
+/// What a neighbour no longer wants to hear while it is being told again is withdrawn all the same.
+#[test]
+fn what_goes_during_a_refresh_is_withdrawn() {
+    let wanted = prefixes(&["198.51.100.0/24"]);
+    let mut advertised = Advertised::default();
+    assert_eq!(updates(&mut advertised, &wanted, &external()).len(), 1);
+    advertised.repeat(Families::ALL);
+    let sent = updates(&mut advertised, &BTreeSet::new(), &external());
+    assert_eq!(sent.iter().map(|update| counts(update, &external())).collect::<Vec<_>>(), [(0, 1)]);
+    assert!(advertised.told().is_empty());
+}
+
+/// RFC 4724, section 2, and RFC 7313, section 4: after all else.
+#[test]
+fn marks_come_when_all_has_been_said() {
+    let mut advertised = Advertised::default();
+    advertised.mark(Mark::EndOfRib(Family::Ipv4));
+    advertised.mark(Mark::EndOfRib(Family::Ipv6));
+    advertised.mark(Mark::EndOfRefresh(Family::Ipv4));
+    let sent = updates(&mut advertised, &prefixes(&["198.51.100.0/24"]), &external());
+    assert_eq!(sent.len(), 4);
+    let end = |message: &Bytes| {
+        let context = Context {
+            families: Families::ALL,
+            four_octet_as: true,
+            internal: false,
+            add_path: Families::NONE,
+            extended_next_hop: false,
+        };
+        update::decode(&message[crate::bgp::message::HEADER..], &context).expect("an UPDATE").end_of_rib
+    };
+    assert_eq!(sent[..3].iter().map(end).collect::<Vec<_>>(), [None, Some(Family::Ipv4), Some(Family::Ipv6)]);
+    assert_eq!(sent[3], Refresh::End(Family::Ipv4).encode());
+}
+
+/// RFC 8950, RFC 9234 and RFC 8326, each as another reader sees it.
+#[test]
+fn what_was_agreed_on_is_said() {
+    let attributes = RouteAttributes {
+        next_hop_v4: None,
+        extended_next_hop: true,
+        only_to_customer: Some(64500),
+        graceful_shutdown: true,
+        ..external()
+    };
+    assert_eq!(attributes.why_not(Family::Ipv4), None);
+    let sent = updates(&mut Advertised::default(), &prefixes(&["198.51.100.0/24"]), &attributes);
+    let context = Context {
+        families: Families::ALL,
+        four_octet_as: true,
+        internal: false,
+        add_path: Families::NONE,
+        extended_next_hop: true,
+    };
+    let update = update::decode(&sent[0][crate::bgp::message::HEADER..], &context).expect("a good UPDATE");
+    let announced = &update.announced[0];
+    assert_eq!(announced.next_hop.address, "2001:db8:ffff::2".parse::<IpAddr>().expect("an address"));
+    assert_eq!(announced.attributes.only_to_customer, Some(64500));
+    assert_eq!(announced.attributes.communities[..], [Community::GRACEFUL_SHUTDOWN]);
 }
 
 #[test]
@@ -210,12 +276,13 @@ fn ten_thousand_sites_go_in_few_full_messages() {
         })
         .map(|(address, length)| IpNet::new(address, length).expect("a prefix"))
         .collect();
-    for attributes in [external(), RouteAttributes { internal: true, ..external() }] {
+    let long = RouteAttributes { max_message: crate::bgp::message::MAX_EXTENDED_MESSAGE, ..external() };
+    for (attributes, most) in [(external(), 30), (RouteAttributes { internal: true, ..external() }, 30), (long, 3)] {
         let mut advertised = Advertised::default();
         for (target, announced) in [(&wanted, 20_000), (&BTreeSet::new(), 0)] {
             let sent = updates(&mut advertised, target, &attributes);
-            assert!(sent.len() <= 30, "{} messages", sent.len());
-            assert!(sent.iter().all(|update| update.len() <= MAX_MESSAGE));
+            assert!(sent.len() <= most, "{} messages", sent.len());
+            assert!(sent.iter().all(|update| update.len() <= attributes.max_message));
             let total = sent.iter().map(|update| counts(update, &attributes));
             let total = total.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
             assert_eq!(total, (announced, 20_000 - announced));

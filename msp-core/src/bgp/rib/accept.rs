@@ -4,6 +4,7 @@
 //! use by what may change (which prefixes are our sites' is the operator's to change at any time) is kept, marked.
 
 use crate::bgp::Family;
+use crate::bgp::role::Role;
 use crate::bgp::update::{Attributes, Community};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -166,8 +167,9 @@ pub struct Session {
     pub local_as: u32,
     /// The neighbour's.
     pub remote_as: u32,
-    /// The neighbour is a route server: it leaves itself out of paths (RFC 7947, section 2.2.2.1).
-    pub route_server: bool,
+    /// What we are to the neighbour (RFC 9234), if that was said. A route server leaves itself out of paths (RFC 7947,
+    /// section 2.2.2.1).
+    pub role: Option<Role>,
 }
 
 /// Why no route with these attributes is let in, if none is.
@@ -176,8 +178,13 @@ pub(super) fn check_attributes(attributes: &Attributes, session: Session) -> Res
     if attributes.as_path.contains(session.local_as) {
         return Err(Rejected::OwnAs);
     }
-    if external && !session.route_server && attributes.as_path.first() != Some(session.remote_as) {
+    let route_server = session.role == Some(Role::RouteServerClient);
+    if external && !route_server && attributes.as_path.first() != Some(session.remote_as) {
         return Err(Rejected::FirstAs);
+    }
+    let leak = |role: Role| role.ingress(attributes.only_to_customer, session.remote_as).is_err();
+    if session.role.is_some_and(leak) {
+        return Err(Rejected::Leak);
     }
     Ok(())
 }
@@ -265,14 +272,17 @@ mod tests {
 
     #[test]
     fn paths_begin_with_the_neighbour_and_have_not_been_here() {
-        let session = Session { local_as: 64500, remote_as: 64501, route_server: false };
+        let session = Session { local_as: 64500, remote_as: 64501, role: None };
         let attributes = |path: &[u32]| Attributes { as_path: AsPath::sequence(path), ..Attributes::default() };
         assert_eq!(check_attributes(&attributes(&[64501, 1]), session), Ok(()));
         assert_eq!(check_attributes(&attributes(&[64501, 64500, 1]), session), Err(Rejected::OwnAs));
         assert_eq!(check_attributes(&attributes(&[2, 1]), session), Err(Rejected::FirstAs));
         assert_eq!(check_attributes(&attributes(&[]), session), Err(Rejected::FirstAs));
-        assert_eq!(check_attributes(&attributes(&[2, 1]), Session { route_server: true, ..session }), Ok(()));
+        assert_eq!(check_attributes(&attributes(&[2, 1]), Session { role: Some(Role::RouteServerClient), ..session }), Ok(()));
         assert_eq!(check_attributes(&attributes(&[]), Session { remote_as: 64500, ..session }), Ok(()));
+        let leaked = Attributes { only_to_customer: Some(7), ..attributes(&[64501, 7]) };
+        assert_eq!(check_attributes(&leaked, session), Ok(()));
+        assert_eq!(check_attributes(&leaked, Session { role: Some(Role::Peer), ..session }), Err(Rejected::Leak));
     }
 
     #[test]

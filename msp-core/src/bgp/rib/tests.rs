@@ -16,7 +16,7 @@ fn rib(neighbors: usize, accept: Accept, most: Option<u32>) -> Rib {
     let neighbor = |place: usize| NeighborConfig {
         name: format!("n{place}"),
         address: hop(place).address,
-        session: Session { local_as: LOCAL_AS, remote_as: place as u32 + 1, route_server: false },
+        session: Session { local_as: LOCAL_AS, remote_as: place as u32 + 1, role: None },
         accept,
         max_prefixes: [most; 2],
     };

@@ -1,8 +1,20 @@
 use super::*;
+use crate::bgp::message::{self, HEADER, Kind};
+use crate::bgp::open::Open;
 use proptest::prelude::{any, prop_assert, proptest};
 
 fn config(local_as: u32, remote_as: u32, id: u8, hold_time: u16) -> Config {
-    Config { local_as, router_id: Ipv4Addr::new(192, 0, 2, id), remote_as, hold_time }
+    Config {
+        local_as,
+        router_id: Ipv4Addr::new(192, 0, 2, id),
+        remote_as,
+        hold_time,
+        passive: false,
+        role: None,
+        strict_role: false,
+        add_path: false,
+        extended_next_hop: false,
+    }
 }
 
 fn left() -> Config {
@@ -24,8 +36,8 @@ fn actions(session: &mut Session) -> Vec<Action> {
 /// The NOTIFICATION among the actions.
 fn notification(actions: &[Action]) -> Option<Notification> {
     actions.iter().find_map(|action| match action {
-        Action::Send(bytes) if bytes[18] == Kind::Notification as u8 => {
-            Some(Notification::decode(&bytes.slice(message::HEADER..)))
+        Action::Send(_, bytes) if bytes[18] == Kind::Notification as u8 => {
+            Some(Notification::decode(&bytes.slice(HEADER..)))
         }
         _ => None,
     })
@@ -36,8 +48,8 @@ fn opening(config: Config) -> Session {
     let mut session = Session::new(config, 1, at(0));
     session.start(at(0));
     assert_eq!(actions(&mut session), [Action::Connect]);
-    session.connected(at(10));
-    assert_eq!(actions(&mut session).len(), 1);
+    session.connected(at(10), Way::Out);
+    assert!(matches!(actions(&mut session)[..], [Action::Take(Way::Out), Action::Send(Way::Out, _)]));
     assert_eq!(session.state().0, State::OpenSent);
     session
 }
@@ -47,9 +59,7 @@ fn open_of(config: Config) -> Bytes {
         asn: config.local_as,
         hold_time: config.hold_time,
         router_id: config.router_id,
-        four_octet_as: true,
-        route_refresh: true,
-        families: Families::ALL,
+        capabilities: config.capabilities(),
     }
     .encode()
 }
@@ -57,11 +67,11 @@ fn open_of(config: Config) -> Bytes {
 /// A session that is established since 20 ms.
 fn established(ours: Config, theirs: Config) -> Session {
     let mut session = opening(ours);
-    session.received(at(20), &open_of(theirs));
+    session.received(at(20), Way::Out, &open_of(theirs));
     assert_eq!(session.state().0, State::OpenConfirm);
-    session.received(at(20), &message::keepalive());
+    session.received(at(20), Way::Out, &message::keepalive());
     assert_eq!(session.state().0, State::Established);
-    assert!(matches!(actions(&mut session)[..], [Action::Send(_), Action::Up(_)]));
+    assert!(matches!(actions(&mut session)[..], [Action::Send(Way::Out, _), Action::Up(Way::Out, _)]));
     session
 }
 
@@ -69,38 +79,43 @@ fn established(ours: Config, theirs: Config) -> Session {
 fn the_lower_hold_time_counts_and_keepalives_come_at_a_third_of_it() {
     let mut session = established(left(), right());
     assert_eq!(session.negotiated().expect("established").hold_time, 9);
-    let (due, timer) = session.poll_timeout().expect("a timer");
-    assert_eq!(timer, Timer::Keepalive);
+    let due = session.poll_timeout().expect("a timer");
     let wait = due.since(at(20));
     assert!((Duration::from_millis(2250)..=Duration::from_secs(3)).contains(&wait), "{wait:?}");
     session.handle_timeout(due);
-    assert_eq!(actions(&mut session), [Action::Send(message::keepalive())]);
-    assert!(session.poll_timeout().expect("a timer").0 > due);
+    assert_eq!(actions(&mut session), [Action::Send(Way::Out, message::keepalive())]);
+    assert!(session.poll_timeout().expect("a timer") > due);
 }
 
 #[test]
 fn an_update_of_ours_stands_for_a_keepalive() {
     let mut session = established(left(), right());
-    let (due, _) = session.poll_timeout().expect("a timer");
-    session.send_update(at(1500), message::keepalive());
-    assert!(session.poll_timeout().expect("a timer").0 > due);
+    let due = session.poll_timeout().expect("a timer");
+    session.send(at(1500), message::keepalive());
+    assert!(session.poll_timeout().expect("a timer") > due);
 }
 
 #[test]
 fn silence_for_the_hold_time_ends_the_session_and_any_sign_of_life_restarts_it() {
     let mut session = established(left(), right());
-    session.received(at(5_000), &message::keepalive());
-    session.received(at(9_000), &[&[0xff; 16][..], &[0, 23, 2, 0, 0, 0, 0]].concat());
-    while session.poll_timeout().expect("a timer").1 == Timer::Keepalive {
-        let (due, _) = session.poll_timeout().expect("a timer");
-        session.handle_timeout(due);
-    }
-    assert_eq!(session.poll_timeout(), Some((at(18_000), Timer::Hold)));
+    session.received(at(5_000), Way::Out, &message::keepalive());
+    session.received(at(9_000), Way::Out, &[&[0xff; 16][..], &[0, 23, 2, 0, 0, 0, 0]].concat());
     actions(&mut session);
-    session.handle_timeout(at(18_000));
-    let last = actions(&mut session);
+    let (end, last) = loop {
+        let due = session.poll_timeout().expect("a timer");
+        session.handle_timeout(due);
+        let last = actions(&mut session);
+        if session.state().0 != State::Established {
+            break (due, last);
+        }
+        assert_eq!(last, [Action::Send(Way::Out, message::keepalive())]);
+    };
+    assert_eq!(end, at(18_000));
     assert_eq!(notification(&last), Some(Notification::new(4, 0)));
-    assert!(matches!(&last[..], [Action::Send(_), Action::Close, Action::Down(Reason::Sent(_))]), "{last:?}");
+    assert!(
+        matches!(&last[..], [Action::Send(..), Action::Close(Way::Out), Action::Down { reason: Reason::Sent(_), .. }]),
+        "{last:?}"
+    );
 }
 
 #[test]
@@ -117,21 +132,21 @@ fn whom_we_do_not_expect_is_told_so() {
         (config(64500, 64500, 1, 9), config(64500, 64500, 1, 9), (2, 3)),
     ] {
         let mut session = opening(ours);
-        session.received(at(20), &open_of(theirs));
+        session.received(at(20), Way::Out, &open_of(theirs));
         let sent = notification(&actions(&mut session)).expect("a NOTIFICATION");
         assert_eq!((sent.code, sent.subcode), code);
         assert_eq!(session.state().0, State::Idle);
     }
     // Between two, the same identifier is no matter (RFC 6286).
     let mut session = opening(left());
-    session.received(at(20), &open_of(config(64501, 64500, 1, 9)));
+    session.received(at(20), Way::Out, &open_of(config(64501, 64500, 1, 9)));
     assert_eq!(session.state().0, State::OpenConfirm);
 }
 
 #[test]
 fn an_as_number_of_four_octets_is_believed_over_as_trans() {
     let mut session = opening(config(64500, 4_200_000_000, 1, 9));
-    session.received(at(20), &open_of(config(4_200_000_000, 64500, 2, 9)));
+    session.received(at(20), Way::Out, &open_of(config(4_200_000_000, 64500, 2, 9)));
     assert_eq!(session.state().0, State::OpenConfirm);
 }
 
@@ -151,10 +166,10 @@ fn messages_out_of_turn_are_refused_with_their_type() {
             _ => opening(left()),
         };
         if state == State::OpenConfirm {
-            session.received(at(20), &open_of(right()));
+            session.received(at(20), Way::Out, &open_of(right()));
         }
         actions(&mut session);
-        session.received(at(30), &bytes);
+        session.received(at(30), Way::Out, &bytes);
         assert_eq!(notification(&actions(&mut session)), Some(Notification::with_data(5, subcode, &[kind])));
     }
 }
@@ -163,9 +178,12 @@ fn messages_out_of_turn_are_refused_with_their_type() {
 fn a_notification_is_not_answered_and_what_follows_it_is_not_read() {
     let mut session = established(left(), right());
     let bytes = [Notification::shutdown("tea").encode(), open_of(right())].concat();
-    session.received(at(30), &bytes);
+    session.received(at(30), Way::Out, &bytes);
     let last = actions(&mut session);
-    assert!(matches!(&last[..], [Action::Close, Action::Down(Reason::Received(_))]), "{last:?}");
+    assert!(
+        matches!(&last[..], [Action::Close(Way::Out), Action::Down { reason: Reason::Received(_), .. }]),
+        "{last:?}"
+    );
     assert_eq!(
         session.last_error().expect("an error").to_string(),
         "ended by the neighbour: cease: administrative shutdown (6/2): \"tea\""
@@ -176,18 +194,18 @@ fn a_notification_is_not_answered_and_what_follows_it_is_not_read() {
 fn a_malformed_route_costs_the_route_and_not_the_session() {
     let mut session = established(left(), right());
     // ORIGIN 9, and 10.0.0.0/8.
-    session.received(at(30), &[&[0xff; 16][..], &[0, 29, 2, 0, 0, 0, 4, 0x40, 1, 1, 9, 8, 10]].concat());
+    session.received(at(30), Way::Out, &[&[0xff; 16][..], &[0, 29, 2, 0, 0, 0, 4, 0x40, 1, 1, 9, 8, 10]].concat());
     assert_eq!(session.state().0, State::Established);
     assert_eq!(session.counters().treated_as_withdraw, 1);
     // A prefix of 33 bits: nobody knows where the next one begins.
-    session.received(at(40), &[&[0xff; 16][..], &[0, 24, 2, 0, 0, 0, 0, 33]].concat());
+    session.received(at(40), Way::Out, &[&[0xff; 16][..], &[0, 24, 2, 0, 0, 0, 0, 33]].concat());
     assert_eq!(notification(&actions(&mut session)).map(|sent| (sent.code, sent.subcode)), Some((3, 10)));
 }
 
 #[test]
 fn a_refresh_is_passed_on() {
     let mut session = established(left(), right());
-    session.received(at(30), &[&[0xff; 16][..], &[0, 23, 5, 0, 2, 0, 1]].concat());
+    session.received(at(30), Way::Out, &[&[0xff; 16][..], &[0, 23, 5, 0, 2, 0, 1]].concat());
     assert_eq!(actions(&mut session), [Action::Refresh(Family::Ipv6)]);
 }
 
@@ -197,7 +215,7 @@ fn stopping_says_why_and_stays_stopped() {
     session.stop(at(30), Notification::shutdown("bye"));
     let last = actions(&mut session);
     assert_eq!(notification(&last), Some(Notification::shutdown("bye")));
-    assert!(matches!(last[1..], [Action::Close, Action::Down(Reason::Stopped(_))]));
+    assert!(matches!(last[1..], [Action::Close(Way::Out), Action::Down { reason: Reason::Stopped(_), .. }]));
     assert_eq!((session.state().0, session.poll_timeout()), (State::Idle, None));
     session.start(at(40));
     assert_eq!(actions(&mut session), [Action::Connect]);
@@ -206,13 +224,13 @@ fn stopping_says_why_and_stays_stopped() {
 #[test]
 fn a_neighbour_that_reads_no_more_is_given_up() {
     let mut session = established(left(), right());
-    session.written(at(30), true);
-    session.send_update(at(1_000), message::keepalive());
+    session.written(at(30), Way::Out, true);
+    session.send(at(1_000), message::keepalive());
     // It goes on talking; what it is told stays where it is.
     let mut now = at(1_000);
     let end = loop {
         now += Duration::from_secs(1);
-        session.received(now, &message::keepalive());
+        session.received(now, Way::Out, &message::keepalive());
         session.handle_timeout(now);
         if let Some(sent) = notification(&actions(&mut session)) {
             break sent;
@@ -229,8 +247,7 @@ fn waits_grow_to_a_bound_and_start_again_after_a_session_that_lasted() {
     let mut fail = |session: &mut Session, expected: u64| {
         session.connect_failed(now, "refused".into());
         assert_eq!(session.state().0, State::Active);
-        let (due, timer) = session.poll_timeout().expect("a timer");
-        assert_eq!(timer, Timer::ConnectRetry);
+        let due = session.poll_timeout().expect("a timer");
         let wait = due.since(now).as_secs_f64() / expected as f64;
         assert!((0.75..=1.0).contains(&wait), "{wait} of {expected} s");
         now = due;
@@ -242,12 +259,12 @@ fn waits_grow_to_a_bound_and_start_again_after_a_session_that_lasted() {
         fail(&mut session, expected);
     }
     let up = fail(&mut session, 15);
-    session.connected(up);
-    session.received(up, &open_of(right()));
-    session.received(up, &message::keepalive());
+    session.connected(up, Way::Out);
+    session.received(up, Way::Out, &open_of(right()));
+    session.received(up, Way::Out, &message::keepalive());
     let down = up + STABLE;
-    session.closed(down, "reset".into());
-    let (due, _) = session.poll_timeout().expect("a timer");
+    session.closed(down, Way::Out, "reset".into());
+    let due = session.poll_timeout().expect("a timer");
     assert!(due.since(down) <= RETRY_FIRST);
 }
 
@@ -257,101 +274,149 @@ fn a_connection_that_never_comes_is_given_up() {
     session.start(at(0));
     actions(&mut session);
     session.handle_timeout(at(10_000));
-    assert_eq!(actions(&mut session), [Action::Close]);
+    assert_eq!(actions(&mut session), [Action::Close(Way::Out)]);
     assert_eq!(session.state().0, State::Active);
     // One from the other side is welcome now.
-    session.connected(at(10_100));
+    session.connected(at(10_100), Way::In);
     assert_eq!(session.state().0, State::OpenSent);
 }
 
-/// Two sessions and the line between them, in virtual time: bytes are delayed and cut anywhere, and the line breaks.
-/// The left one connects, the right one is connected to.
+/// Two sessions and the lines between them, in virtual time: bytes are delayed and cut anywhere, and the lines break.
 struct Pair {
     ends: [Session; 2],
     now: Instant,
     rng: StdRng,
-    /// Bytes under way to each end: when they arrive, and on which line.
-    wires: [VecDeque<(Instant, Bytes)>; 2],
-    line: bool,
+    /// SYNs under way: who sent them, and when they arrive.
+    calls: VecDeque<(Instant, usize)>,
+    /// Bytes under way to each end, by who opened the line: when they arrive.
+    wires: [[VecDeque<(Instant, Bytes)>; 2]; 2],
+    /// Lines that there are, by who opened them.
+    lines: [bool; 2],
     up: [bool; 2],
 }
 
+/// The way of a line at this end.
+fn way(end: usize, opener: usize) -> Way {
+    if end == opener { Way::Out } else { Way::In }
+}
+
 impl Pair {
-    fn new(seed: u64) -> Pair {
-        let ends = [Session::new(left(), seed, at(0)), Session::new(right(), !seed, at(0))];
+    /// The right end waits for the left one, or both call.
+    fn new(seed: u64, both: bool) -> Pair {
+        let right = Config { passive: !both, ..right() };
+        let ends = [Session::new(left(), seed, at(0)), Session::new(right, !seed, at(0))];
         let rng = StdRng::seed_from_u64(seed);
-        let mut pair = Pair { ends, now: at(0), rng, wires: Default::default(), line: false, up: [false; 2] };
+        let mut pair = Pair {
+            ends,
+            now: at(0),
+            rng,
+            calls: VecDeque::new(),
+            wires: Default::default(),
+            lines: [false; 2],
+            up: [false; 2],
+        };
         pair.ends.iter_mut().for_each(|end| end.start(at(0)));
         pair.act();
         pair
     }
 
     fn act(&mut self) {
-        for side in [0, 1] {
-            while let Some(action) = self.ends[side].poll_action() {
+        for end in [0, 1] {
+            while let Some(action) = self.ends[end].poll_action() {
+                let opener = |way| if way == Way::Out { end } else { 1 - end };
                 match action {
-                    Action::Connect if side == 1 => self.ends[1].connect_failed(self.now, "nobody listens".into()),
                     Action::Connect => {
-                        if self.ends[1].state().0 == State::Active {
-                            self.line = true;
-                            self.wires = Default::default();
-                            self.ends[1].connected(self.now);
-                            self.ends[0].connected(self.now);
-                            return self.act();
-                        }
-                        self.ends[0].connect_failed(self.now, "refused".into());
+                        let delay = Duration::from_micros(self.rng.random_range(0..200_000));
+                        self.calls.push_back((self.now + delay, end));
                     }
-                    Action::Send(bytes) => self.send(1 - side, bytes),
-                    Action::Close => self.cut(),
-                    Action::Up(_) => self.up[side] = true,
-                    Action::Down(_) => self.up[side] = false,
-                    Action::Refresh(_) | Action::Update(_) => {}
+                    Action::Send(way, bytes) => self.send(1 - end, opener(way), bytes),
+                    Action::Close(way) => self.close(end, opener(way)),
+                    Action::Up(..) => self.up[end] = true,
+                    Action::Down { .. } => self.up[end] = false,
+                    Action::Take(_) | Action::Refresh(_) | Action::Update(_) | Action::Stale(_) | Action::Sweep(_) => {}
                 }
             }
-            self.ends[side].written(self.now, true);
-        }
-    }
-
-    fn send(&mut self, to: usize, mut bytes: Bytes) {
-        while !bytes.is_empty() {
-            let piece = bytes.split_to(self.rng.random_range(1..=bytes.len()));
-            let earliest = self.wires[to].back().map_or(self.now, |(at, _)| *at);
-            let delay = Duration::from_micros(self.rng.random_range(0..200_000));
-            self.wires[to].push_back((earliest.max(self.now) + delay, piece));
-        }
-    }
-
-    /// The line breaks: what is under way is lost, and both ends learn of it.
-    fn cut(&mut self) {
-        if std::mem::take(&mut self.line) {
-            self.wires = Default::default();
-            for end in &mut self.ends {
-                end.closed(self.now, "cut".into());
+            for way in Way::BOTH {
+                self.ends[end].written(self.now, way, true);
             }
-            self.act();
         }
+    }
+
+    fn send(&mut self, to: usize, opener: usize, mut bytes: Bytes) {
+        while self.lines[opener] && !bytes.is_empty() {
+            let piece = bytes.split_to(self.rng.random_range(1..=bytes.len()));
+            let wire = &mut self.wires[to][opener];
+            let earliest = wire.back().map_or(self.now, |(at, _)| *at);
+            let delay = Duration::from_micros(self.rng.random_range(0..200_000));
+            wire.push_back((earliest.max(self.now) + delay, piece));
+        }
+    }
+
+    /// An end closes a line: the other learns of it after what is under way.
+    fn close(&mut self, end: usize, opener: usize) {
+        self.calls.retain(|&(_, caller)| caller != end || opener != end);
+        if std::mem::take(&mut self.lines[opener]) {
+            let rest: Vec<Bytes> = self.wires[1 - end][opener].drain(..).map(|(_, bytes)| bytes).collect();
+            self.wires[end][opener].clear();
+            for bytes in rest {
+                self.ends[1 - end].received(self.now, way(1 - end, opener), &bytes);
+            }
+            self.ends[1 - end].closed(self.now, way(1 - end, opener), "closed".into());
+        }
+    }
+
+    /// The lines break: what is under way is lost, and both ends learn of it.
+    fn cut(&mut self) {
+        self.wires = Default::default();
+        for opener in [0, 1] {
+            if std::mem::take(&mut self.lines[opener]) {
+                for end in [0, 1] {
+                    self.ends[end].closed(self.now, way(end, opener), "cut".into());
+                }
+            }
+        }
+        self.act();
+    }
+
+    /// A SYN has arrived.
+    fn call(&mut self, caller: usize) {
+        let callee = 1 - caller;
+        let listens = matches!(self.ends[callee].state().0, State::Idle | State::Established);
+        if listens {
+            return self.ends[caller].connect_failed(self.now, "refused".into());
+        }
+        self.lines[caller] = true;
+        self.ends[callee].connected(self.now, Way::In);
+        self.ends[caller].connected(self.now, Way::Out);
     }
 
     /// Goes on to the next thing that happens, but not beyond `until`.
     fn step(&mut self, until: Instant) -> bool {
-        let arrivals = self.wires.iter().filter_map(|wire| wire.front().map(|(at, _)| *at));
-        let deadlines = self.ends.iter().filter_map(|end| end.poll_timeout().map(|(at, _)| at));
-        let Some(next) = arrivals.chain(deadlines).min().filter(|next| *next <= until) else {
+        let arrivals = self.wires.iter().flatten().filter_map(|wire| wire.front().map(|(at, _)| *at));
+        let calls = self.calls.iter().map(|(at, _)| *at);
+        let deadlines = self.ends.iter().filter_map(Session::poll_timeout);
+        let Some(next) = arrivals.chain(calls).chain(deadlines).min().filter(|next| *next <= until) else {
             self.now = until;
             return false;
         };
         self.now = self.now.max(next);
-        for side in [0, 1] {
-            while self.wires[side].front().is_some_and(|(at, _)| *at <= self.now) {
-                if let Some((_, bytes)) = self.wires[side].pop_front() {
-                    self.ends[side].received(self.now, &bytes);
+        while let Some(index) = self.calls.iter().position(|(at, _)| *at <= self.now) {
+            if let Some((_, caller)) = self.calls.remove(index) {
+                self.call(caller);
+            }
+            self.act();
+        }
+        for (end, opener) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            while self.wires[end][opener].front().is_some_and(|(at, _)| *at <= self.now) {
+                if let Some((_, bytes)) = self.wires[end][opener].pop_front() {
+                    self.ends[end].received(self.now, way(end, opener), &bytes);
                 }
                 self.act();
             }
         }
         for end in &mut self.ends {
             end.handle_timeout(self.now);
-            assert!(end.poll_timeout().is_none_or(|(at, _)| at > self.now), "a deadline that does not move");
+            assert!(end.poll_timeout().is_none_or(|at| at > self.now), "a deadline that does not move");
         }
         self.act();
         for (end, up) in self.ends.iter().zip(self.up) {
@@ -369,7 +434,7 @@ impl Pair {
 #[test]
 fn two_sessions_find_each_other_stay_and_come_back_after_every_cut() {
     for seed in 0..50 {
-        let mut pair = Pair::new(seed);
+        let mut pair = Pair::new(seed, seed % 2 == 0);
         for round in 0..6 {
             pair.run(Duration::from_secs(60));
             assert_eq!(pair.up, [true, true], "seed {seed}, round {round}");
@@ -387,7 +452,7 @@ fn two_sessions_find_each_other_stay_and_come_back_after_every_cut() {
 #[test]
 fn two_sessions_survive_cuts_at_any_moment_of_their_opening() {
     for seed in 0..200 {
-        let mut pair = Pair::new(seed);
+        let mut pair = Pair::new(seed, seed % 2 == 0);
         for _ in 0..20 {
             let wait = Duration::from_millis(pair.rng.random_range(0..1500));
             pair.run(wait);
@@ -395,7 +460,187 @@ fn two_sessions_survive_cuts_at_any_moment_of_their_opening() {
         }
         pair.run(Duration::from_secs(60));
         assert_eq!(pair.up, [true, true], "seed {seed}");
+        assert_eq!(pair.lines.iter().filter(|line| **line).count(), 1, "seed {seed}: one connection is left");
     }
+}
+
+/// A session with one connection of each way, whose neighbour has sent its OPEN on both.
+fn collided(ours: Config, theirs: Config) -> (Session, Vec<Action>) {
+    let mut session = opening(ours);
+    session.connected(at(15), Way::In);
+    session.received(at(20), Way::Out, &open_of(theirs));
+    actions(&mut session);
+    session.received(at(20), Way::In, &open_of(theirs));
+    let then = actions(&mut session);
+    (session, then)
+}
+
+/// RFC 4271, section 6.8; RFC 6286, section 2.3.
+#[test]
+fn of_two_connections_the_one_of_the_higher_identifier_stays() {
+    for (ours, theirs, goes) in [
+        (config(64500, 64501, 1, 9), config(64501, 64500, 2, 9), Way::Out),
+        (config(64500, 64501, 3, 9), config(64501, 64500, 2, 9), Way::In),
+        // Equal identifiers: the higher AS number.
+        (config(64500, 64501, 2, 9), config(64501, 64500, 2, 9), Way::Out),
+        (config(64502, 64501, 2, 9), config(64501, 64502, 2, 9), Way::In),
+    ] {
+        let (mut session, then) = collided(ours, theirs);
+        assert_eq!(notification(&then), Some(Notification::new(6, 7)), "{then:?}");
+        assert_eq!(then.last(), Some(&Action::Close(goes)));
+        session.received(at(30), goes.other(), &message::keepalive());
+        assert_eq!(session.state().0, State::Established);
+    }
+}
+
+#[test]
+fn an_established_session_takes_no_second_connection() {
+    let mut session = established(left(), right());
+    session.connected(at(100), Way::In);
+    assert_eq!(actions(&mut session), []);
+    // Nor one that had come before, and says its OPEN late.
+    let mut session = opening(left());
+    session.connected(at(15), Way::In);
+    session.received(at(20), Way::Out, &[open_of(right()), message::keepalive()].concat());
+    let then = actions(&mut session);
+    assert!(then.contains(&Action::Close(Way::In)) && !then.contains(&Action::Close(Way::Out)), "{then:?}");
+}
+
+#[test]
+fn a_passive_session_waits_to_be_called() {
+    let mut session = Session::new(Config { passive: true, ..left() }, 1, at(0));
+    session.start(at(0));
+    assert_eq!((actions(&mut session), session.poll_timeout()), (vec![], None));
+    session.connected(at(10), Way::In);
+    session.received(at(20), Way::In, &[open_of(right()), message::keepalive()].concat());
+    assert_eq!(session.state().0, State::Established);
+    session.closed(at(30), Way::In, "gone".into());
+    session.handle_timeout(at(60_000));
+    assert!(!actions(&mut session).contains(&Action::Connect));
+    session.connected(at(60_010), Way::In);
+    assert_eq!(session.state().0, State::OpenSent);
+}
+
+/// RFC 9234, section 4.2.
+#[test]
+fn a_role_that_does_not_fit_is_refused() {
+    let with = |role, config| Config { role, ..config };
+    for (ours, strict, theirs, fits) in [
+        (Some(Role::Customer), false, Some(Role::Provider), true),
+        (Some(Role::Customer), false, Some(Role::Peer), false),
+        (Some(Role::Peer), false, Some(Role::Peer), true),
+        (Some(Role::Customer), false, None, true),
+        (Some(Role::Customer), true, None, false),
+        (None, false, Some(Role::Peer), true),
+    ] {
+        let mut session = opening(Config { strict_role: strict, ..with(ours, left()) });
+        session.received(at(20), Way::Out, &open_of(with(theirs, right())));
+        let refused = notification(&actions(&mut session));
+        assert_eq!(refused, (!fits).then(|| Notification::new(2, 11)), "{ours:?} {theirs:?}");
+    }
+}
+
+/// A neighbour that keeps IPv4 and IPv6 for 60 s, and whether it went on forwarding them.
+fn restarting(forwarding: Families) -> Bytes {
+    let restart = GracefulRestart { restarted: false, time: 60, families: Families::ALL, forwarding };
+    let capabilities = Capabilities { graceful_restart: Some(restart), ..right().capabilities() };
+    Open { asn: 64501, hold_time: 30, router_id: right().router_id, capabilities }.encode()
+}
+
+fn end_of_rib(family: Family) -> Vec<u8> {
+    match family {
+        Family::Ipv4 => [&[0xff; 16][..], &[0, 23, 2, 0, 0, 0, 0]].concat(),
+        Family::Ipv6 => [&[0xff; 16][..], &[0, 29, 2, 0, 0, 0, 6, 0x80, 15, 3, 0, 2, 1]].concat(),
+    }
+}
+
+/// A session that was lost at 1 s, and what became of it.
+fn lost(opening: &Bytes) -> (Session, Vec<Action>) {
+    let mut session = self::opening(left());
+    session.received(at(20), Way::Out, &[opening, &message::keepalive()[..]].concat());
+    actions(&mut session);
+    session.closed(at(1_000), Way::Out, "reset".into());
+    let then = actions(&mut session);
+    (session, then)
+}
+
+/// RFC 4724, section 4.2: the routes stay until the neighbour is back and has said all.
+#[test]
+fn a_neighbour_that_restarts_gracefully_keeps_its_routes() {
+    let (mut session, then) = lost(&restarting(Families::NONE));
+    assert!(matches!(then[..], [Action::Close(Way::Out), Action::Down { keep: Families::ALL, .. }]), "{then:?}");
+    session.connected(at(2_000), Way::In);
+    session.received(at(2_000), Way::In, &restarting(Families::NONE.with(Family::Ipv6)));
+    session.received(at(2_000), Way::In, &message::keepalive());
+    let then = actions(&mut session);
+    // It did not go on forwarding IPv4.
+    assert!(matches!(then[..], [.., Action::Up(Way::In, _), Action::Sweep(Family::Ipv4)]), "{then:?}");
+    session.received(at(3_000), Way::In, &end_of_rib(Family::Ipv6));
+    let then = actions(&mut session);
+    assert!(matches!(then[..], [Action::Update(_), Action::Sweep(Family::Ipv6)]), "{then:?}");
+}
+
+#[test]
+fn routes_of_a_neighbour_that_does_not_come_back_in_time_go() {
+    let (mut session, _) = lost(&restarting(Families::ALL));
+    let mut swept = None;
+    while swept.is_none() {
+        let due = session.poll_timeout().expect("a timer");
+        session.handle_timeout(due);
+        session.connect_failed(due, "refused".into());
+        swept = actions(&mut session).contains(&Action::Sweep(Family::Ipv4)).then_some(due);
+    }
+    assert_eq!(swept, Some(at(61_000)));
+    // And of one that said farewell, or keeps nothing, at once.
+    let mut session = established(left(), right());
+    session.received(at(30), Way::Out, &Notification::shutdown("bye").encode());
+    let down = actions(&mut session).pop();
+    assert!(matches!(down, Some(Action::Down { keep: Families::NONE, .. })), "{down:?}");
+}
+
+/// RFC 4724, section 5: a new connection of who restarted, while the old one seems to be there still.
+#[test]
+fn a_neighbour_that_restarted_unnoticed_is_taken_back() {
+    let mut session = opening(left());
+    session.received(at(20), Way::Out, &[&restarting(Families::ALL), &message::keepalive()[..]].concat());
+    actions(&mut session);
+    session.connected(at(5_000), Way::In);
+    let then = actions(&mut session);
+    assert!(
+        matches!(
+            then[..],
+            [
+                Action::Close(Way::Out),
+                Action::Down { keep: Families::ALL, .. },
+                Action::Take(Way::In),
+                Action::Send(..)
+            ]
+        ),
+        "{then:?}"
+    );
+}
+
+/// RFC 7313, section 4.
+#[test]
+fn what_is_not_said_between_the_marks_of_a_refresh_is_swept() {
+    let mut session = established(left(), right());
+    for (mark, expected) in [
+        (Refresh::Begin(Family::Ipv6), Action::Stale(Family::Ipv6)),
+        (Refresh::End(Family::Ipv6), Action::Sweep(Family::Ipv6)),
+    ] {
+        session.received(at(30), Way::Out, &mark.encode());
+        assert_eq!(actions(&mut session), [expected]);
+    }
+}
+
+#[test]
+fn a_neighbour_without_a_family_of_ours_is_refused() {
+    let mut session = opening(left());
+    let capabilities = [2, 6, 1, 4, 0, 25, 0, 70];
+    let open = [&[0xff; 16][..], &[0, 37, 1, 4, 0xfb, 0xf5, 0, 9, 192, 0, 2, 2, 8], &capabilities].concat();
+    session.received(at(20), Way::Out, &open);
+    let refused = notification(&actions(&mut session)).expect("a NOTIFICATION");
+    assert_eq!((refused.code, refused.subcode), (2, 7));
 }
 
 proptest! {
@@ -410,18 +655,18 @@ proptest! {
         for (what, bytes, wait) in steps {
             now += Duration::from_millis(wait);
             match what {
-                0 => session.connected(now),
-                1 => session.closed(now, "closed".into()),
+                0 => session.connected(now, if bytes.len() % 2 == 0 { Way::In } else { Way::Out }),
+                1 => session.closed(now, Way::Out, "closed".into()),
                 2 => session.connect_failed(now, "refused".into()),
-                3 => session.received(now, &open_of(right())),
-                4 => session.received(now, &message::keepalive()),
-                5 => session.received(now, &[&[0xff; 16][..], &[0, 19 + bytes.len() as u8, 2], &bytes].concat()),
-                6 => session.received(now, &bytes),
-                _ => session.written(now, bytes.is_empty()),
+                3 => session.received(now, Way::Out, &open_of(right())),
+                4 => session.received(now, Way::Out, &message::keepalive()),
+                5 => session.received(now, Way::Out, &[&[0xff; 16][..], &[0, 19 + bytes.len() as u8, 2], &bytes].concat()),
+                6 => session.received(now, Way::Out, &bytes),
+                _ => session.written(now, Way::Out, bytes.is_empty()),
             }
             session.handle_timeout(now);
             actions(&mut session);
-            prop_assert!(session.poll_timeout().is_some_and(|(at, _)| at > now));
+            prop_assert!(session.poll_timeout().is_some_and(|at| at > now));
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::bgp::Families;
-use crate::bgp::message::{self, Frame, Framer, Kind, Open};
+use crate::bgp::message::{self, Frame, Framer, Kind};
+use crate::bgp::open::{Capabilities, Open};
 use tokio::net::TcpListener;
 
 /// The other end: it listens, and does what a test wants.
@@ -32,7 +33,13 @@ impl Router {
                 router_id: Ipv4Addr::new(192, 0, 2, 1),
                 remote_as: 64501,
                 hold_time: 90,
+                passive: false,
+                role: None,
+                strict_role: false,
+                add_path: false,
+                extended_next_hop: false,
             },
+            socket: Options { source: None, password: None, ttl: None, least_ttl: None },
             next_hop_v4: None,
             next_hop_v6: None,
         }
@@ -52,9 +59,12 @@ impl Router {
             asn: 64501,
             hold_time: 90,
             router_id: Ipv4Addr::new(192, 0, 2, 2),
-            four_octet_as: true,
-            route_refresh: true,
-            families: Families::ALL,
+            capabilities: Capabilities {
+                four_octet_as: true,
+                route_refresh: true,
+                families: Families::ALL,
+                ..Capabilities::default()
+            },
         };
         line.write(&[open.encode(), message::keepalive()].concat()).await;
         assert_eq!(line.next().await.expect("a KEEPALIVE").kind, Kind::Keepalive);
@@ -83,9 +93,9 @@ impl Line {
     }
 }
 
-fn prefixes(count: u32) -> Arc<BTreeSet<IpNet>> {
+fn prefixes(count: u32) -> Arc<Wanted> {
     let prefix = |n| IpNet::new(Ipv4Addr::from(0x0a00_0000 + n * 256).into(), 24).expect("a prefix");
-    Arc::new((0..count).map(prefix).collect())
+    Arc::new(Wanted { prefixes: (0..count).map(prefix).collect(), graceful_shutdown: false })
 }
 
 /// Reads UPDATEs of prefixes of /24 until the table that they build, of `size` so far, has `target` of them.
@@ -106,7 +116,7 @@ async fn grows(line: &mut Line, size: &mut usize, target: usize) {
 async fn a_large_table_comes_in_one_go() {
     let router = Router::new().await;
     let (wanted, told) = watch::channel(prefixes(60_000));
-    let handle = spawn(router.neighbor(), told, 1);
+    let handle = spawn(router.neighbor(), told, None, 1);
     let mut line = router.establish().await;
     let begun = tokio::time::Instant::now();
     let mut size = 0;
@@ -128,7 +138,7 @@ async fn a_large_table_comes_in_one_go() {
 async fn garbage_is_answered_and_the_next_try_is_made() {
     let router = Router::new().await;
     let (_wanted, told) = watch::channel(prefixes(1));
-    let handle = spawn(router.neighbor(), told, 1);
+    let handle = spawn(router.neighbor(), told, None, 1);
     // An OPEN of 28 octets, of which GoBGP 3.10 dies.
     let short_open = [&[0xff; 16][..], &[0, 28, 1], &[4; 9]].concat();
     for (garbage, expected) in [
@@ -153,7 +163,7 @@ async fn garbage_is_answered_and_the_next_try_is_made() {
 async fn a_neighbour_that_does_not_read_is_its_own_problem() {
     let (deaf, lively) = (Router::new().await, Router::new().await);
     let (wanted, told) = watch::channel(prefixes(0));
-    let handles = [spawn(deaf.neighbor(), told.clone(), 1), spawn(lively.neighbor(), told, 2)];
+    let handles = [spawn(deaf.neighbor(), told.clone(), None, 1), spawn(lively.neighbor(), told, None, 2)];
     let _deaf = deaf.establish().await;
     let mut line = lively.establish().await;
     // Each announcement of 60,000 and its withdrawal are half a megabyte; the sockets hold less than ten of
@@ -178,7 +188,7 @@ async fn a_neighbour_that_does_not_read_is_its_own_problem() {
 async fn a_neighbour_that_floods_keeps_nobody_waiting() {
     let router = Router::new().await;
     let (wanted, told) = watch::channel(prefixes(0));
-    let handle = spawn(router.neighbor(), told, 1);
+    let handle = spawn(router.neighbor(), told, None, 1);
     let Line { stream, framer } = router.establish().await;
     let (mut reader, mut writer) = stream.into_split();
     let flood = tokio::spawn(async move {
