@@ -236,6 +236,9 @@ pub struct Core {
     pub sites: BTreeMap<String, Site>,
     /// Its BGP session.
     pub bgp: Option<Bgp>,
+    /// Further lines at the end of its configuration: more neighbours, egress choices.
+    #[serde(default)]
+    pub configuration: String,
 }
 
 /// A site as its core knows it: exactly one of `middlebox` and `client` names its host.
@@ -266,6 +269,9 @@ pub struct Bgp {
     pub neighbor: String,
     /// The neighbour's address.
     pub neighbor_address: IpAddr,
+    /// What is taken of it: `default`, `table`.
+    #[serde(default)]
+    pub accept: Vec<String>,
     /// The next hop announced for IPv4.
     pub next_hop_v4: Option<Ipv4Addr>,
     /// The next hop announced for IPv6.

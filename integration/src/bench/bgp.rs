@@ -304,6 +304,8 @@ fn join(here: &Namespace, transit: &Namespace, place: u8) -> Result<()> {
     let name = format!("t{place}");
     ip(here, &["link", "add", &name, "type", "veth", "peer", "name", "core0", "netns", &transit.path()])?;
     for (namespace, interface, host) in [(here, name.as_str(), 1u8), (transit, "core0", 2)] {
+        // No address but ours: one that is checked for duplicates would change the kernel's count of routes a second later.
+        ip(namespace, &["link", "set", interface, "addrgenmode", "none"])?;
         ip(namespace, &["address", "add", &format!("{}/24", address(place, host)), "dev", interface])?;
         let v6 = format!("{}/64", address_v6(place, host.into()));
         ip(namespace, &["address", "add", &v6, "dev", interface, "nodad"])?;
