@@ -40,6 +40,9 @@ pub(crate) fn wanted(tun: &str, prefixes: impl IntoIterator<Item = IpNet>, egres
         }
     }
     if let Some(&Egress { table, .. }) = egress {
+        // Else the kernel tells each route again, with its gateway, to whoever may listen, when an object is turned: for a
+        // million routes that takes it a second, in which nobody can change anything.
+        changes.push(sysctl("net/ipv4/nexthop_compat_mode".into(), "0"));
         for everywhere in EVERYWHERE {
             // What no transit of the choice has a route for is refused, and does not leave by the host's own default route.
             changes.push(Change::Route(Route {

@@ -3,14 +3,14 @@
 
 use crate::bgp::announce::Liveness;
 use crate::bgp::message::Notification;
-use crate::bgp::routing::Routing;
+use crate::bgp::routing::{Looker, Routing};
 use crate::bgp::socket::{Listener, Serving};
 use crate::bgp::transport::{self, Learning, Wanted};
 use crate::cli::{Loaded, entropy, load};
 use crate::config::{Config, Egress};
-use crate::routes;
 use crate::sites::{Sites, Surroundings};
 use crate::status::{BgpStatus, Reload, SiteStatus, Status};
+use crate::{look, routes};
 use anyhow::Context;
 use dataplane::clock;
 use dataplane::control::ControlSocket;
@@ -99,15 +99,26 @@ fn listen(config: &Config) -> anyhow::Result<Vec<(LinkId, Socket)>> {
     config.listen.iter().zip(0..).map(open).collect()
 }
 
-/// A question on the control socket, and where the answer goes.
-type Question = oneshot::Sender<Status>;
+/// A question on the control socket.
+enum Question {
+    /// All that is shown of everything but routes.
+    Status(oneshot::Sender<Status>),
+    /// Who can be asked for routes.
+    Routes(oneshot::Sender<(Looker, look::Names)>),
+}
 
 async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<serde_json::Value> {
+    if let Some(command) = command.strip_prefix("bgp ") {
+        let (answer, answered) = oneshot::channel();
+        questions.send(Question::Routes(answer)).await.ok()?;
+        let (looker, names) = answered.await.ok()?;
+        return look::answer(&looker, &names, command).await;
+    }
     if command != "status" {
         return None;
     }
     let (answer, answered) = oneshot::channel();
-    questions.send(answer).await.ok()?;
+    questions.send(Question::Status(answer)).await.ok()?;
     serde_json::to_value(answered.await.ok()?).ok()
 }
 
@@ -218,7 +229,11 @@ impl Core<'_> {
                     None => break,
                 },
                 () = due => self.liveness.handle_timeout(clock::now()),
-                Some(answer) = questions.recv() => self.answer(answer).await,
+                Some(question) = questions.recv() => match question {
+                    Question::Status(answer) => self.answer(answer).await,
+                    // Whoever asked may have gone.
+                    Question::Routes(answer) => drop(answer.send((self.routing.looker(), self.names()))),
+                },
                 _ = signals.hangup.recv() => self.reload().await,
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
@@ -324,8 +339,16 @@ impl Core<'_> {
         self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
     }
 
+    fn names(&self) -> look::Names {
+        let neighbors = self.config.bgp.iter().flat_map(|bgp| &bgp.neighbors);
+        look::Names {
+            neighbors: neighbors.map(|(neighbor, _)| neighbor.name.clone()).collect(),
+            choices: self.config.egress.iter().map(|egress| egress.name.clone()).collect(),
+        }
+    }
+
     /// The packet loop's part takes a moment, and is waited for in a task of its own.
-    async fn answer(&self, answer: Question) {
+    async fn answer(&self, answer: oneshot::Sender<Status>) {
         let now = clock::now();
         let mut neighbors = Vec::new();
         for neighbor in &self.neighbors {

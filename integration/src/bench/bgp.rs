@@ -16,7 +16,7 @@ use crate::net::netns::Namespace;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
@@ -109,7 +109,8 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let mut same = true;
     for run in 0..arguments.runs {
         for subject in [Subject::Bird, Subject::Core] {
-            let (measured, routes) = once(subject, &feeds).with_context(|| format!("run {run} of {}", subject.name()))?;
+            let (measured, routes) =
+                once(subject, &feeds).with_context(|| format!("run {run} of {}", subject.name()))?;
             println!("{}", line(&measured));
             all.push(measured);
             match &kernel {
@@ -128,7 +129,15 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
 fn line(m: &Measured) -> String {
     format!(
         "{:<8}  {:6.2} s to {} + {} routes ({:.2} s of processor)  {:6.1} MiB (peak {:.1})  lost a: moved {:.0} ms, settled {:.2} s",
-        m.subject, m.seconds, m.routes[0], m.routes[1], m.cpu_seconds, m.resident_mib, m.peak_mib, m.moved_ms, m.settled_s
+        m.subject,
+        m.seconds,
+        m.routes[0],
+        m.routes[1],
+        m.cpu_seconds,
+        m.resident_mib,
+        m.peak_mib,
+        m.moved_ms,
+        m.settled_s
     )
 }
 
@@ -192,12 +201,8 @@ fn feeds(arguments: &Arguments) -> Result<[Feed; 2]> {
     let table = Table::new(&Shape { ipv4: arguments.ipv4, ipv6: arguments.ipv6, seed: arguments.seed });
     Ok([0, 1].map(|place| {
         let asn = 64501 + u32::from(place);
-        let transit = Transit {
-            asn,
-            next_hop_v4: address(place, 2),
-            next_hop_v6: address_v6(place, 2),
-            place: u64::from(place),
-        };
+        let transit =
+            Transit { asn, next_hop_v4: address(place, 2), next_hop_v6: address_v6(place, 2), place: u64::from(place) };
         Feed { asn, octets: table.updates(&transit).0 }
     }))
 }
@@ -322,12 +327,7 @@ fn ip(namespace: &Namespace, arguments: &[&str]) -> Result<()> {
 fn output(namespace: &Namespace, arguments: &[&str]) -> Result<String> {
     let run = || Command::new("ip").args(arguments).output();
     let output = namespace.enter(run)?.context("cannot start ip")?;
-    ensure!(
-        output.status.success(),
-        "ip {} failed: {}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "ip {} failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -488,14 +488,23 @@ fn moved(subject: Subject, here: &Namespace, address_of: &str, lost: Instant) ->
 /// The kernel's learnt routes, as prefix and gateway.
 fn routes(here: &Namespace) -> Result<BTreeMap<String, String>> {
     let mut routes = BTreeMap::new();
+    let mut objects = BTreeMap::new();
+    for line in output(here, &["nexthop", "show"])?.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let ["id", id, "via", via, ..] = words[..] {
+            objects.insert(id.to_owned(), via.to_owned());
+        }
+    }
     for family in ["-4", "-6"] {
         for line in output(here, &[family, "route", "show", "table", &TABLE.to_string()])?.lines() {
             let mut words = line.split_whitespace();
             let Some(prefix) = words.next().filter(|prefix| !matches!(*prefix, "default" | "unreachable")) else {
                 continue;
             };
-            let via = words.skip_while(|word| *word != "via").nth(1).with_context(|| format!("no gateway: {line}"))?;
-            let _: IpAddr = via.parse().with_context(|| line.to_owned())?;
+            let words: Vec<&str> = words.collect();
+            let of = |key: &str| words.iter().skip_while(|word| **word != key).nth(1).copied();
+            let via = of("nhid").and_then(|id| objects.get(id).map(String::as_str)).or(of("via"));
+            let via = via.with_context(|| format!("no gateway: {line}"))?;
             routes.insert(prefix.to_owned(), via.to_owned());
         }
     }

@@ -8,6 +8,7 @@
 //! | [`rib`] | which received routes are let in, which is best, and what the kernel is told of it | neither |
 //! | `connection` | the state machine of one connection, from its OPEN on (RFC 4271, section 8) | time, as an argument |
 //! | `session` | the neighbour: when to connect, which connection stays, what is stale | time, as an argument |
+//! | `mrt` | how received routes are dumped for other programs (RFC 6396) | neither |
 //! | `routing` | nothing: the thread that has the routes, and the kernel's | both |
 //! | `announce` | what is to be announced, and the UPDATEs that bring a neighbour there | time, as an argument |
 //! | `socket` | nothing: it listens, connects, and sets what protects a connection | sockets |
@@ -17,6 +18,7 @@ pub(crate) mod announce;
 mod attribute;
 mod connection;
 pub mod message;
+pub(crate) mod mrt;
 pub mod open;
 pub mod rib;
 pub mod role;

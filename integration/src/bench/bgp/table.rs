@@ -39,18 +39,8 @@ const LENGTHS_IPV4: [(u8, u32); 12] = [
     (14, 6),
     (13, 6),
 ];
-const LENGTHS_IPV6: [(u8, u32); 10] = [
-    (48, 470),
-    (32, 130),
-    (44, 95),
-    (40, 85),
-    (36, 60),
-    (46, 50),
-    (47, 40),
-    (29, 40),
-    (45, 20),
-    (33, 10),
-];
+const LENGTHS_IPV6: [(u8, u32); 10] =
+    [(48, 470), (32, 130), (44, 95), (40, 85), (36, 60), (46, 50), (47, 40), (29, 40), (45, 20), (33, 10)];
 /// How many ASes a path has besides the neighbour's.
 const PATHS: [(u8, u32); 8] = [(1, 60), (2, 240), (3, 330), (4, 200), (5, 100), (6, 40), (8, 20), (12, 10)];
 /// How many prefixes share their attributes. On average 6.2.
@@ -224,7 +214,9 @@ fn attributes(rng: &mut StdRng, first: u32) -> (Vec<u8>, Vec<u8>) {
         after.extend_from_slice(&[0xc0, 8, communities * 4]);
         for _ in 0..communities {
             // The transit's own, mostly, and few different ones.
-            after.extend_from_slice(&(rng.random_range(1_000u32..1_200) << 16 | rng.random_range(0..3_000)).to_be_bytes());
+            after.extend_from_slice(
+                &(rng.random_range(1_000u32..1_200) << 16 | rng.random_range(0..3_000)).to_be_bytes(),
+            );
         }
     }
     if rng.random_ratio(1, 8) {
@@ -282,12 +274,8 @@ mod tests {
 
     #[test]
     fn a_table_is_the_same_for_a_seed_and_whole() {
-        let transit = Transit {
-            asn: 64501,
-            next_hop_v4: Ipv4Addr::new(10, 0, 0, 1),
-            next_hop_v6: Ipv6Addr::LOCALHOST,
-            place: 0,
-        };
+        let transit =
+            Transit { asn: 64501, next_hop_v4: Ipv4Addr::new(10, 0, 0, 1), next_hop_v6: Ipv6Addr::LOCALHOST, place: 0 };
         let table = Table::new(&SHAPE);
         let (octets, [v4, v6]) = table.updates(&transit);
         assert_eq!(octets, Table::new(&SHAPE).updates(&transit).0);

@@ -278,7 +278,10 @@ mod tests {
         assert_eq!(check_attributes(&attributes(&[64501, 64500, 1]), session), Err(Rejected::OwnAs));
         assert_eq!(check_attributes(&attributes(&[2, 1]), session), Err(Rejected::FirstAs));
         assert_eq!(check_attributes(&attributes(&[]), session), Err(Rejected::FirstAs));
-        assert_eq!(check_attributes(&attributes(&[2, 1]), Session { role: Some(Role::RouteServerClient), ..session }), Ok(()));
+        assert_eq!(
+            check_attributes(&attributes(&[2, 1]), Session { role: Some(Role::RouteServerClient), ..session }),
+            Ok(())
+        );
         assert_eq!(check_attributes(&attributes(&[]), Session { remote_as: 64500, ..session }), Ok(()));
         let leaked = Attributes { only_to_customer: Some(7), ..attributes(&[64501, 7]) };
         assert_eq!(check_attributes(&leaked, session), Ok(()));

@@ -7,7 +7,6 @@ use super::{FAMILIES, Rib};
 use crate::bgp::Family;
 use crate::bgp::update::{Attributes, NextHop};
 use ipnet::IpNet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// A neighbour's route to a prefix.
@@ -54,6 +53,8 @@ pub struct Explained {
     pub choices: Vec<Option<(usize, Because)>>,
     /// For each neighbour that a route to the prefix as asked would not be taken from, why.
     pub rejected: Vec<(usize, Rejected)>,
+    /// It is a site's, or part of one.
+    pub own: bool,
 }
 
 /// What is kept of a neighbour, in numbers.
@@ -152,11 +153,7 @@ impl Rib {
                     accept::check_prefix(asked, neighbor.config.accept).err().map(|why| (place, why))
                 })
                 .collect(),
+            own: self.own.covers(asked),
         }
-    }
-
-    /// Is this address of a prefix that is not learnt from anyone?
-    pub fn is_own(&self, address: IpAddr) -> bool {
-        self.own.covers(&address.into())
     }
 }
