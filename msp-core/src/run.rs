@@ -165,14 +165,14 @@ impl Core<'_> {
             None => None,
         };
         let transits = config.bgp.as_ref().map_or(&[][..], |bgp| &bgp.transits);
-        let (tellers, exceeded): (Vec<_>, Vec<_>) = transits.iter().map(|_| mpsc::channel(1)).unzip();
+        let (orders, ordered): (Vec<_>, Vec<_>) = transits.iter().map(|_| mpsc::channel(1)).unzip();
         let choices = config.egress.iter().map(Egress::choice).collect();
-        let routing = Routing::start(transits.to_vec(), choices, sites.prefixes(), tellers)
+        let routing = Routing::start(transits.to_vec(), choices, sites.prefixes(), orders)
             .context("cannot write routes to the kernel; the daemon needs CAP_NET_ADMIN, and Linux 5.3 or later")?;
         let mut neighbors = Vec::new();
         let mut doors = HashMap::new();
         let configured = config.bgp.iter().flat_map(|bgp| bgp.neighbors.iter().zip(&bgp.transits));
-        for (place, (((neighbor, announce), transit), exceeded)) in configured.zip(exceeded).enumerate() {
+        for (place, (((neighbor, announce), transit), orders)) in configured.zip(ordered).enumerate() {
             if !announce {
                 tracing::warn!(
                     neighbor = neighbor.name,
@@ -180,7 +180,7 @@ impl Core<'_> {
                 );
             }
             let told = if *announce { wanted.subscribe() } else { nothing.subscribe() };
-            let learning = Learning { feed: routing.feed(place), exceeded, restart: transit.restart };
+            let learning = Learning { feed: routing.feed(place), orders, restart: transit.restart };
             let seed = u64::from_ne_bytes(entropy()?);
             let handle = transport::spawn(neighbor.clone(), told, Some(learning), seed);
             doors.insert(neighbor.remote.ip(), handle.door());

@@ -16,7 +16,7 @@ use crate::net::netns::Namespace;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
@@ -235,16 +235,17 @@ fn once(subject: Subject, feeds: &Arc<[Feed; 2]>) -> Result<(Measured, BTreeMap<
     let folder = crate::run::folder(&format!("bgp-{}", subject.name()), 0)?;
     std::fs::create_dir_all(folder.join("sites.d"))?;
     let here = Namespace::create().context("cannot make a namespace")?;
-    let transits = [Namespace::create()?, Namespace::create()?];
+    let transits = [Arc::new(Namespace::create()?), Arc::new(Namespace::create()?)];
     for (place, transit) in (0u8..).zip(&transits) {
         join(&here, transit, place)?;
     }
+    let host = host(&here)?;
     // The tables are told when both have shaken hands.
     let (shaken, all_shaken) = mpsc::channel();
     let mut going = Vec::new();
     let mut endings = Vec::new();
     let mut speakers = Vec::new();
-    for (place, transit) in (0u8..).zip(transits) {
+    for (place, transit) in (0u8..).zip(transits.clone()) {
         let (go, gone) = mpsc::channel::<()>();
         let (end, ended) = mpsc::channel();
         let (feeds, shaken) = (feeds.clone(), shaken.clone());
@@ -278,10 +279,12 @@ fn once(subject: Subject, feeds: &Arc<[Feed; 2]>) -> Result<(Measured, BTreeMap<
     // A prefix that goes by a, to see it go by b.
     let sample = routes.iter().rev().find(|(prefix, via)| !prefix.contains(':') && **via == address(0, 2).to_string());
     let sample = sample.context("no route goes by a")?.0.split('/').next().unwrap_or_default().to_owned();
-    let lost = Instant::now();
-    let _ = endings[0].send(());
-    let moved = moved(subject, &here, &sample, lost)?;
-    let settled = settle_cpu(pid, lost)?;
+    let sample: Ipv4Addr = sample.parse()?;
+    let moved = moved(&host, &transits[1], sample, || {
+        // It waits for this.
+        let _ = endings[0].send(());
+    })?;
+    let settled = settle_cpu(pid, Instant::now())?.saturating_add(moved);
     for end in &endings {
         // The speaker may have ended.
         let _ = end.send(());
@@ -347,8 +350,6 @@ fn start(subject: Subject, here: &Namespace, folder: &Path, feeds: &[Feed; 2]) -
         Subject::Bird => {
             let config = folder.join("bird.conf");
             std::fs::write(&config, bird_config(feeds))?;
-            // So that a packet's way can be asked for.
-            ip(here, &["rule", "add", "priority", "100", "lookup", &TABLE.to_string()])?;
             let mut command = Command::new("/usr/sbin/bird");
             command.arg("-f").arg("-c").arg(config).arg("-s").arg(folder.join("bird.ctl"));
             command
@@ -469,20 +470,50 @@ fn settle_cpu(pid: u32, begin: Instant) -> Result<Duration> {
     }
 }
 
-/// How long it takes until packets for an address go to b.
-fn moved(subject: Subject, here: &Namespace, address_of: &str, lost: Instant) -> Result<Duration> {
-    let mut question = vec!["route", "get", address_of];
-    if subject == Subject::Core {
-        question.extend(["from", "198.51.100.1", "iif", "msp0"]);
-    }
-    let wanted = format!("via {} ", address(1, 2));
-    while lost.elapsed() < PATIENCE {
-        // While a table is rewritten there may be no answer.
-        if output(here, &question).is_ok_and(|text| text.contains(&wanted)) {
-            return Ok(lost.elapsed());
+/// A host whose packets leave by the table.
+fn host(here: &Namespace) -> Result<Namespace> {
+    let host = Namespace::create()?;
+    ip(here, &["link", "add", "host0", "type", "veth", "peer", "name", "eth0", "netns", &host.path()])?;
+    ip(here, &["address", "add", "10.79.0.1/24", "dev", "host0"])?;
+    ip(here, &["link", "set", "host0", "up"])?;
+    ip(&host, &["address", "add", "10.79.0.2/24", "dev", "eth0"])?;
+    ip(&host, &["link", "set", "eth0", "up"])?;
+    ip(&host, &["route", "add", "default", "via", "10.79.0.1"])?;
+    ip(here, &["rule", "add", "priority", "99", "iif", "host0", "lookup", &TABLE.to_string()])?;
+    let settings = [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/host0/rp_filter", "0")];
+    here.enter(|| {
+        settings.iter().try_for_each(|(key, value)| std::fs::write(format!("/proc/sys/net/ipv4/{key}"), value))
+    })??;
+    Ok(host)
+}
+
+/// How long it takes until the host's packets for an address come to b, from when a is lost: a packet each millisecond.
+fn moved(host: &Namespace, b: &Namespace, to: Ipv4Addr, lose: impl FnOnce()) -> Result<Duration> {
+    ip(b, &["link", "set", "lo", "up"])?;
+    ip(b, &["address", "add", &format!("{to}/32"), "dev", "lo"])?;
+    let target = SocketAddr::new(to.into(), 9);
+    let receiver = b.enter(|| UdpSocket::bind(target))?.context("cannot listen at b")?;
+    receiver.set_read_timeout(Some(PATIENCE))?;
+    let sender = host.enter(|| UdpSocket::bind("10.79.0.2:0"))?.context("cannot send from the host")?;
+    let (stop, stopped) = mpsc::channel::<()>();
+    let sending = std::thread::spawn(move || {
+        while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_millis(1)) {
+            // Refused while there is no route.
+            let _ = sender.send_to(&[0], target);
         }
-    }
-    bail!("packets for {address_of} do not go to b after {PATIENCE:?}")
+    });
+    // As long as a is there, nothing comes by b.
+    receiver.set_nonblocking(true)?;
+    std::thread::sleep(Duration::from_millis(200));
+    ensure!(receiver.recv(&mut [0]).is_err(), "packets for {to} went to b while a was there");
+    receiver.set_nonblocking(false)?;
+    let lost = Instant::now();
+    lose();
+    let came = receiver.recv(&mut [0]).with_context(|| format!("packets for {to} do not go to b"));
+    let moved = lost.elapsed();
+    let _ = stop.send(());
+    let _ = sending.join();
+    came.map(|_| moved)
 }
 
 /// The kernel's learnt routes, as prefix and gateway.

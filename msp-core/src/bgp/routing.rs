@@ -52,6 +52,15 @@ pub(crate) enum News {
     },
 }
 
+/// What a neighbour's task is to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order {
+    /// The neighbour has sent more than it may: end the session.
+    Exceeded(Exceeded),
+    /// The link to it is gone, and the session with it, whatever TCP hopes for.
+    LinkLost,
+}
+
 enum Input {
     Neighbor(usize, News),
     Own(Vec<IpNet>),
@@ -114,13 +123,13 @@ impl Room<'_> {
 }
 
 impl Routing {
-    /// Starts it, within a tokio runtime; what an earlier run left in the kernel is removed first. Who sends more than it
-    /// may is told so through the `exceeded` of its place.
+    /// Starts it, within a tokio runtime; what an earlier run left in the kernel is removed first. Each neighbour's task is
+    /// told by the `orders` of its place what it is to do.
     pub(crate) fn start(
         transits: Vec<Transit>,
         choices: Vec<ChoiceConfig>,
         own: impl IntoIterator<Item = IpNet>,
-        exceeded: Vec<mpsc::Sender<Exceeded>>,
+        orders: Vec<mpsc::Sender<Order>>,
     ) -> io::Result<Routing> {
         let mut kernel = Fib::open(Owner::CoreLearnt as u8)?;
         let swept = kernel.sweep()?;
@@ -142,7 +151,8 @@ impl Routing {
         let task = Task {
             rib,
             transits,
-            exceeded,
+            orders,
+            linked: vec![false; warned.len()],
             warned,
             kernel,
             watch,
@@ -232,7 +242,9 @@ impl Looker {
 struct Task {
     rib: Rib,
     transits: Vec<Transit>,
-    exceeded: Vec<mpsc::Sender<Exceeded>>,
+    orders: Vec<mpsc::Sender<Order>>,
+    /// Whose session is up, over a link that was there.
+    linked: Vec<bool>,
     /// Who has been said to be near its bound.
     warned: Vec<[bool; 2]>,
     kernel: Fib,
@@ -300,6 +312,7 @@ impl Task {
         match news {
             News::Up { router_id } => {
                 self.warned[place] = [false; 2];
+                self.linked[place] = self.is_linked(place);
                 self.rib.up(place, router_id);
             }
             News::Update(update) => match self.rib.apply(place, &update) {
@@ -307,8 +320,7 @@ impl Task {
                 Err(exceeded) => {
                     let Transit { name, .. } = &self.transits[place];
                     tracing::error!(neighbor = name, "{exceeded}: the session is ended, its routes are not used");
-                    // Full only if it has not acted upon the one before.
-                    let _ = self.exceeded[place].try_send(exceeded);
+                    self.order(place, Order::Exceeded(exceeded));
                 }
             },
             News::Stale(family) => self.rib.mark_stale(place, family),
@@ -323,6 +335,16 @@ impl Task {
                 }
             }
         }
+    }
+
+    fn order(&self, place: usize, order: Order) {
+        // Full only if it has not acted upon the one before, and that ended the session too.
+        let _ = self.orders[place].try_send(order);
+    }
+
+    /// Is the neighbour on a link of ours, and is that up?
+    fn is_linked(&mut self, place: usize) -> bool {
+        matches!(self.kernel.hop(self.transits[place].address), Ok(Some(hop)) if hop.via.is_none())
     }
 
     fn warn(&mut self, place: usize) {
@@ -348,6 +370,12 @@ impl Task {
         self.ways(true);
         // What is lost is turned before anything else is asked.
         self.write();
+        for place in 0..self.transits.len() {
+            if self.linked[place] && !self.is_linked(place) {
+                self.linked[place] = false;
+                self.order(place, Order::LinkLost);
+            }
+        }
         match self.kernel.objects() {
             Ok(objects) => self.rib.objects_are(|id| objects.contains(&id)),
             Err(error) => tracing::warn!(%error, "cannot see the kernel's next-hop objects"),

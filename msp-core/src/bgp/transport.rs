@@ -2,8 +2,7 @@
 
 use super::announce::{Advertised, Mark, RouteAttributes};
 use super::message::{Notification, Refresh};
-use super::rib::Exceeded;
-use super::routing::{Feed, News, Room};
+use super::routing::{Feed, News, Order, Room};
 use super::session::{Action, Config, Counters, Reason, Session, State, Way};
 use super::socket::Options;
 use super::{Families, Family};
@@ -103,9 +102,9 @@ pub(crate) struct Wanted {
 #[derive(Debug)]
 pub(crate) struct Learning {
     pub(crate) feed: Feed,
-    /// It has said more than it may.
-    pub(crate) exceeded: mpsc::Receiver<Exceeded>,
-    /// How long it is not spoken to then; for good, if none.
+    /// What the thread that keeps routes wants done.
+    pub(crate) orders: mpsc::Receiver<Order>,
+    /// How long it is not spoken to when it has said more than it may; for good, if none.
     pub(crate) restart: Option<Duration>,
 }
 
@@ -214,7 +213,7 @@ enum Wake {
     Wanted,
     Question(oneshot::Sender<NeighborStatus>),
     Farewell,
-    Exceeded(Exceeded),
+    Order(Order),
     Told,
     Stop(Notification),
 }
@@ -249,7 +248,12 @@ impl Task {
                 // Whoever asked may have gone.
                 Wake::Question(answer) => drop(answer.send(self.status())),
                 Wake::Farewell | Wake::Told => {}
-                Wake::Exceeded(exceeded) => {
+                Wake::Order(Order::LinkLost) => {
+                    for way in Way::BOTH {
+                        self.session.closed(clock::now(), way, "the link to the neighbour is down".into());
+                    }
+                }
+                Wake::Order(Order::Exceeded(exceeded)) => {
                     let wait = self.learning.as_ref().and_then(|learning| learning.restart);
                     self.session.cease(clock::now(), exceeded.notification(), wait);
                 }
@@ -285,8 +289,8 @@ impl Task {
         };
         let reading = self.news.is_empty();
         let [out, incoming] = &mut self.lines;
-        let (feed, mut exceeded) = match &mut self.learning {
-            Some(learning) => (Some(&learning.feed), Some(&mut learning.exceeded)),
+        let (feed, mut orders) = match &mut self.learning {
+            Some(learning) => (Some(&learning.feed), Some(&mut learning.orders)),
             None => (None, None),
         };
         let news = &mut self.news;
@@ -296,9 +300,9 @@ impl Task {
                 _ => std::future::pending().await,
             }
         };
-        let exceeded = async {
-            match &mut exceeded {
-                Some(exceeded) => exceeded.recv().await,
+        let order = async {
+            match &mut orders {
+                Some(orders) => orders.recv().await,
                 None => std::future::pending().await,
             }
         };
@@ -317,7 +321,7 @@ impl Task {
             Some(answer) = requests.asked.recv() => Wake::Question(answer),
             Some(stream) = requests.visitors.recv() => Wake::Visitor(stream),
             Some(_) = self.farewells.join_next() => Wake::Farewell,
-            Some(exceeded) = exceeded => Wake::Exceeded(exceeded),
+            Some(order) = order => Wake::Order(order),
             () = tell => Wake::Told,
             // Last: a neighbour that always has something to say keeps none of the others waiting.
             wake = out.ready(Way::Out, reading) => wake,
