@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Whose rules and routes they are: the number in their protocol field (rtnetlink(7)). 77 and 78 are assigned to
+/// Whose rules and routes they are: the number in their protocol field (rtnetlink(7)). 77 to 79 are assigned to
 /// nobody in iproute2's tables; to see them by name, write `77 mspmb` to /etc/iproute2/rt_protos.d/msp.conf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -23,6 +23,9 @@ pub enum Owner {
     Middlebox = 77,
     /// A core.
     Core = 78,
+    /// A core, of the routes that it has learnt: of these there may be a million, and they go with their next-hop objects
+    /// ([`crate::netlink::fib`]), so the host's own accounts are kept without them.
+    CoreLearnt = 79,
 }
 
 /// Something that a daemon wants to be so on its host.

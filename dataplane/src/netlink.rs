@@ -1,5 +1,6 @@
 //! rtnetlink: rules and routes of our own, and the state of interfaces, with news of their changes.
 
+pub mod fib;
 mod interfaces;
 
 pub use interfaces::{Address, Interface, Way};
@@ -267,8 +268,17 @@ pub struct Watch {
 impl Watch {
     /// Begins to listen, within a tokio runtime.
     pub fn new() -> io::Result<Self> {
+        let addresses = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR;
+        Self::listen(RTMGRP_LINK | addresses | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE)
+    }
+
+    /// The same, but of interfaces and addresses alone: who writes a million routes need not hear of each.
+    pub fn interfaces() -> io::Result<Self> {
+        Self::listen(RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
+    }
+
+    fn listen(groups: u32) -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        let groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
         socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
         // Of what is heard nothing is kept: a longer message may be cut.
         Ok(Watch { socket, buffer: Vec::with_capacity(4096) })

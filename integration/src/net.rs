@@ -4,7 +4,7 @@ pub mod build;
 mod change;
 mod filter;
 mod netlink;
-mod netns;
+pub(crate) mod netns;
 mod router;
 
 pub(crate) use change::Renumbering;

@@ -240,6 +240,9 @@ pub struct Core {
     pub sites: BTreeMap<String, Site>,
     /// Its BGP session.
     pub bgp: Option<Bgp>,
+    /// Further lines at the end of its configuration: more neighbours, egress choices.
+    #[serde(default)]
+    pub configuration: String,
 }
 
 /// A site as its core knows it: exactly one of `middlebox` and `client` names its host.
@@ -273,6 +276,9 @@ pub struct Bgp {
     /// Further lines of the neighbour's table in the core's configuration, and other neighbours' tables after it.
     #[serde(default)]
     pub settings: Vec<String>,
+    /// What is taken of it: `default`, `table`.
+    #[serde(default)]
+    pub accept: Vec<String>,
     /// The next hop announced for IPv4.
     pub next_hop_v4: Option<Ipv4Addr>,
     /// The next hop announced for IPv6.

@@ -1,6 +1,7 @@
 //! The commands of `msp-core`.
 
 use crate::config::{self, Config};
+use crate::look;
 use crate::sites::{Sites, SitesError, Surroundings};
 use crate::status::Status;
 use anyhow::{Context, bail};
@@ -37,6 +38,9 @@ enum Command {
         #[command(flatten)]
         view: View,
     },
+    /// Show what BGP neighbours say of routes, and what is made of it
+    #[command(subcommand)]
+    Bgp(look::Command),
     /// Make the private key file, and print the public key
     Keygen {
         /// The file for the key [default: the configuration's `private_key_file`]
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Check => check(&arguments.config),
         Command::Status { view } => show(&arguments.config, &view, Status::table),
         Command::Sites { view } => show(&arguments.config, &view, Status::sites_table),
+        Command::Bgp(command) => look::look(&arguments.config, &command),
         Command::Keygen { private_key_file, force } => keygen(&arguments.config, private_key_file, force),
     };
     match result {

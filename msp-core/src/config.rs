@@ -1,10 +1,15 @@
 //! The core's configuration file.
 
+mod egress;
+
 use crate::bgp::role::Role;
+use crate::bgp::routing::Transit;
 use crate::bgp::session;
 use crate::bgp::socket::{Options, Password};
 use crate::bgp::transport::Neighbor;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
+pub(crate) use egress::Egress;
+use egress::{AcceptWord, EgressTable, MaxPrefixes};
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) control: PathBuf,
     pub(crate) tun: Tun,
     pub(crate) bgp: Option<Bgp>,
+    /// By whom the sites' packets leave; by the main table, if none is given.
+    pub(crate) egress: Vec<Egress>,
 }
 
 /// The BGP speaker.
@@ -42,6 +49,8 @@ pub(crate) struct Bgp {
     pub(crate) listen: Vec<SocketAddr>,
     /// The neighbours, each with whether the sites are announced to it.
     pub(crate) neighbors: Vec<(Neighbor, bool)>,
+    /// What is taken of each of them, in the same order.
+    pub(crate) transits: Vec<Transit>,
 }
 
 #[derive(Deserialize)]
@@ -60,6 +69,8 @@ struct File {
     #[serde(default)]
     tun: Tun,
     bgp: Option<BgpTable>,
+    #[serde(default)]
+    egress: Vec<EgressTable>,
 }
 
 fn default_withdraw_after() -> Text<Option<Duration>> {
@@ -117,6 +128,9 @@ struct NeighborTable {
     next_hop_v6: Option<Text<IpAddr>>,
     #[serde(default)]
     announce: Vec<Announce>,
+    #[serde(default)]
+    accept: Vec<AcceptWord>,
+    max_prefixes: Option<MaxPrefixes>,
 }
 
 /// What a neighbour can be told. Nothing is, unless it is named (RFC 8212).
@@ -162,6 +176,9 @@ impl Config {
             }
         }
         file.tun.check(&document)?;
+        let bgp = file.bgp.map(|table| table.check(&document)).transpose()?;
+        let transits = bgp.as_ref().map_or(&[][..], |bgp| &bgp.transits);
+        let egress = egress::check(file.egress, transits, &document)?;
         Ok(Config {
             pop: file.pop,
             private_key_file: document.resolve(&file.private_key_file),
@@ -170,7 +187,8 @@ impl Config {
             withdraw_after: file.withdraw_after.0,
             control: file.control,
             tun: file.tun,
-            bgp: file.bgp.map(|table| table.check(&document)).transpose()?,
+            bgp,
+            egress,
         })
     }
 }
@@ -186,7 +204,7 @@ impl BgpTable {
             }
         };
         let (mut names, mut addresses) = (HashSet::new(), HashSet::new());
-        let mut neighbors = Vec::new();
+        let (mut neighbors, mut transits) = (Vec::new(), Vec::new());
         for (index, table) in self.neighbor.into_iter().enumerate() {
             let place = |key: &str| format!("bgp.neighbor[{index}].{key}");
             if table.name.is_empty() || !names.insert(table.name.clone()) {
@@ -196,15 +214,32 @@ impl BgpTable {
                 let problem = format!("{} is the address of two neighbours", table.address.0);
                 return Err(document.error(&place("address"), problem));
             }
+            transits.push(table.transit(self.local_as));
             let neighbor = table.check(self.local_as, router_id, document);
             neighbors.push(neighbor.map_err(|(key, problem)| document.error(&place(key), problem))?);
         }
         let listen = self.listen.iter().map(|listen| listen.0).collect();
-        Ok(Bgp { local_as: self.local_as, router_id, listen, neighbors })
+        Ok(Bgp { local_as: self.local_as, router_id, listen, neighbors, transits })
     }
 }
 
 impl NeighborTable {
+    /// What is taken of it.
+    fn transit(&self, local_as: u32) -> Transit {
+        let most = self.max_prefixes.as_ref();
+        Transit {
+            name: self.name.clone(),
+            address: self.address.0,
+            local_as,
+            remote_as: self.remote_as,
+            role: self.role,
+            accept: egress::accept(&self.accept),
+            max_prefixes: [most.and_then(|most| most.ipv4), most.and_then(|most| most.ipv6)],
+            restart: most.and_then(|most| Some(most.restart.as_ref()?.0)),
+            multihop: self.multihop.is_some() || self.ttl_security.is_some_and(|hops| hops > 1),
+        }
+    }
+
     /// An error is the key and what is wrong with it.
     fn check(
         self,

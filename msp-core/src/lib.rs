@@ -8,13 +8,14 @@
 //! | `run` | the daemon: who starts, who is told what, who ends |
 //! | `routes` | what of the sites the kernel is told |
 //! | [`bgp`] | what of the sites the Internet's routers are told |
-//! | `status` | what is shown |
+//! | `status`, `look` | what is shown |
 //!
 //! It is a library for the fuzz target and the tests; `msp-core` is its program.
 
 pub mod bgp;
 pub mod cli;
 mod config;
+mod look;
 mod routes;
 mod run;
 #[cfg(test)]

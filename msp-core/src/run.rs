@@ -3,13 +3,14 @@
 
 use crate::bgp::announce::Liveness;
 use crate::bgp::message::Notification;
+use crate::bgp::routing::{Looker, Routing};
 use crate::bgp::socket::{Listener, Serving};
-use crate::bgp::transport::{self, Wanted};
+use crate::bgp::transport::{self, Learning, Wanted};
 use crate::cli::{Loaded, entropy, load};
-use crate::config::Config;
-use crate::routes;
+use crate::config::{Config, Egress};
 use crate::sites::{Sites, Surroundings};
 use crate::status::{BgpStatus, Reload, SiteStatus, Status};
+use crate::{look, routes};
 use anyhow::Context;
 use dataplane::clock;
 use dataplane::control::ControlSocket;
@@ -74,7 +75,7 @@ async fn serve(signals: Signals, path: &Path, loaded: Loaded, host: &mut Host) -
     let control = ControlSocket::bind(&config.control)?;
     let sockets = listen(&config)?;
     let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
-    host.set(&routes::wanted(&config.tun.name, sites.prefixes())).await?;
+    host.set(&routes::wanted(&config.tun.name, sites.prefixes(), config.egress.first())).await?;
     let (dataplane, events) = Dataplane::start(node, tun, sockets)?;
     let (questions, asked) = mpsc::channel(1);
     let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
@@ -98,15 +99,26 @@ fn listen(config: &Config) -> anyhow::Result<Vec<(LinkId, Socket)>> {
     config.listen.iter().zip(0..).map(open).collect()
 }
 
-/// A question on the control socket, and where the answer goes.
-type Question = oneshot::Sender<Status>;
+/// A question on the control socket.
+enum Question {
+    /// All that is shown of everything but routes.
+    Status(oneshot::Sender<Status>),
+    /// Who can be asked for routes.
+    Routes(oneshot::Sender<(Looker, look::Names)>),
+}
 
 async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<serde_json::Value> {
+    if let Some(command) = command.strip_prefix("bgp ") {
+        let (answer, answered) = oneshot::channel();
+        questions.send(Question::Routes(answer)).await.ok()?;
+        let (looker, names) = answered.await.ok()?;
+        return look::answer(&looker, &names, command).await;
+    }
     if command != "status" {
         return None;
     }
     let (answer, answered) = oneshot::channel();
-    questions.send(answer).await.ok()?;
+    questions.send(Question::Status(answer)).await.ok()?;
     serde_json::to_value(answered.await.ok()?).ok()
 }
 
@@ -122,6 +134,7 @@ struct Core<'a> {
     /// What neighbours with the policy to announce sites are to be told.
     wanted: watch::Sender<Arc<Wanted>>,
     neighbors: Vec<Neighbor>,
+    routing: Routing,
     bgp_listening: Option<Serving>,
     started: Instant,
     reload: Reload,
@@ -151,9 +164,15 @@ impl Core<'_> {
             }
             None => None,
         };
+        let transits = config.bgp.as_ref().map_or(&[][..], |bgp| &bgp.transits);
+        let (orders, ordered): (Vec<_>, Vec<_>) = transits.iter().map(|_| mpsc::channel(1)).unzip();
+        let choices = config.egress.iter().map(Egress::choice).collect();
+        let routing = Routing::start(transits.to_vec(), choices, sites.prefixes(), orders)
+            .context("cannot write routes to the kernel; the daemon needs CAP_NET_ADMIN, and Linux 5.3 or later")?;
         let mut neighbors = Vec::new();
         let mut doors = HashMap::new();
-        for (neighbor, announce) in config.bgp.iter().flat_map(|bgp| &bgp.neighbors) {
+        let configured = config.bgp.iter().flat_map(|bgp| bgp.neighbors.iter().zip(&bgp.transits));
+        for (place, (((neighbor, announce), transit), orders)) in configured.zip(ordered).enumerate() {
             if !announce {
                 tracing::warn!(
                     neighbor = neighbor.name,
@@ -161,7 +180,9 @@ impl Core<'_> {
                 );
             }
             let told = if *announce { wanted.subscribe() } else { nothing.subscribe() };
-            let handle = transport::spawn(neighbor.clone(), told, u64::from_ne_bytes(entropy()?));
+            let learning = Learning { feed: routing.feed(place), orders, restart: transit.restart };
+            let seed = u64::from_ne_bytes(entropy()?);
+            let handle = transport::spawn(neighbor.clone(), told, Some(learning), seed);
             doors.insert(neighbor.remote.ip(), handle.door());
             neighbors.push(Neighbor { handle, announce: *announce });
         }
@@ -178,6 +199,7 @@ impl Core<'_> {
             liveness,
             wanted,
             neighbors,
+            routing,
             bgp_listening,
             started,
             reload: Reload::default(),
@@ -207,7 +229,11 @@ impl Core<'_> {
                     None => break,
                 },
                 () = due => self.liveness.handle_timeout(clock::now()),
-                Some(answer) = questions.recv() => self.answer(answer).await,
+                Some(question) = questions.recv() => match question {
+                    Question::Status(answer) => self.answer(answer).await,
+                    // Whoever asked may have gone.
+                    Question::Routes(answer) => drop(answer.send((self.routing.looker(), self.names()))),
+                },
                 _ = signals.hangup.recv() => self.reload().await,
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
@@ -219,6 +245,7 @@ impl Core<'_> {
         for neighbor in self.neighbors {
             neighbor.handle.stop(farewell.clone()).await;
         }
+        self.routing.stop().await;
         Ok(())
     }
 
@@ -297,6 +324,7 @@ impl Core<'_> {
         let now = clock::now();
         self.liveness.set_sites(now, sites.announcements());
         self.sites = sites;
+        self.routing.set_own(self.sites.prefixes().collect()).await;
         // A site that kept its number and lost its keys is another one: what the node says counts.
         for peer in &snapshot.peers {
             match peer.reachable {
@@ -307,12 +335,20 @@ impl Core<'_> {
         // Before the routes, of which there may be many.
         self.announce();
         // The sites are in force: a route that cannot be set is an error to show, and no reason to go back.
-        let wanted = routes::wanted(&self.config.tun.name, self.sites.prefixes());
+        let wanted = routes::wanted(&self.config.tun.name, self.sites.prefixes(), self.config.egress.first());
         self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
     }
 
+    fn names(&self) -> look::Names {
+        let neighbors = self.config.bgp.iter().flat_map(|bgp| &bgp.neighbors);
+        look::Names {
+            neighbors: neighbors.map(|(neighbor, _)| neighbor.name.clone()).collect(),
+            choices: self.config.egress.iter().map(|egress| egress.name.clone()).collect(),
+        }
+    }
+
     /// The packet loop's part takes a moment, and is waited for in a task of its own.
-    async fn answer(&self, answer: Question) {
+    async fn answer(&self, answer: oneshot::Sender<Status>) {
         let now = clock::now();
         let mut neighbors = Vec::new();
         for neighbor in &self.neighbors {

@@ -168,6 +168,24 @@ impl Status {
         }
     }
 
+    /// The BGP sessions, in the order of the configuration.
+    pub(crate) fn sessions(&self) -> &[NeighborStatus] {
+        self.bgp.as_ref().map_or(&[], |bgp| &bgp.neighbors)
+    }
+
+    /// Our identifier towards BGP neighbours.
+    pub(crate) fn router_id(&self) -> Option<Ipv4Addr> {
+        Some(self.bgp.as_ref()?.router_id)
+    }
+
+    /// Which neighbour has been told which prefix.
+    pub(crate) fn announced(&self) -> impl Iterator<Item = (&str, IpNet)> {
+        let of = |session: &'_ NeighborStatus| -> Vec<IpNet> { session.announced.clone() };
+        self.sessions()
+            .iter()
+            .flat_map(move |session| of(session).into_iter().map(|prefix| (session.name.as_str(), prefix)))
+    }
+
     /// What `sites` prints.
     pub(crate) fn sites_table(&self) -> String {
         let mut rows = vec![["SITE", "ID", "STATE", "PREFIXES", "ANNOUNCED"].map(str::to_owned)];
@@ -272,7 +290,7 @@ fn path_row(name: String, state: String, peer: &PeerSnapshot, path: &PathSnapsho
 }
 
 /// Columns, each as wide as its widest cell, the last one as it is.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
@@ -286,7 +304,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// Names come from files and from the network: none may steer a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

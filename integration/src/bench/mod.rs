@@ -1,6 +1,7 @@
 //! `cargo lab bench`: what is measured over many runs.
 
 pub mod availability;
+pub mod bgp;
 pub mod failover;
 
 use anyhow::Result;
@@ -10,6 +11,9 @@ use anyhow::Result;
 pub enum Bench {
     /// Months of outages on two links of 99.9 %, in the simulator: what failover adds to them, and how many nines are left.
     Availability(availability::Arguments),
+    /// A full table from each of two transits, into msp-core and into BIRD: time, memory, and the kernel's routes compared;
+    /// and how long the loss of one takes. Needs root; measures real time, so this machine should have nothing else to do.
+    Bgp(bgp::Arguments),
     /// What a cut costs, by its kind, round trip and rate: longest gap, packets lost, doubled, out of order, and octets
     /// spent; with the real daemons, in the simulator, and with what is run today.
     Failover(failover::Arguments),
@@ -19,6 +23,7 @@ pub enum Bench {
 pub fn bench(bench: &Bench) -> Result<bool> {
     match bench {
         Bench::Availability(arguments) => availability::run(arguments),
+        Bench::Bgp(arguments) => bgp::run(arguments),
         Bench::Failover(arguments) => failover::run(arguments),
     }
 }

@@ -201,6 +201,9 @@ impl Files {
                  remote_as = {}\nannounce = [\"sites\"]\n",
                 bgp.local_as, bgp.router_id, bgp.neighbor, bgp.neighbor_address, neighbor.local_as,
             );
+            if !bgp.accept.is_empty() {
+                let _ = writeln!(text, "accept = {}", quoted(&bgp.accept));
+            }
             if let Some(next_hop) = bgp.next_hop_v4 {
                 let _ = writeln!(text, "next_hop_v4 = \"{next_hop}\"");
             }
@@ -211,6 +214,7 @@ impl Files {
                 let _ = writeln!(text, "{setting}");
             }
         }
+        text.push_str(&core.configuration);
         self.put(name, "config.toml", &text, 0o644)?;
         self.put(name, "private.key", &format!("{}\n", self.secret(name).expose_base64()), 0o600)?;
         for (site_name, site) in &core.sites {

@@ -302,6 +302,23 @@ impl Session {
         self.enter(now, State::Idle);
     }
 
+    /// Ends the session with this NOTIFICATION, and neither connects nor takes connections for so long; for good, if it is
+    /// not said for how long (RFC 4271, section 8.1.1: AutomaticStop).
+    pub(crate) fn cease(&mut self, now: Instant, notification: Notification, wait: Option<Duration>) {
+        self.give_up_dialling();
+        let reason = Reason::Sent(notification);
+        for way in Way::BOTH {
+            self.end(now, way, reason.clone());
+        }
+        self.last_error = Some(reason);
+        self.sweep(Families::ALL);
+        self.timers = [None; TIMERS.len()];
+        if let Some(wait) = wait {
+            self.set(Timer::ConnectRetry, now + wait);
+        }
+        self.enter(now, State::Idle);
+    }
+
     /// There is a TCP connection: the one asked for, or one that the neighbour made. It is wanted if [`Action::Take`]
     /// says so.
     pub(crate) fn connected(&mut self, now: Instant, way: Way) {

@@ -2,6 +2,7 @@
 
 use super::announce::{Advertised, Mark, RouteAttributes};
 use super::message::Notification;
+use super::routing::{Feed, News, Order, Room};
 use super::session::{Action, Config, Counters, Reason, Session, State, Way};
 use super::socket::Options;
 use super::{Families, Family};
@@ -9,7 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use dataplane::clock;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -97,8 +98,24 @@ pub(crate) struct Wanted {
     pub(crate) graceful_shutdown: bool,
 }
 
-/// Starts a neighbour. `wanted` is what it is to be told, now and whenever it changes.
-pub(crate) fn spawn(neighbor: Neighbor, wanted: watch::Receiver<Arc<Wanted>>, seed: u64) -> Handle {
+/// Where what the neighbour says of routes goes.
+#[derive(Debug)]
+pub(crate) struct Learning {
+    pub(crate) feed: Feed,
+    /// What the thread that keeps routes wants done.
+    pub(crate) orders: mpsc::Receiver<Order>,
+    /// How long it is not spoken to when it has said more than it may; for good, if none.
+    pub(crate) restart: Option<Duration>,
+}
+
+/// Starts a neighbour. `wanted` is what it is to be told, now and whenever it changes. Without `learning` nothing is kept
+/// of what it says.
+pub(crate) fn spawn(
+    neighbor: Neighbor,
+    wanted: watch::Receiver<Arc<Wanted>>,
+    learning: Option<Learning>,
+    seed: u64,
+) -> Handle {
     let session = Session::new(neighbor.session, seed, clock::now());
     let (stop, stopped) = watch::channel(None);
     let mut task = Task {
@@ -111,6 +128,8 @@ pub(crate) fn spawn(neighbor: Neighbor, wanted: watch::Receiver<Arc<Wanted>>, se
         reported: None,
         offered: None,
         farewells: JoinSet::new(),
+        learning,
+        news: VecDeque::new(),
     };
     let (questions, asked) = mpsc::channel(1);
     let (door, visitors) = mpsc::channel(1);
@@ -141,15 +160,16 @@ struct Line {
 }
 
 impl Line {
-    /// Waits until something can be done with it.
-    async fn ready(&mut self, way: Way) -> Wake {
+    /// Waits until something can be done with it; what comes in can wait, if it must.
+    async fn ready(&mut self, way: Way, reading: bool) -> Wake {
         match &mut self.link {
             Link::None => std::future::pending().await,
             Link::Connecting(task) => Wake::Connected(task.await.unwrap_or_else(|error| Err(io::Error::other(error)))),
             Link::Open { stream, .. } => tokio::select! {
                 // An error shows in the read or write that follows.
-                _ = stream.readable() => Wake::Readable(way),
+                _ = stream.readable(), if reading => Wake::Readable(way),
                 _ = stream.writable(), if !self.outgoing.is_empty() => Wake::Writable,
+                else => std::future::pending().await,
             },
         }
     }
@@ -170,6 +190,10 @@ struct Task {
     offered: Option<(TcpStream, IpAddr)>,
     /// Connections before, taking their leave.
     farewells: JoinSet<()>,
+    learning: Option<Learning>,
+    /// What was read and waits for room at the thread that keeps routes. Nothing more is read while there is any, so it is
+    /// what one buffer had.
+    news: VecDeque<News>,
 }
 
 /// Who wants something of the task.
@@ -189,6 +213,8 @@ enum Wake {
     Wanted,
     Question(oneshot::Sender<NeighborStatus>),
     Farewell,
+    Order(Order),
+    Told,
     Stop(Notification),
 }
 
@@ -221,7 +247,16 @@ impl Task {
                 Wake::Wanted => self.want(),
                 // Whoever asked may have gone.
                 Wake::Question(answer) => drop(answer.send(self.status())),
-                Wake::Farewell => {}
+                Wake::Farewell | Wake::Told => {}
+                Wake::Order(Order::LinkLost) => {
+                    for way in Way::BOTH {
+                        self.session.closed(clock::now(), way, "the link to the neighbour is down".into());
+                    }
+                }
+                Wake::Order(Order::Exceeded(exceeded)) => {
+                    let wait = self.learning.as_ref().and_then(|learning| learning.restart);
+                    self.session.cease(clock::now(), exceeded.notification(), wait);
+                }
                 Wake::Stop(notification) => {
                     self.session.stop(clock::now(), notification);
                     self.act();
@@ -252,7 +287,25 @@ impl Task {
                 None => std::future::pending().await,
             }
         };
+        let reading = self.news.is_empty();
         let [out, incoming] = &mut self.lines;
+        let (feed, mut orders) = match &mut self.learning {
+            Some(learning) => (Some(&learning.feed), Some(&mut learning.orders)),
+            None => (None, None),
+        };
+        let news = &mut self.news;
+        let tell = async {
+            match feed {
+                Some(feed) if !reading => tell(feed.room().await, news),
+                _ => std::future::pending().await,
+            }
+        };
+        let order = async {
+            match &mut orders {
+                Some(orders) => orders.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         let stop = async {
             match requests.stopped.wait_for(Option::is_some).await {
                 Ok(notification) => notification.clone().unwrap_or_else(|| Notification::shutdown("")),
@@ -268,9 +321,11 @@ impl Task {
             Some(answer) = requests.asked.recv() => Wake::Question(answer),
             Some(stream) = requests.visitors.recv() => Wake::Visitor(stream),
             Some(_) = self.farewells.join_next() => Wake::Farewell,
+            Some(order) = order => Wake::Order(order),
+            () = tell => Wake::Told,
             // Last: a neighbour that always has something to say keeps none of the others waiting.
-            wake = out.ready(Way::Out) => wake,
-            wake = incoming.ready(Way::In) => wake,
+            wake = out.ready(Way::Out, reading) => wake,
+            wake = incoming.ready(Way::In, reading) => wake,
         }
     }
 
@@ -286,6 +341,13 @@ impl Task {
         self.write();
         // Writing may have found the connection lost.
         self.act_on_session();
+        if let Some(Learning { feed, .. }) = &self.learning {
+            while !self.news.is_empty()
+                && let Some(room) = feed.room_now()
+            {
+                tell(Some(room), &mut self.news);
+            }
+        }
         let (after, _) = self.session.state();
         if before != after {
             tracing::debug!(neighbor = self.neighbor.name, from = %before, to = %after, "BGP session state");
@@ -336,15 +398,18 @@ impl Task {
                     negotiated.families.iter().for_each(|family| self.advertised.mark(Mark::EndOfRib(family)));
                 }
                 self.want();
+                self.learn(News::Up { router_id: negotiated.remote_router_id });
             }
-            Action::Down { reason, .. } => {
+            Action::Down { reason, keep } => {
                 tracing::warn!(neighbor = name, %reason, "BGP session down");
                 self.reported = Some(reason);
                 self.advertised.clear();
                 self.established = None;
+                self.learn(News::Down { keep });
             }
-            // Nothing is kept of what neighbours announce, for now.
-            Action::Update(_) | Action::Stale(_) | Action::Sweep(_) => {}
+            Action::Update(update) => self.learn(News::Update(update)),
+            Action::Stale(family) => self.learn(News::Stale(family)),
+            Action::Sweep(family) => self.learn(News::Sweep(family)),
             Action::Refresh(family) => {
                 tracing::info!(neighbor = name, ?family, "route refresh");
                 match self.session.negotiated().is_some_and(|negotiated| negotiated.enhanced_route_refresh) {
@@ -353,6 +418,12 @@ impl Task {
                 }
                 self.want();
             }
+        }
+    }
+
+    fn learn(&mut self, news: News) {
+        if self.learning.is_some() {
+            self.news.push_back(news);
         }
     }
 
@@ -456,6 +527,14 @@ impl Task {
             last_error: self.session.last_error().map(ToString::to_string),
             counters: self.session.counters(),
         }
+    }
+}
+
+/// Hands on what was read first. Without room there is nobody left to hear it.
+fn tell(room: Option<Room>, news: &mut VecDeque<News>) {
+    let first = news.pop_front();
+    if let (Some(room), Some(first)) = (room, first) {
+        room.tell(first);
     }
 }
 

@@ -116,7 +116,7 @@ async fn grows(line: &mut Line, size: &mut usize, target: usize) {
 async fn a_large_table_comes_in_one_go() {
     let router = Router::new().await;
     let (wanted, told) = watch::channel(prefixes(60_000));
-    let handle = spawn(router.neighbor(), told, 1);
+    let handle = spawn(router.neighbor(), told, None, 1);
     let mut line = router.establish().await;
     let begun = tokio::time::Instant::now();
     let mut size = 0;
@@ -138,7 +138,7 @@ async fn a_large_table_comes_in_one_go() {
 async fn garbage_is_answered_and_the_next_try_is_made() {
     let router = Router::new().await;
     let (_wanted, told) = watch::channel(prefixes(1));
-    let handle = spawn(router.neighbor(), told, 1);
+    let handle = spawn(router.neighbor(), told, None, 1);
     // An OPEN of 28 octets, of which GoBGP 3.10 dies.
     let short_open = [&[0xff; 16][..], &[0, 28, 1], &[4; 9]].concat();
     for (garbage, expected) in [
@@ -163,7 +163,7 @@ async fn garbage_is_answered_and_the_next_try_is_made() {
 async fn a_neighbour_that_does_not_read_is_its_own_problem() {
     let (deaf, lively) = (Router::new().await, Router::new().await);
     let (wanted, told) = watch::channel(prefixes(0));
-    let handles = [spawn(deaf.neighbor(), told.clone(), 1), spawn(lively.neighbor(), told, 2)];
+    let handles = [spawn(deaf.neighbor(), told.clone(), None, 1), spawn(lively.neighbor(), told, None, 2)];
     let _deaf = deaf.establish().await;
     let mut line = lively.establish().await;
     // Each announcement of 60,000 and its withdrawal are half a megabyte; the sockets hold less than ten of
@@ -188,7 +188,7 @@ async fn a_neighbour_that_does_not_read_is_its_own_problem() {
 async fn a_neighbour_that_floods_keeps_nobody_waiting() {
     let router = Router::new().await;
     let (wanted, told) = watch::channel(prefixes(0));
-    let handle = spawn(router.neighbor(), told, 1);
+    let handle = spawn(router.neighbor(), told, None, 1);
     let Line { stream, framer } = router.establish().await;
     let (mut reader, mut writer) = stream.into_split();
     let flood = tokio::spawn(async move {

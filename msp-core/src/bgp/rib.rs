@@ -1,0 +1,447 @@
+//! What neighbours announce: kept, judged, and turned into the kernel's routes. Without clock, socket and kernel.
+//!
+//! UPDATEs come in ([`Rib::apply`]), with news of sessions and of the ways to next hops; what the kernel is to be told is
+//! taken out ([`Rib::operations`]), in pieces as large as the caller likes, so that news of a lost transit never waits
+//! behind a million routes.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `accept` | which routes are let in |
+//! | `table` | the routes, as columns |
+//! | `shared` | what many routes have in common |
+//! | `best` | the better of two |
+//! | `egress` | next-hop objects, and what becomes of them when a transit is lost |
+//! | `look` | what there is to show |
+
+mod accept;
+mod best;
+mod egress;
+mod look;
+mod shared;
+mod table;
+
+use super::Family;
+use super::message::Notification;
+use super::update::{Announced, Nlri, Update};
+pub use accept::{Accept, Rejected, Session};
+pub use best::Because;
+use best::Candidate;
+use egress::Objects;
+pub use egress::{OBJECTS, Operation, ROUTE_METRIC};
+use ipnet::IpNet;
+pub use look::{Counts, Explained, Found, Page, PageRoute};
+use shared::{Hops, Shared};
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
+use table::{Number, Received, Table};
+
+/// Both families, in the order of the tables.
+const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+
+/// How packets get to a next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Gateway {
+    /// The router on the link.
+    pub address: IpAddr,
+    /// The link's interface, by its number.
+    pub interface: u32,
+}
+
+/// A neighbour, as far as its routes go.
+#[derive(Clone, Debug)]
+pub struct NeighborConfig {
+    /// For people.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Both ASes.
+    pub session: Session,
+    /// What is wanted of it.
+    pub accept: Accept,
+    /// How many prefixes of each family it may have here; any number, if none is set.
+    pub max_prefixes: [Option<u32>; 2],
+}
+
+/// An egress choice.
+#[derive(Clone, Debug)]
+pub struct ChoiceConfig {
+    /// For people.
+    pub name: String,
+    /// The kernel's table.
+    pub table: u32,
+    /// Places of neighbours, the preferred first. Those that stand together are equals.
+    pub transits: Vec<Vec<usize>>,
+}
+
+/// A neighbour has sent more prefixes than it may: it is to be told so (RFC 4486, subcode 1), and its routes are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {most} {family:?} prefixes")]
+pub struct Exceeded {
+    /// Of this family.
+    pub family: Family,
+    /// The bound.
+    pub most: u32,
+}
+
+impl Exceeded {
+    /// What the neighbour is told: Cease, Maximum Number of Prefixes Reached, with the family and the bound (RFC 4486,
+    /// section 4).
+    pub fn notification(&self) -> Notification {
+        let afi = match self.family {
+            Family::Ipv4 => 1,
+            Family::Ipv6 => 2,
+        };
+        let [a, b, c, d] = self.most.to_be_bytes();
+        Notification::with_data(6, 1, &[0, afi, 1, a, b, c, d])
+    }
+}
+
+/// The share of a neighbour's bound at which a warning is due, in percent.
+pub const WARN_AT: u64 = 80;
+
+#[derive(Debug)]
+struct Neighbor {
+    config: NeighborConfig,
+    /// While its session is established, or its routes are kept through a restart of it (RFC 4724).
+    up: bool,
+    router_id: Ipv4Addr,
+    /// How many prefixes of each family are in its columns.
+    prefixes: [u32; 2],
+    /// How many routes were turned away, by [`Rejected::ALL`].
+    rejected: [u64; Rejected::ALL.len()],
+}
+
+#[derive(Debug)]
+struct Choice {
+    config: ChoiceConfig,
+    /// The neighbours' places with their ranks, the preferred first.
+    transits: Vec<(usize, u8)>,
+}
+
+/// Work on many routes, done a piece at a time: up to which number of which table it has got.
+#[derive(Debug)]
+struct Chore {
+    kind: ChoreKind,
+    family: Family,
+    next: Number,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ChoreKind {
+    /// A neighbour's routes go.
+    Purge { neighbor: usize },
+    /// A neighbour's routes are looked at again: a way has come or gone.
+    Look { neighbor: usize },
+}
+
+/// How many numbers of a table one call looks through: about a millisecond's work.
+const STRIDE: Number = 64 * 1024;
+
+/// The table of routes. After each call, [`Rib::operations`] may have something.
+#[derive(Debug)]
+pub struct Rib {
+    neighbors: Vec<Neighbor>,
+    choices: Vec<Choice>,
+    own: accept::Own,
+    tables: [Table; 2],
+    shared: Shared,
+    hops: Hops,
+    objects: Objects,
+    chores: VecDeque<Chore>,
+    /// The covering default routes may not be what they should be.
+    cover_stale: bool,
+    /// What the kernel would not take.
+    refused: Vec<(Family, Number)>,
+}
+
+impl Rib {
+    /// An empty table. The choices name neighbours by their places in `neighbors`.
+    pub fn new(neighbors: Vec<NeighborConfig>, choices: Vec<ChoiceConfig>) -> Rib {
+        let table = |family| Table::new(family, neighbors.len(), choices.len());
+        let tables = FAMILIES.map(table);
+        let objects = Objects::new(choices.len());
+        let neighbor = |config| Neighbor {
+            config,
+            up: false,
+            router_id: Ipv4Addr::UNSPECIFIED,
+            prefixes: [0; 2],
+            rejected: [0; Rejected::ALL.len()],
+        };
+        let choice = |config: ChoiceConfig| {
+            let ranked = config.transits.iter().zip(0u8..);
+            let transits = ranked.flat_map(|(equals, rank)| equals.iter().map(move |&place| (place, rank))).collect();
+            Choice { config, transits }
+        };
+        Rib {
+            neighbors: neighbors.into_iter().map(neighbor).collect(),
+            choices: choices.into_iter().map(choice).collect(),
+            own: accept::Own::default(),
+            tables,
+            shared: Shared::default(),
+            hops: Hops::default(),
+            objects,
+            chores: VecDeque::new(),
+            cover_stale: false,
+            refused: Vec::new(),
+        }
+    }
+
+    /// A neighbour's session is established. What is kept of a session before counts as stale (RFC 4724, section 4.2).
+    pub fn up(&mut self, neighbor: usize, router_id: Ipv4Addr) {
+        // What is going of an earlier session must not take what comes with it.
+        while self.chores.iter().any(|chore| chore.kind == ChoreKind::Purge { neighbor }) {
+            self.chore();
+        }
+        let state = &mut self.neighbors[neighbor];
+        state.up = true;
+        state.router_id = router_id;
+        self.cover_stale = true;
+    }
+
+    /// Its session has ended, and with it its routes. The kernel's next-hop objects are the first to change.
+    pub fn down(&mut self, neighbor: usize) {
+        if !std::mem::replace(&mut self.neighbors[neighbor].up, false) {
+            return;
+        }
+        self.cover_stale = true;
+        for place in 0..self.hops.list.len() as u16 {
+            if self.hops.get(place).neighbor == neighbor {
+                self.lost(place);
+            }
+        }
+        self.begin(ChoreKind::Purge { neighbor });
+    }
+
+    /// The neighbour says everything of a family again, or has come back from a restart through which its routes were
+    /// kept: what it does not say by the end is gone (RFC 4724, RFC 7313).
+    pub fn mark_stale(&mut self, neighbor: usize, family: Family) {
+        let table = &mut self.tables[family as usize];
+        for number in 0..table.len() {
+            table.received_mut(number, neighbor).set_stale();
+        }
+    }
+
+    /// It has said everything: what is stale still is gone.
+    pub fn sweep(&mut self, neighbor: usize, family: Family) {
+        for number in 0..self.tables[family as usize].len() {
+            if self.tables[family as usize].received(number, neighbor).is_stale() {
+                self.remove(neighbor, family, number);
+            }
+        }
+    }
+
+    /// Puts an UPDATE in. At an error the neighbour's routes are gone, as after [`Rib::down`], and nothing was kept of what
+    /// was too much.
+    pub fn apply(&mut self, neighbor: usize, update: &Update) -> Result<(), Exceeded> {
+        if !self.neighbors[neighbor].up {
+            return Ok(());
+        }
+        for nlri in &update.withdrawn {
+            self.withdraw(neighbor, nlri);
+        }
+        for announced in &update.announced {
+            if let Err(exceeded) = self.announce(neighbor, announced) {
+                self.down(neighbor);
+                return Err(exceeded);
+            }
+        }
+        if let Some(family) = update.end_of_rib {
+            self.sweep(neighbor, family);
+        }
+        Ok(())
+    }
+
+    fn withdraw(&mut self, neighbor: usize, nlri: &Nlri) {
+        let family = Family::of(&nlri.prefix);
+        if let Some(number) = self.tables[family as usize].find(&nlri.prefix) {
+            self.remove(neighbor, family, number);
+        }
+    }
+
+    fn announce(&mut self, neighbor: usize, announced: &Announced) -> Result<(), Exceeded> {
+        let Neighbor { config, .. } = &self.neighbors[neighbor];
+        let (accept, most) = (config.accept, config.max_prefixes);
+        let said = accept::check_attributes(&announced.attributes, config.session).and_then(|()| {
+            let hop = self.hops.put(neighbor, announced.next_hop).ok_or(Rejected::NextHops)?;
+            Ok((self.shared.put(&announced.attributes, hop), hop))
+        });
+        let result = announced.prefixes.iter().try_for_each(|nlri| {
+            let prefix = &nlri.prefix;
+            let family = Family::of(prefix);
+            let (route, hop) = match accept::check_prefix(prefix, accept).and(said) {
+                Ok(said) => said,
+                Err(why) => {
+                    self.neighbors[neighbor].rejected[why as usize] += 1;
+                    // It replaces what the neighbour said of the prefix before.
+                    self.withdraw(neighbor, nlri);
+                    return Ok(());
+                }
+            };
+            let unused = self.own.covers(prefix);
+            if unused {
+                self.neighbors[neighbor].rejected[Rejected::OwnPrefix as usize] += 1;
+            }
+            let table = &mut self.tables[family as usize];
+            let known = table.find(prefix).filter(|&number| table.received(number, neighbor) != Received::NONE);
+            if known.is_none() {
+                let count = &mut self.neighbors[neighbor].prefixes[family as usize];
+                if let Some(most) = most[family as usize].filter(|most| *count >= *most) {
+                    return Err(Exceeded { family, most });
+                }
+                *count += 1;
+            }
+            // The policy lets in nothing that is too long for a key.
+            let Some(number) = known.or_else(|| table.find_or_insert(prefix)) else { return Ok(()) };
+            let old = std::mem::replace(table.received_mut(number, neighbor), Received::new(route, unused));
+            if old.route() != Some(route) || old.is_unused() != unused {
+                table.touch(number);
+            }
+            if old.route() != Some(route) {
+                self.shared.count(route);
+                let routes = &mut self.hops.get_mut(hop).routes[family as usize];
+                self.cover_stale |= *routes == 0;
+                *routes += 1;
+                self.forget(family, old);
+            }
+            Ok(())
+        });
+        if let Ok((route, _)) = said {
+            self.shared.settle(route);
+        }
+        result
+    }
+
+    /// Takes a neighbour's route to a prefix out.
+    fn remove(&mut self, neighbor: usize, family: Family, number: Number) {
+        let table = &mut self.tables[family as usize];
+        let old = std::mem::take(table.received_mut(number, neighbor));
+        if old == Received::NONE {
+            return;
+        }
+        table.touch(number);
+        self.neighbors[neighbor].prefixes[family as usize] -= 1;
+        self.forget(family, old);
+    }
+
+    /// A route that has been taken out counts no more.
+    fn forget(&mut self, family: Family, old: Received) {
+        let Some(route) = old.route() else { return };
+        if let Some((_, hop)) = self.shared.get(route) {
+            let routes = &mut self.hops.get_mut(hop).routes[family as usize];
+            *routes -= 1;
+            self.cover_stale |= *routes == 0;
+        }
+        self.shared.discount(route);
+    }
+
+    /// The sites' prefixes are these: nobody else's word counts for them.
+    pub fn set_own(&mut self, prefixes: impl IntoIterator<Item = IpNet>) {
+        let own = accept::Own::new(prefixes);
+        if own == self.own {
+            return;
+        }
+        self.own = own;
+        for table in &mut self.tables {
+            for number in 0..table.len() {
+                let Some(prefix) = table.prefix(number) else { continue };
+                let unused = self.own.covers(&prefix);
+                for neighbor in 0..self.neighbors.len() {
+                    let received = table.received_mut(number, neighbor);
+                    if *received != Received::NONE && received.is_unused() != unused {
+                        received.set_unused(unused);
+                        table.touch(number);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next hops whose ways are to be asked for: new ones, or all of them. Each is to be answered by [`Rib::set_way`].
+    pub fn next_hops(&mut self, all: bool) -> Vec<(u16, usize, super::update::NextHop)> {
+        let unasked = self.hops.take_unasked();
+        let places = if all { (0..self.hops.list.len() as u16).collect() } else { unasked };
+        let next_hop = |place: u16| {
+            let hop = self.hops.get(place);
+            (place, hop.neighbor, hop.next_hop)
+        };
+        places.into_iter().map(next_hop).collect()
+    }
+
+    /// How packets get to a next hop, if they do.
+    pub fn set_way(&mut self, place: u16, way: Option<Gateway>) {
+        let hop = self.hops.get_mut(place);
+        let (old, neighbor) = (std::mem::replace(&mut hop.way, way), hop.neighbor);
+        if old == way {
+            return;
+        }
+        self.cover_stale = true;
+        match way {
+            Some(gateway) if old.is_some() => self.objects.moved(place, gateway),
+            Some(_) => self.begin(ChoreKind::Look { neighbor }),
+            None => {
+                self.lost(place);
+                self.begin(ChoreKind::Look { neighbor });
+            }
+        }
+    }
+
+    fn begin(&mut self, kind: ChoreKind) {
+        for family in FAMILIES {
+            self.chores.push_back(Chore { kind, family, next: 0 });
+        }
+    }
+
+    /// Does a piece of the work on many routes, if there is any.
+    fn chore(&mut self) {
+        let Some(mut chore) = self.chores.pop_front() else { return };
+        let end = self.tables[chore.family as usize].len().min(chore.next.saturating_add(STRIDE));
+        for number in chore.next..end {
+            match chore.kind {
+                ChoreKind::Purge { neighbor } => self.remove(neighbor, chore.family, number),
+                ChoreKind::Look { neighbor } => {
+                    let table = &mut self.tables[chore.family as usize];
+                    if table.received(number, neighbor) != Received::NONE {
+                        table.touch(number);
+                    }
+                }
+            }
+        }
+        chore.next = end;
+        if end < self.tables[chore.family as usize].len() {
+            self.chores.push_front(chore);
+        }
+    }
+
+    /// The routes to a prefix that could be used by a choice, the preferred transits' first.
+    fn candidates(&self, choice: usize, family: Family, number: Number) -> impl Iterator<Item = Candidate<'_>> {
+        self.choices[choice].transits.iter().filter_map(move |&(place, rank)| {
+            let received = self.tables[family as usize].received(number, place);
+            let neighbor = self.neighbors.get(place).filter(|neighbor| neighbor.up && !received.is_unused())?;
+            let route = received.route()?;
+            let (attributes, hop) = self.shared.get(route)?;
+            self.hops.get(hop).way?;
+            let Session { local_as, remote_as, .. } = neighbor.config.session;
+            Some(Candidate {
+                neighbor: place,
+                rank,
+                internal: local_as == remote_as,
+                router_id: neighbor.router_id,
+                address: neighbor.config.address,
+                attributes,
+                hop,
+            })
+        })
+    }
+
+    /// The next hop that a choice's packets for a prefix take.
+    fn choose(&self, choice: usize, family: Family, number: Number) -> Option<u16> {
+        let mut candidates = self.candidates(choice, family, number);
+        let first = candidates.next()?;
+        let Some(second) = candidates.next() else { return Some(first.hop) };
+        let list: Vec<Candidate> = [first, second].into_iter().chain(candidates).collect();
+        best::best(&list).map(|place| list[place].hop)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,431 @@
+//! `msp-core bgp`: what neighbours say of routes, and what is made of it. Asked for a page at a time, so that a million
+//! routes go through the control socket without holding up anybody, and are printed as they come.
+
+use crate::bgp::mrt;
+use crate::bgp::rib::{Because, Explained, Found, PageRoute, Rejected};
+use crate::bgp::routing::{Looker, Overview};
+use crate::bgp::session::State;
+use crate::config::Config;
+use crate::status::Status;
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// How many prefixes are looked at for a page: some hundred kilobytes of JSON, and less than a millisecond of the routes'
+/// own thread.
+const PAGE: u32 = 1_000;
+
+/// The commands.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// The neighbours: sessions, and how many prefixes came and went
+    Neighbors {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The routes that were received; `*` before those in use
+    Routes {
+        /// Of this neighbour alone
+        #[arg(long, value_name = "NAME")]
+        neighbor: Option<String>,
+        /// Print JSON, a line for each prefix
+        #[arg(long)]
+        json: bool,
+    },
+    /// What the neighbours have been told
+    Announced,
+    /// Why packets for a prefix or an address go where they go
+    Explain {
+        /// Such as 192.0.2.0/24 or 192.0.2.1
+        #[arg(value_name = "PREFIX", value_parser = prefix)]
+        prefix: IpNet,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the routes that were received to a file, as MRT (RFC 6396), for bgpdump and others
+    Dump {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// An address is a prefix of full length.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>()
+        .or_else(|_| address())
+        .map(|prefix| prefix.trunc())
+        .map_err(|_| "expected an IPv4 or IPv6 prefix or address, such as 8.8.8.0/24 or 8.8.8.8".to_owned())
+}
+
+/// Of a neighbour's routes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NeighborRoutes {
+    name: String,
+    ipv4: u32,
+    ipv6: u32,
+    rejected: Vec<(Rejected, u64)>,
+}
+
+/// The answer to `bgp overview`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct OverviewDocument {
+    neighbors: Vec<NeighborRoutes>,
+    ipv4: usize,
+    ipv6: usize,
+    attributes: usize,
+    backlog: usize,
+}
+
+/// A neighbour's route.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct RouteDocument {
+    neighbor: String,
+    next_hop: IpAddr,
+    as_path: String,
+    origin: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    med: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_pref: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    communities: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    extended_communities: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    large_communities: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    only_to_customer: Option<u32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    stale: bool,
+    /// Why it is not used, whatever others there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unused: Option<String>,
+    /// The egress choices that use it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    used_by: Vec<String>,
+    /// The neighbour's place and the attributes as they stand in an UPDATE, for a dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire: Option<(u16, Vec<u8>)>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct FoundDocument {
+    prefix: IpNet,
+    routes: Vec<RouteDocument>,
+}
+
+/// The answer to `bgp page` and `bgp dump`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct PageDocument {
+    found: Vec<FoundDocument>,
+    next: Option<u64>,
+}
+
+/// The answer to `bgp explain`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct ExplainDocument {
+    found: Option<FoundDocument>,
+    /// Egress choice, neighbour, and why that one.
+    choices: Vec<(String, Option<(String, Because)>)>,
+    /// Neighbour, and why it would not be heard.
+    rejected: Vec<(String, Rejected)>,
+    /// It is a site's.
+    own: bool,
+}
+
+/// The names behind the numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    pub(crate) neighbors: Vec<String>,
+    pub(crate) choices: Vec<String>,
+}
+
+impl Names {
+    fn neighbor(&self, place: usize) -> String {
+        self.neighbors.get(place).cloned().unwrap_or_default()
+    }
+
+    fn choice(&self, place: usize) -> String {
+        self.choices.get(place).cloned().unwrap_or_default()
+    }
+
+    fn found(&self, found: Found, wire: bool) -> FoundDocument {
+        let routes = found.routes.into_iter().map(|route| self.route(route, wire)).collect();
+        FoundDocument { prefix: found.prefix, routes }
+    }
+
+    fn route(&self, route: PageRoute, wire: bool) -> RouteDocument {
+        let PageRoute { neighbor, attributes: said, next_hop, stale, unused, used_by } = route;
+        let texts = |list: &[_]| list.iter().map(ToString::to_string).collect();
+        RouteDocument {
+            neighbor: self.neighbor(neighbor),
+            next_hop: next_hop.address,
+            as_path: said.as_path.to_string(),
+            origin: said.origin.to_string(),
+            med: said.med,
+            local_pref: said.local_pref,
+            communities: texts(&said.communities),
+            extended_communities: said.extended_communities.iter().map(ToString::to_string).collect(),
+            large_communities: said.large_communities.iter().map(ToString::to_string).collect(),
+            only_to_customer: said.only_to_customer,
+            stale,
+            unused: unused.map(str::to_owned),
+            used_by: used_by.into_iter().map(|choice| self.choice(choice)).collect(),
+            wire: wire.then(|| (neighbor as u16, mrt::attributes(&said, next_hop))),
+        }
+    }
+}
+
+/// The daemon's side: the answer to what follows `bgp ` in a command. Nothing if that is no command, or at the end.
+pub(crate) async fn answer(looker: &Looker, names: &Names, command: &str) -> Option<serde_json::Value> {
+    let mut words = command.split_whitespace();
+    let document = match (words.next()?, words.next()) {
+        ("overview", None) => {
+            let Overview { neighbors, prefixes: [ipv4, ipv6], attributes, backlog } =
+                looker.overview(names.neighbors.len()).await?;
+            let neighbors = neighbors.into_iter().zip(&names.neighbors).map(|(counts, name)| NeighborRoutes {
+                name: name.clone(),
+                ipv4: counts.prefixes[0],
+                ipv6: counts.prefixes[1],
+                rejected: counts.rejected,
+            });
+            serde_json::to_value(OverviewDocument { neighbors: neighbors.collect(), ipv4, ipv6, attributes, backlog })
+        }
+        (kind @ ("page" | "dump"), Some(from)) => {
+            let page = looker.page(from.parse().ok()?, PAGE).await?;
+            let found = page.found.into_iter().map(|found| names.found(found, kind == "dump")).collect();
+            serde_json::to_value(PageDocument { found, next: page.next })
+        }
+        ("explain", Some(prefix)) => {
+            let Explained { found, choices, rejected, own } = looker.explain(prefix.parse().ok()?).await?;
+            let choice = |(place, used): (usize, Option<(usize, Because)>)| {
+                (names.choice(place), used.map(|(neighbor, because)| (names.neighbor(neighbor), because)))
+            };
+            serde_json::to_value(ExplainDocument {
+                found: found.map(|found| names.found(found, false)),
+                choices: choices.into_iter().enumerate().map(choice).collect(),
+                rejected: rejected.into_iter().map(|(place, why)| (names.neighbor(place), why)).collect(),
+                own,
+            })
+        }
+        _ => return None,
+    };
+    document.ok()
+}
+
+/// Asks the running daemon.
+fn ask<T: serde::de::DeserializeOwned>(control: &Path, command: &str) -> anyhow::Result<T> {
+    let answer = dataplane::control::ask(control, command)?;
+    if let Some(error) = answer.get("error") {
+        bail!("the daemon refused: {error}");
+    }
+    serde_json::from_value(answer).context("the daemon's answer is of another version")
+}
+
+/// Every page from the first to the last.
+fn pages(control: &Path, kind: &str, mut each: impl FnMut(FoundDocument) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let page: PageDocument = ask(control, &format!("bgp {kind} {from}"))?;
+        page.found.into_iter().try_for_each(&mut each)?;
+        next = page.next;
+    }
+    Ok(())
+}
+
+/// Does what the command line says.
+pub(crate) fn look(path: &Path, command: &Command) -> anyhow::Result<()> {
+    let control = Config::load(path)?.control;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let done = match command {
+        Command::Neighbors { json } => neighbors(&control, *json, &mut out),
+        Command::Routes { neighbor, json } => pages(&control, "page", |mut found| {
+            found.routes.retain(|route| neighbor.as_ref().is_none_or(|name| *name == route.neighbor));
+            if found.routes.is_empty() {
+                return Ok(());
+            }
+            match json {
+                true => writeln!(out, "{}", serde_json::to_string(&found)?)?,
+                false => out.write_all(lines(&found).as_bytes())?,
+            }
+            Ok(())
+        }),
+        Command::Announced => {
+            let status: Status = ask(&control, "status")?;
+            for (neighbor, prefix) in status.announced() {
+                writeln!(out, "{prefix}  to {neighbor}")?;
+            }
+            Ok(())
+        }
+        Command::Explain { prefix, json } => {
+            let explained: ExplainDocument = ask(&control, &format!("bgp explain {prefix}"))?;
+            match json {
+                true => writeln!(out, "{}", serde_json::to_string(&explained)?)?,
+                false => out.write_all(explanation(prefix, &explained).as_bytes())?,
+            }
+            Ok(())
+        }
+        Command::Dump { file } => dump(&control, file),
+    };
+    match done.and_then(|()| Ok(out.flush()?)) {
+        // Whoever reads it has seen enough.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+fn neighbors(control: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+    let status: Status = ask(control, "status")?;
+    let overview: OverviewDocument = ask(control, "bgp overview")?;
+    if json {
+        writeln!(out, "{}", serde_json::json!({ "sessions": status.sessions(), "routes": overview }))?;
+        return Ok(());
+    }
+    let header = ["NEIGHBOUR", "STATE", "IPV4", "IPV6", "ANNOUNCED", "REJECTED"];
+    let mut rows = vec![header.map(str::to_owned)];
+    for (session, routes) in status.sessions().iter().zip(&overview.neighbors) {
+        let rejected: Vec<String> = routes.rejected.iter().map(|(why, count)| format!("{count} {why}")).collect();
+        rows.push([
+            crate::status::printable(&session.name),
+            session.state.to_string(),
+            routes.ipv4.to_string(),
+            routes.ipv6.to_string(),
+            session.announced.len().to_string(),
+            if rejected.is_empty() { "-".into() } else { rejected.join("; ") },
+        ]);
+    }
+    write!(out, "{}", crate::status::table(&rows))?;
+    writeln!(
+        out,
+        "\n{} IPv4 and {} IPv6 prefixes, {} different sets of attributes; {} prefixes wait to be written to the kernel",
+        overview.ipv4, overview.ipv6, overview.attributes, overview.backlog
+    )?;
+    let down = status.sessions().iter().filter(|session| session.state != State::Established);
+    for session in down {
+        let why = session.last_error.as_deref().unwrap_or("it has not been up yet");
+        writeln!(out, "{}: {}", crate::status::printable(&session.name), crate::status::printable(why))?;
+    }
+    Ok(())
+}
+
+/// A line for each route.
+fn lines(found: &FoundDocument) -> String {
+    let mut text = String::new();
+    for route in &found.routes {
+        let mark = if route.used_by.is_empty() { ' ' } else { '*' };
+        let _ = write!(
+            text,
+            "{mark} {:<20} via {:<15} {:<12} {} {}",
+            found.prefix.to_string(),
+            route.next_hop,
+            route.neighbor,
+            route.as_path,
+            route.origin
+        );
+        let _ = match &route.unused {
+            Some(why) => writeln!(text, "  (not used: {why})"),
+            None => writeln!(text),
+        };
+    }
+    text
+}
+
+fn explanation(asked: &IpNet, explained: &ExplainDocument) -> String {
+    let mut text = String::new();
+    let _ = match &explained.found {
+        _ if explained.own => writeln!(text, "{asked} is a site's: nothing is learnt of it"),
+        None => writeln!(text, "{asked}: no neighbour has a route to it, nor to anything that contains it"),
+        Some(found) => writeln!(text, "{asked}: {} counts", found.prefix),
+    };
+    for (choice, used) in &explained.choices {
+        let _ = match used {
+            Some((neighbor, because)) => writeln!(text, "  egress {choice}: by {neighbor}, {because}"),
+            None => writeln!(text, "  egress {choice}: refused, no transit of it has a route that can be used"),
+        };
+    }
+    for route in explained.found.iter().flat_map(|found| &found.routes) {
+        let _ = writeln!(text, "  from {}, via {}", route.neighbor, route.next_hop);
+        let _ = writeln!(text, "    path {}, {}", route.as_path, route.origin);
+        let lists = [
+            ("communities", &route.communities),
+            ("extended communities", &route.extended_communities),
+            ("large communities", &route.large_communities),
+        ];
+        for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+            let _ = writeln!(text, "    {name} {}", list.join(" "));
+        }
+        for (name, number) in [("MED", route.med), ("LOCAL_PREF", route.local_pref), ("OTC", route.only_to_customer)] {
+            if let Some(number) = number {
+                let _ = writeln!(text, "    {name} {number}");
+            }
+        }
+        if let Some(why) = &route.unused {
+            let _ = writeln!(text, "    not used: {why}");
+        }
+        if route.stale {
+            text.push_str("    stale: from before a restart or refresh that is not over\n");
+        }
+    }
+    for (neighbor, why) in &explained.rejected {
+        let _ = writeln!(text, "  from {neighbor} it would not be taken: {why}");
+    }
+    text
+}
+
+fn dump(control: &Path, file: &Path) -> anyhow::Result<()> {
+    let status: Status = ask(control, "status")?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as u32;
+    let cannot = || format!("cannot write {}", file.display());
+    let mut out = io::BufWriter::new(std::fs::File::create(file).with_context(cannot)?);
+    let peers: Vec<mrt::Peer> = status
+        .sessions()
+        .iter()
+        .map(|session| mrt::Peer {
+            router_id: session.remote_router_id.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            address: session.remote.ip(),
+            asn: session.remote_as,
+        })
+        .collect();
+    let mut record = Vec::new();
+    mrt::peers(&mut record, now, status.router_id().unwrap_or(Ipv4Addr::UNSPECIFIED), &peers);
+    out.write_all(&record).with_context(cannot)?;
+    let mut sequence = 0;
+    pages(control, "dump", |found| {
+        let routes: Vec<_> = found.routes.into_iter().filter_map(|route| route.wire).collect();
+        record.clear();
+        mrt::prefix(&mut record, now, sequence, &found.prefix, &routes);
+        sequence += 1;
+        out.write_all(&record).with_context(cannot)
+    })?;
+    out.flush().with_context(cannot)?;
+    println!("{}: {sequence} prefixes", file.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_prefix_and_bits_beyond_its_length_do_not_count() {
+        for (text, expected) in [
+            ("8.8.8.8", Some("8.8.8.8/32")),
+            ("8.8.8.8/24", Some("8.8.8.0/24")),
+            ("2600::1", Some("2600::1/128")),
+            ("8.8.8", None),
+        ] {
+            assert_eq!(prefix(text).ok().map(|prefix| prefix.to_string()).as_deref(), expected, "{text}");
+        }
+    }
+}
