@@ -189,8 +189,12 @@ impl Attack {
         for _ in 0..STRANGERS {
             let socket = Socket::new(Domain::for_address(self.core), Type::STREAM, Some(Protocol::TCP))?;
             socket.bind(&SocketAddr::new(self.stranger, 0).into())?;
-            socket.connect_timeout(&self.core.into(), PATIENCE)?;
-            lines.push(TcpStream::from(socket));
+            match socket.connect_timeout(&self.core.into(), PATIENCE) {
+                Ok(()) => lines.push(TcpStream::from(socket)),
+                // Closed before we saw that it was open.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         for line in &mut lines {
             line.set_read_timeout(Some(PATIENCE))?;
