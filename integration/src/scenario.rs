@@ -269,9 +269,9 @@ pub struct Bgp {
     pub neighbor: String,
     /// The neighbour's address.
     pub neighbor_address: IpAddr,
-    /// What is taken of it: `default`, `table`.
+    /// Further lines of the neighbour's table in the core's configuration.
     #[serde(default)]
-    pub accept: Vec<String>,
+    pub settings: Vec<String>,
     /// The next hop announced for IPv4.
     pub next_hop_v4: Option<Ipv4Addr>,
     /// The next hop announced for IPv6.

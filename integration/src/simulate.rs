@@ -205,6 +205,7 @@ impl<'a> Simulation<'a> {
                 interval: Duration::from_secs_f64(1.0 / udp.rate),
                 // The meter's size is that of the payload.
                 size: udp.size + 28,
+                dscp: udp.dscp,
                 start: start + udp.start.0,
                 end: start + udp.stop.unwrap_or(scenario.length).0,
             });

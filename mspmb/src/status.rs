@@ -134,7 +134,10 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
     };
     let why = match (&uplink.problem, path) {
         (Some(problem), _) => problem.clone(),
-        (None, Some(path)) => path.reason.clone(),
+        (None, Some(path)) => match path.rate {
+            Some(rate) => format!("{}; full: {} packets wait, held to {}", path.reason, path.waiting.packets, bits(rate)),
+            None => path.reason.clone(),
+        },
         (None, None) => String::new(),
     };
     vec![
@@ -200,14 +203,22 @@ fn span(seconds: f64) -> String {
 
 /// Octets in decimal units, as links are sold.
 fn octets(count: u64) -> String {
-    let units = ["B", "kB", "MB", "GB", "TB"];
+    in_units(count, ["B", "kB", "MB", "GB", "TB"])
+}
+
+/// A rate in bits a second, in the same.
+fn bits(rate: u64) -> String {
+    in_units(rate, ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"])
+}
+
+fn in_units(count: u64, units: [&str; 5]) -> String {
     let mut value = count as f64;
     let mut unit = 0;
     while value >= 1000.0 && unit + 1 < units.len() {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
+    if unit == 0 { format!("{count} {}", units[0]) } else { format!("{value:.1} {}", units[unit]) }
 }
 
 #[cfg(test)]
@@ -227,5 +238,6 @@ mod tests {
             ["0.2 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]
         );
         assert_eq!([octets(999), octets(1_500), octets(2_000_000)], ["999 B", "1.5 kB", "2.0 MB"]);
+        assert_eq!([bits(800), bits(9_340_000)], ["800 bit/s", "9.3 Mbit/s"]);
     }
 }

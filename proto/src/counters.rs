@@ -66,10 +66,12 @@ drop_reasons! {
     Duplicate => "duplicate",
     /// from a peer: a copy of a packet so old that whether it had come already is forgotten
     CopyStale => "copy_stale",
-    /// to a peer: never acknowledged, and too old to be sent again when a path was there
+    /// to a peer: too old to be of use when there was room or a path for it, at first or once more
     Aged => "aged",
     /// to a peer: not acknowledged yet, and no longer kept for another try, as later ones needed the room
     ReplayBound => "replay_bound",
+    /// to a peer: its path has less room than is offered, and its flow is to send less
+    Congestion => "congestion",
     /// from a peer: a link message that cannot be read
     LinkMessageMalformed => "link_message_malformed",
     /// from a peer: a version of the link messages that we don't speak

@@ -41,10 +41,6 @@ pub(crate) const RECEIPT_INTERVAL: Duration = Duration::from_millis(8);
 /// 10 ms none.
 const LEAST_MARGIN: Duration = Duration::from_millis(10);
 
-/// How much later than a lost packet one must have been sent that arrived: half the least margin, so that a hole is
-/// seen as a hole before it makes the path look dead; above what a jitter of 2 ms reorders.
-const REORDERING: Duration = Duration::from_millis(5);
-
 /// Where no round trip is known: RFC 9002's initial one of 333 ms, and as much again.
 const UNKNOWN_PATIENCE: Duration = Duration::from_millis(666);
 
@@ -252,6 +248,11 @@ impl Health {
         self.impairment.is_seen()
     }
 
+    /// Octets of datagrams that are not acknowledged and not known to be lost.
+    pub(crate) fn under_way(&self) -> u64 {
+        self.sent.under_way()
+    }
+
     pub(crate) fn quality(&self) -> &Quality {
         &self.quality
     }
@@ -263,7 +264,7 @@ impl Health {
 
     /// Whether what is sent waits in a queue on the way: the round trip is half longer than without, and by more than any
     /// jitter of the way. What is lost then the queue had no room for.
-    fn has_own_queue(&self) -> bool {
+    pub(crate) fn has_own_queue(&self) -> bool {
         const JITTER: Duration = Duration::from_millis(20);
         let (Some((smoothed, _)), Some(least)) = (self.rtt(), self.least.get()) else { return false };
         smoothed > least + least / 2 + JITTER
@@ -300,7 +301,7 @@ impl Health {
         let was_impaired = self.impairment.is_seen();
         let own_queue = self.has_own_queue();
         let (impairment, quality) = (&mut self.impairment, &mut self.quality);
-        let learnt = self.sent.on_receipt(receipt, REORDERING, |what| {
+        let learnt = self.sent.on_receipt(receipt, now, |what| {
             let telling = judged(what);
             let (len, arrived) = match what {
                 Judged::Arrived(len, _) => (len, true),

@@ -14,9 +14,11 @@
 //! | [`packet`]: is it one, whole and ours to carry | [`tunnel`]: whose is it, does it open |
 //! | [`route`]: which peer has the destination | [`path`]: note its number for the next receipt |
 //! | [`schedule`]: which path for this flow | [`wire`]: is it a link message |
-//! | [`mtu`]: does it fit in one datagram | [`reassembly`]: is it a part of a packet |
-//! | [`path`]: remember number and time | [`route`]: may this peer use this source |
-//! | [`tunnel`]: seal | the TUN |
+//! | [`replay`]: keep it until it is acknowledged | [`reassembly`]: is it a part of a packet |
+//! | [`shape`]: has the path room, or does it wait | [`route`]: may this peer use this source |
+//! | [`mtu`]: does it fit in one datagram | the TUN |
+//! | [`tunnel`]: seal | |
+//! | [`path`]: remember number and time | |
 
 pub mod config;
 mod counters;
@@ -36,6 +38,7 @@ mod replay;
 mod route;
 mod schedule;
 mod sent;
+mod shape;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snapshot;

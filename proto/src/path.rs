@@ -7,9 +7,10 @@ use crate::node::PathState;
 use crate::output::Route;
 use crate::peer::{Context, fragment_number};
 use crate::received::ReceivedLog;
-use crate::replay::{Again, Origin, Replay, Ticket};
+use crate::replay::{Origin, Outgoing, Replay, Ticket};
 use crate::schedule::Standing;
 use crate::sent::Judged;
+use crate::shape::{Load, Popped, Progress, Shaper, Waiting};
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
 use crate::wire::{Copy, Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
@@ -34,6 +35,12 @@ const REKEY_AFTER: Duration = Duration::from_secs(120);
 const REKEY_INTERVAL: Duration = Duration::from_secs(1);
 const LAST_TRIES: Duration = Duration::from_secs(150);
 
+/// A loss that is alone is repaired once in so many packets that arrive: what a break of a millisecond has swallowed is not
+/// lost then, and what a way loses all the time costs two copies in a thousand and no more.
+const REPAIR_COSTS: u32 = 512;
+/// So many at once, if there were none for long.
+const MOST_REPAIRS: u32 = 4;
+
 /// One path: its tunnel, its health, and the way there.
 pub(crate) struct Path {
     pub(crate) at: PathRef,
@@ -42,6 +49,7 @@ pub(crate) struct Path {
     pub(crate) health: Health,
     pub(crate) received: ReceivedLog,
     pub(crate) mtu: Discovery,
+    pub(crate) shaper: Shaper,
     /// Where the peer may be, best first; an initiator's.
     pub(crate) endpoints: Vec<SocketAddr>,
     /// Where the peer is and how to get there.
@@ -63,6 +71,8 @@ pub(crate) struct Path {
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
     pub(crate) attempts: usize,
+    /// How many losses that are alone may be repaired, times [`REPAIR_COSTS`].
+    repairs: u32,
     /// A handshake is wanted whatever the age of the session.
     pub(crate) initiation_wanted: bool,
     pub(crate) tx: Traffic,
@@ -86,6 +96,7 @@ impl Path {
             health: Health::new(now, role == Role::Responder),
             received: ReceivedLog::default(),
             mtu: Discovery::new(tun_mtu),
+            shaper: Shaper::default(),
             endpoints: Vec::new(),
             route: None,
             tick_at: None,
@@ -97,6 +108,7 @@ impl Path {
             keepalive: None,
             initiated_at: None,
             attempts: 0,
+            repairs: REPAIR_COSTS * MOST_REPAIRS,
             initiation_wanted: false,
             tx: Traffic::default(),
             rx: Traffic::default(),
@@ -191,22 +203,87 @@ impl Path {
         sent
     }
 
-    /// Sends a packet that was sent before, and says in how many datagrams. `fragmented` numbers what goes in fragments.
-    pub(crate) fn send_again(&mut self, ctx: &mut Context<'_>, again: &Again<'_>, fragmented: &mut u64) -> u8 {
-        match again.origin {
-            Origin::Fragments(id) => self.send_fragments(ctx, again.packet, id, None, again.ticket),
-            Origin::Whole(slot, id) if self.fits(again.packet.len() + Copy::ROOM) => {
-                let mut trailer = [0; Copy::ROOM];
-                let mut items = Writer::trailer(&mut trailer);
-                items.add(&Item::Copy(Copy::of(slot, id)));
-                self.send_whole(ctx, again.packet, items.finish(), again.ticket, true).map_or(0, |_| 1)
+    /// Sends a packet, for the first time or again, and says what it is known by and in how many datagrams it went. `trailer`
+    /// goes with it the first time, if all fits one datagram; whether it did. `cut`: the peer puts fragments together, which
+    /// are numbered by `fragmented`.
+    pub(crate) fn send_packet(
+        &mut self,
+        ctx: &mut Context<'_>,
+        outgoing: &Outgoing<'_>,
+        trailer: &[u8],
+        cut: bool,
+        fragmented: &mut u64,
+    ) -> Option<(Origin, u8, bool)> {
+        let &Outgoing { packet, origin, ticket } = outgoing;
+        let (before, slot) = (self.tx.bytes, self.config.slot);
+        let mut number = || {
+            let number = fragment_number(ctx.epoch, *fragmented);
+            *fragmented += 1;
+            number
+        };
+        let (origin, datagrams, rode) = match origin {
+            None if !cut || self.fits(packet.len()) => {
+                let rides = self.fits(packet.len() + trailer.len());
+                let id = self.send_whole(ctx, packet, if rides { trailer } else { &[] }, ticket, true)?;
+                (Origin::Whole(slot, id), 1, rides && !trailer.is_empty())
             }
-            Origin::Whole(slot, id) => {
-                let number = fragment_number(ctx, *fragmented);
-                *fragmented += 1;
-                self.send_fragments(ctx, again.packet, number, Some(Copy::of(slot, id)), again.ticket)
+            None => {
+                let id = number();
+                (Origin::Fragments(id), self.send_fragments(ctx, packet, id, None, ticket), false)
             }
-        }
+            Some(Origin::Fragments(id)) => {
+                (Origin::Fragments(id), self.send_fragments(ctx, packet, id, None, ticket), false)
+            }
+            Some(Origin::Whole(first, id)) if self.fits(packet.len() + Copy::ROOM) => {
+                let mut room = [0; Copy::ROOM];
+                let mut items = Writer::trailer(&mut room);
+                items.add(&Item::Copy(Copy::of(first, id)));
+                self.send_whole(ctx, packet, items.finish(), ticket, true)?;
+                (Origin::Whole(first, id), 1, false)
+            }
+            Some(Origin::Whole(first, id)) => {
+                let datagrams = self.send_fragments(ctx, packet, number(), Some(Copy::of(first, id)), ticket);
+                (Origin::Whole(first, id), datagrams, false)
+            }
+        };
+        let load = self.load();
+        self.shaper.on_sent(ctx.now, load, self.tx.bytes - before);
+        (datagrams > 0).then_some((origin, datagrams, rode))
+    }
+
+    /// Takes the next packet that waited and need not any more.
+    pub(crate) fn pop_waiting(&mut self, now: Instant) -> Option<Popped> {
+        let load = self.load();
+        self.shaper.pop(now, load)
+    }
+
+    /// What the shaper must know.
+    fn load(&self) -> Load {
+        let least_rtt = self.health.least_rtt().unwrap_or_default();
+        // A queue that makes the round trip longer is taken for one on the way there. Where the way itself has changed the
+        // variation says more of that than of the next packet.
+        let latency = |(smoothed, variation): (Duration, Duration)| {
+            smoothed + (variation * 4).clamp(Duration::from_millis(10), Duration::from_millis(50))
+        };
+        let latency = self.health.rtt().map_or(least_rtt, latency);
+        let queued = self.health.quality().delay_change().unwrap_or_default();
+        Load { under_way: self.health.under_way(), least_rtt, latency: latency.saturating_sub(least_rtt / 2), queued }
+    }
+
+    /// When something that waits may go, if no receipt comes before.
+    pub(crate) fn room_at(&self, now: Instant) -> Option<Instant> {
+        self.shaper.ready_at(now, self.load())
+    }
+
+    /// Makes a packet wait. `false`: too many do.
+    pub(crate) fn make_wait(&mut self, packet: Waiting) -> bool {
+        let load = self.load();
+        self.shaper.push(packet, load)
+    }
+
+    /// Whether a packet may be sent at once.
+    pub(crate) fn has_room(&self, now: Instant, urgent: bool) -> bool {
+        self.shaper.admits(now, self.load(), urgent)
     }
 
     /// When a probe of the path MTU is due. Only a path that answers what is small is probed: elsewhere a lost probe would
@@ -386,19 +463,31 @@ impl Path {
         replay: &mut Replay,
     ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
-        let (slot, introduced, mtu) = (self.config.slot, &mut self.introduced, &mut self.mtu);
+        let queue = self.health.has_own_queue() || self.shaper.rate().is_some();
+        let (slot, introduced, mtu, repairs) =
+            (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
+        let (mut octets, mut packets, mut lost) = (0, 0, 0);
         let transition = self.health.on_receipt(receipt, via, now, |judged| {
             let (len, arrived) = match judged {
                 Judged::Arrived(len, ticket) => {
                     replay.on_acknowledged(ticket);
                     *introduced |= ticket == Ticket::HELLO;
+                    (octets, packets) = (octets + u64::from(len), packets + 1);
+                    *repairs = (*repairs + 1).min(REPAIR_COSTS * MOST_REPAIRS);
                     (len, true)
                 }
                 Judged::Lost(len, ticket) => {
-                    replay.on_lost(ticket, now);
+                    // A queue that was full is the flow's own to notice.
+                    if !queue && *repairs >= REPAIR_COSTS {
+                        *repairs -= REPAIR_COSTS;
+                        replay.forget_try(ticket, slot);
+                    } else {
+                        replay.on_lost(ticket, now);
+                    }
+                    lost += 1;
                     (len, false)
                 }
-                // What a break has swallowed is sent again; a loss now and then is the flow's own to repair.
+                // What a break has swallowed is sent again.
                 Judged::LostInARow(ticket) => {
                     replay.forget_try(ticket, slot);
                     return false;
@@ -407,6 +496,11 @@ impl Path {
             mtu.on_judged(len, arrived);
             len <= mtu.size()
         });
+        if packets > 0 {
+            let Load { least_rtt, queued, .. } = self.load();
+            let progress = Progress { octets, packets, lost, received_us: receipt.received_us, queued, least_rtt };
+            self.shaper.on_progress(now, &progress);
+        }
         if self.health.state() == PathState::Up {
             self.attempts = 0;
         }
@@ -537,6 +631,8 @@ impl Path {
             delivery_rate: self.health.quality().delivery_rate(now),
             delay_change_ms: self.health.quality().delay_change().map(ms),
             lost: self.health.lost(),
+            waiting: Traffic { packets: self.shaper.held().0 as u64, bytes: self.shaper.held().1 },
+            rate: self.shaper.rate().map(|octets| octets * 8),
             mtu: self.mtu.measured().map(|_| self.packet_mtu(tun_mtu)),
             handshake_s: self.tunnel.session_since().map(|since| now.since(since).as_secs_f64()),
             tx: self.tx,

@@ -81,6 +81,8 @@ pub(crate) struct Peer {
     /// Packets put together from fragments.
     reassembled: u64,
     replay: Replay,
+    /// Slots and places of packets that are about to be given to a path: used again for each such list.
+    list: Vec<(u8, u64)>,
     /// Slots of paths by which nothing more may have come, a bit each, since what is kept was sent again last: what went by
     /// them, or found no path, wants another one.
     rescue: Option<u8>,
@@ -121,6 +123,7 @@ impl Peer {
             reassembly: Reassembly::default(),
             reassembled: 0,
             replay: Replay::default(),
+            list: Vec::new(),
             rescue: None,
             leaving: None,
             copies: Traffic::default(),
@@ -234,6 +237,7 @@ impl Peer {
                 path.hello_at.map(|at| (at, "hello")),
                 path.probe_at(around.active).filter(|_| self.puts_together()).map(|at| (at, "path MTU")),
                 path.health.probation_end(now).map(|at| (at, "probation")),
+                path.room_at(now).map(|at| (at, "room")),
             ]
         });
         paths.chain([receipts, lost, rescue, expiry]).flatten().min()
@@ -251,7 +255,8 @@ impl Peer {
         self.send_due_receipts(ctx);
         self.tell_lost(ctx);
         self.rescue(ctx);
-        self.replay.expire(ctx.now);
+        self.release(ctx);
+        self.replay.expire(ctx.now, &mut self.drops);
         self.reassembly.expire(ctx.now, &mut self.drops);
         // Last: where one does not fit the interface, the kernel refuses a whole run of datagrams that begins with it.
         if self.puts_together() {
@@ -281,6 +286,7 @@ impl Peer {
     pub(crate) fn settle(&mut self, ctx: &mut Context<'_>) {
         self.send_due_receipts(ctx);
         self.rescue(ctx);
+        self.release(ctx);
         self.choose_path(ctx);
     }
 
@@ -316,6 +322,12 @@ impl Peer {
         }
         if to == PathState::Up && from != PathState::Suspect {
             self.replay.forget_tries(slot);
+        }
+        if matches!(to, PathState::Down | PathState::Absent)
+            && let Some(path) = self.path_mut(slot)
+        {
+            // What waits is kept, and goes by another path, or by this one when it works again.
+            path.shaper.clear();
         }
         // Where a path works again, all that has found no other may go by it.
         *self.rescue.get_or_insert(0) |= if to == PathState::Up { !0 } else { 1 << slot };

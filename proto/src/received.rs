@@ -6,8 +6,9 @@ use crate::wire::{Ranges, Receipt};
 use crate::{Instant, wire};
 use std::time::Duration;
 
-/// Numbers below the largest that a receipt tells: WireGuard's own replay window in boringtun; older ones it would not
-/// let in.
+/// Numbers below the largest that a receipt tells at least: WireGuard's own replay window in boringtun; older ones it would
+/// not let in. At full speed more than that come in the time between two receipts, and a receipt tells all that the last two
+/// have not told: both of them may be lost.
 const TOLD: u64 = 1024;
 
 /// The numbers of a session of which is known whether they came. What is sent again was sent first at most a second ago
@@ -39,6 +40,8 @@ struct ReceivedSession {
     copied: Window,
     largest_at: Instant,
     used_at: Instant,
+    /// Where the last two receipts ended.
+    told: [u64; 2],
     /// Something that asks for a receipt came since the last one.
     news: bool,
 }
@@ -126,6 +129,7 @@ impl ReceivedLog {
                     copied: Window::default(),
                     largest_at: now,
                     used_at: now,
+                    told: [0; 2],
                     news: false,
                 });
                 self.sessions.len() - 1
@@ -180,7 +184,11 @@ impl ReceivedLog {
             session.news = false;
             let arrived = &session.arrived;
             let Some(largest) = arrived.end.checked_sub(1) else { continue };
-            let lowest = arrived.end.saturating_sub(TOLD);
+            let [last, before] = session.told;
+            session.told = [arrived.end, last];
+            // What is older is not known, and a longer range has no room in a receipt.
+            let known = arrived.end.saturating_sub(arrived.capacity().min(u16::MAX.into()));
+            let lowest = arrived.end.saturating_sub(TOLD).min(before).max(known);
             let mut ranges = Ranges::default();
             for number in (lowest..=largest).rev() {
                 if arrived.has(number) != Some(true) {
@@ -204,6 +212,7 @@ impl ReceivedLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::MAX_RANGES;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -226,19 +235,24 @@ mod tests {
                 largest = largest.max(number);
                 model.insert(number);
             }
-            // A number that was below the window when it came would not have decrypted; the model forgets it too.
             let receipt = receipt(&mut log, Instant::ZERO);
             prop_assert_eq!(receipt.largest, largest);
             let lowest_told = receipt.ranges.last().expect("at least one range").0;
             let told: BTreeSet<u64> = receipt.ranges.iter().flat_map(|&(a, b)| a..=b).collect();
-            let mut in_window = BTreeSet::new();
-            let mut high = None::<u64>;
-            for &number in &numbers {
-                high = Some(high.map_or(number, |h| h.max(number)));
-                if high.expect("set above") - number < TOLD { in_window.insert(number); }
-            }
-            let expected: BTreeSet<u64> = in_window.into_iter().filter(|&n| n >= lowest_told && largest - n < TOLD).collect();
+            let expected: BTreeSet<u64> = model.range(lowest_told..).copied().collect();
             prop_assert_eq!(told, expected);
+            prop_assert!(receipt.ranges.len() == MAX_RANGES || model.first() == Some(&lowest_told));
+        }
+    }
+
+    #[test]
+    fn at_full_speed_a_receipt_tells_what_two_that_were_lost_have_not() {
+        let mut log = ReceivedLog::default();
+        for (end, lowest) in [(3000, 0), (6000, 0), (9000, 3000), (12_000, 6000), (12_001, 9000), (12_002, 10_978)] {
+            for number in log.sessions.first().map_or(0, |session| session.arrived.end)..end {
+                log.note(PacketId { session: 5, number }, Instant::ZERO, true);
+            }
+            assert_eq!(*receipt(&mut log, Instant::ZERO).ranges, [(lowest, end - 1)]);
         }
     }
 

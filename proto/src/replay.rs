@@ -1,12 +1,13 @@
-//! Packets that were sent and are not known to have arrived, kept so that another path can carry them.
+//! Packets that are to be sent or were sent, and are not known to have arrived, kept so that another path can carry them.
 //!
-//! A packet is kept from its first transmission until any of its transmissions is acknowledged, or until it is older
-//! than its use. Nothing here decides when to send again: [`crate::peer`] does, when a path is suspected or has failed,
-//! and when flows move.
+//! A packet is kept from the moment in which it is given to a path, which may have it wait ([`crate::shape`]), until any of
+//! its transmissions is acknowledged, or until it is older than its use. Nothing here decides when to send: [`crate::peer`]
+//! does, when there is room, when a path is suspected or has failed, and when flows move.
 
 use crate::Instant;
 use crate::counters::{DropReason, Drops};
 use crate::node::MAX_AGE;
+use crate::shape::Waiting;
 use crate::tunnel::PacketId;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -64,18 +65,24 @@ struct Kept {
     at: Instant,
     /// It is of use until then.
     until: Instant,
-    origin: Origin,
-    /// Slots by which it was sent, a bit each.
+    /// `None`: it was not sent yet.
+    origin: Option<Origin>,
+    /// Its flow's queue where it waits.
+    flow: u8,
+    /// It is of a call or a game.
+    urgent: bool,
+    /// Slots by which it was sent or for which it waits, a bit each.
     tried: u8,
     transmissions: u8,
     /// Datagrams of each transmission that are not acknowledged.
     open: [u8; TRANSMISSIONS],
 }
 
-/// A packet that is to be sent again.
-pub(crate) struct Again<'a> {
+/// A packet that is to be sent.
+pub(crate) struct Outgoing<'a> {
     pub(crate) packet: &'a [u8],
-    pub(crate) origin: Origin,
+    /// What it is known by, if it was sent before.
+    pub(crate) origin: Option<Origin>,
     /// For this transmission.
     pub(crate) ticket: Ticket,
 }
@@ -111,23 +118,10 @@ fn max_age(packet: &[u8]) -> Duration {
 }
 
 impl Replay {
-    /// The ticket for the first transmission of the packet that is kept next.
-    pub(crate) fn next(&self) -> Ticket {
-        Ticket::new(self.first + self.kept.len() as u64, 0)
-    }
-
-    /// Keeps a packet that was just sent, in so many datagrams, by the path of `slot`. What must make room is counted.
-    pub(crate) fn keep(
-        &mut self,
-        now: Instant,
-        packet: &[u8],
-        origin: Origin,
-        slot: u8,
-        datagrams: u8,
-        drops: &mut Drops,
-    ) {
+    /// Keeps a packet, and says at which place. What must make room is counted.
+    pub(crate) fn keep(&mut self, now: Instant, packet: &[u8], flow: u64, drops: &mut Drops) -> u64 {
         self.used_at = now;
-        self.expire(now);
+        self.expire(now, drops);
         while self.octets + packet.len() > MOST_OCTETS || self.kept.len() >= MOST_PACKETS {
             if self.pop() {
                 drops.add(DropReason::ReplayBound);
@@ -138,10 +132,78 @@ impl Replay {
         buffer.extend_from_slice(packet);
         self.octets += packet.len();
         self.packets += 1;
-        let mut open = [0; TRANSMISSIONS];
-        open[0] = datagrams;
-        let until = now + max_age(packet);
-        self.kept.push_back(Kept { packet: buffer, at: now, until, origin, tried: 1 << slot, transmissions: 1, open });
+        let max_age = max_age(packet);
+        self.kept.push_back(Kept {
+            packet: buffer,
+            at: now,
+            until: now + max_age,
+            origin: None,
+            flow: flow as u8,
+            urgent: max_age == REALTIME_MAX_AGE,
+            tried: 0,
+            transmissions: 0,
+            open: [0; TRANSMISSIONS],
+        });
+        self.first + self.kept.len() as u64 - 1
+    }
+
+    fn at(&self, place: u64) -> Option<usize> {
+        let at = usize::try_from(place.checked_sub(self.first)?).ok()?;
+        self.kept.get(at).filter(|kept| !kept.packet.is_empty()).map(|_| at)
+    }
+
+    /// Gives the packet at `place` to the path of `slot`: it is sent there next, or waits there like this.
+    pub(crate) fn assign(&mut self, now: Instant, place: u64, slot: u8) -> Option<Waiting> {
+        let at = self.at(place)?;
+        let kept = &mut self.kept[at];
+        let copy = kept.tried & !(1 << slot) != 0;
+        kept.tried |= 1 << slot;
+        let len = kept.packet.len() as u16;
+        Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
+    }
+
+    /// Has `send` transmit the packet at `place` by the path of `slot`, and say what it is known by now and in how many
+    /// datagrams it went; 0: it could not. Whether there still was such a packet.
+    pub(crate) fn transmit(
+        &mut self,
+        place: u64,
+        slot: u8,
+        send: impl FnOnce(Outgoing<'_>) -> Option<(Origin, u8)>,
+    ) -> bool {
+        let Some(at) = self.at(place) else { return false };
+        let kept = &mut self.kept[at];
+        let transmission = usize::from(kept.transmissions);
+        if transmission == TRANSMISSIONS {
+            return false;
+        }
+        let ticket = Ticket::new(place, transmission);
+        match send(Outgoing { packet: &kept.packet, origin: kept.origin, ticket }) {
+            Some((origin, datagrams)) => {
+                kept.origin.get_or_insert(origin);
+                kept.open[transmission] = datagrams;
+                kept.transmissions += 1;
+            }
+            None => kept.tried &= !(1 << slot),
+        }
+        true
+    }
+
+    /// Whether the packet at `place` was sent, by whatever path.
+    pub(crate) fn is_sent(&self, place: u64) -> bool {
+        self.at(place).is_none_or(|at| self.kept[at].transmissions > 0)
+    }
+
+    /// The path of `slot` will not carry the packet at `place`. Whether nobody will, and it is forgotten.
+    pub(crate) fn give_up(&mut self, place: u64, slot: u8) -> bool {
+        let Some(at) = self.at(place) else { return false };
+        let kept = &mut self.kept[at];
+        kept.tried &= !(1 << slot);
+        let forgotten = kept.tried == 0;
+        if forgotten {
+            let buffer = std::mem::take(&mut kept.packet);
+            self.give_back(buffer);
+        }
+        forgotten
     }
 
     /// Forgets the oldest. Whether it was not acknowledged.
@@ -176,10 +238,15 @@ impl Replay {
         }
     }
 
-    /// Forgets what is too old for anybody.
-    pub(crate) fn expire(&mut self, now: Instant) {
-        while self.kept.front().is_some_and(|kept| kept.packet.is_empty() || now.since(kept.at) > MAX_AGE) {
-            self.pop();
+    /// Forgets what is too old for anybody, and counts what was never sent.
+    pub(crate) fn expire(&mut self, now: Instant, drops: &mut Drops) {
+        while let Some(oldest) = self.kept.front()
+            && (oldest.packet.is_empty() || now.since(oldest.at) > MAX_AGE)
+        {
+            let sent = oldest.transmissions > 0;
+            if self.pop() && !sent {
+                drops.add(DropReason::Aged);
+            }
         }
         if self.kept.is_empty() && !self.spare.is_empty() && now.since(self.used_at) >= KEEP_BUFFERS {
             self.spare = Vec::new();
@@ -192,10 +259,13 @@ impl Replay {
         (!self.spare.is_empty() || !self.kept.is_empty()).then(|| self.used_at + KEEP_BUFFERS)
     }
 
-    /// All that is kept is forgotten: the peer has started anew, or does not take copies.
-    pub(crate) fn clear(&mut self) {
-        while !self.kept.is_empty() {
-            self.pop();
+    /// The peer has started anew: what was sent to the one before will never be acknowledged, and must not be sent again.
+    pub(crate) fn forget_sent(&mut self) {
+        for at in 0..self.kept.len() {
+            if self.kept[at].transmissions > 0 && !self.kept[at].packet.is_empty() {
+                let buffer = std::mem::take(&mut self.kept[at].packet);
+                self.give_back(buffer);
+            }
         }
     }
 
@@ -231,78 +301,48 @@ impl Replay {
         std::mem::take(&mut self.orphans)
     }
 
-    /// Has `send` transmit the packet kept last by the path of `slot` too, and say in how many datagrams it did; 0: it
-    /// could not.
-    pub(crate) fn double(&mut self, slot: u8, send: impl FnMut(Again<'_>) -> u8) {
-        if let Some(last) = self.kept.len().checked_sub(1) {
-            self.again(last, slot, send);
-        }
-    }
-
-    /// Has `send` transmit, real time first and then the oldest first, what was sent by a path in `bad` or by none, and by none in `good` (a bit for each
-    /// slot), by the first of the paths of `targets` by which it was not sent yet. What is too old is forgotten and counted.
+    /// Lists, as slot and place, real time first and then the oldest first, what was given to a path in `bad` or to none,
+    /// and to none in `good` (a bit for each slot), with the first of the paths of `targets` that was not given it yet. What
+    /// is too old is forgotten and counted.
     pub(crate) fn rescue(
         &mut self,
         now: Instant,
         bad: u8,
         good: u8,
-        targets: &[u8],
+        targets: impl Iterator<Item = u8> + Clone,
         drops: &mut Drops,
-        mut send: impl FnMut(u8, Again<'_>) -> u8,
+        list: &mut Vec<(u8, u64)>,
     ) {
         // What cannot wait goes first: the rest may fill a queue on the way.
-        for realtime in [true, false] {
-            for at in 0..self.kept.len() {
-                let kept = &self.kept[at];
+        for urgent in [true, false] {
+            for (kept, place) in self.kept.iter_mut().zip(self.first..) {
                 let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
-                if kept.packet.is_empty() || !wanted {
+                if kept.packet.is_empty() || !wanted || kept.urgent != urgent {
                     continue;
                 }
-                if (max_age(&kept.packet) == REALTIME_MAX_AGE) != realtime {
-                    continue;
-                }
-                let Some(&slot) = targets.iter().find(|&&slot| kept.tried & 1 << slot == 0) else { continue };
+                let mut targets = targets.clone();
+                let Some(slot) = targets.find(|slot| kept.tried & 1 << slot == 0) else { continue };
                 if now > kept.until {
-                    let buffer = std::mem::take(&mut self.kept[at].packet);
-                    self.give_back(buffer);
+                    let buffer = std::mem::take(&mut kept.packet);
+                    self.octets -= buffer.len();
+                    self.packets -= 1;
+                    self.spare.push(buffer);
                     drops.add(DropReason::Aged);
                     continue;
                 }
-                self.again(at, slot, |again| send(slot, again));
+                list.push((slot, place));
             }
         }
     }
 
-    /// Has `send` transmit by the path `to`, oldest first, what was sent by the path `from` alone, at most `age` ago.
-    pub(crate) fn overtake(
-        &mut self,
-        now: Instant,
-        age: Duration,
-        from: u8,
-        to: u8,
-        mut send: impl FnMut(Again<'_>) -> u8,
-    ) {
-        let first = self.kept.partition_point(|kept| now.since(kept.at) > age);
-        for at in first..self.kept.len() {
-            let kept = &self.kept[at];
-            if !kept.packet.is_empty() && kept.tried == 1 << from {
-                self.again(at, to, &mut send);
+    /// Lists, as slot and place, the oldest first, what was given to the path `from` alone and was not sent yet, or is of
+    /// at most `age` ago, to go by the path `to`.
+    pub(crate) fn overtake(&self, now: Instant, age: Duration, from: u8, to: u8, list: &mut Vec<(u8, u64)>) {
+        for (kept, place) in self.kept.iter().zip(self.first..) {
+            let late = kept.transmissions == 0 || now.since(kept.at) <= age;
+            if !kept.packet.is_empty() && kept.tried == 1 << from && late {
+                list.push((to, place));
             }
-        }
-    }
-
-    fn again(&mut self, at: usize, slot: u8, mut send: impl FnMut(Again<'_>) -> u8) {
-        let kept = &mut self.kept[at];
-        let transmission = usize::from(kept.transmissions);
-        if kept.packet.is_empty() || transmission == TRANSMISSIONS {
-            return;
-        }
-        let ticket = Ticket::new(self.first + at as u64, transmission);
-        let datagrams = send(Again { packet: &kept.packet, origin: kept.origin, ticket });
-        if datagrams > 0 {
-            kept.open[transmission] = datagrams;
-            kept.transmissions += 1;
-            kept.tried |= 1 << slot;
         }
     }
 
@@ -326,25 +366,39 @@ mod tests {
         packet
     }
 
+    /// Sends what is kept at `place`, and says with which ticket.
+    fn send(replay: &mut Replay, place: u64, slot: u8, origin: Origin, datagrams: u8) -> Ticket {
+        let mut ticket = Ticket::NONE;
+        replay.assign(at(0), place, slot).expect("it is kept");
+        assert!(replay.transmit(place, slot, |outgoing| {
+            ticket = outgoing.ticket;
+            Some((outgoing.origin.unwrap_or(origin), datagrams))
+        }));
+        ticket
+    }
+
     fn kept(count: u64) -> (Replay, Vec<Ticket>, Drops) {
         let (mut replay, mut drops, mut tickets) = (Replay::default(), Drops::default(), Vec::new());
         for number in 0..count {
-            tickets.push(replay.next());
-            let origin = Origin::Whole(0, PacketId { session: 1, number });
-            replay.keep(at(number), &packet(number), origin, 0, 1, &mut drops);
+            let place = replay.keep(at(number), &packet(number), 0, &mut drops);
+            tickets.push(send(&mut replay, place, 0, Origin::Whole(0, PacketId { session: 1, number }), 1));
         }
         (replay, tickets, drops)
     }
 
     /// What a rescue sends, by slot and number.
     fn rescued(replay: &mut Replay, now: u64, good: u8, targets: &[u8], drops: &mut Drops) -> Vec<(u8, u64)> {
-        let mut sent = Vec::new();
-        replay.rescue(at(now), !good, good, targets, drops, |slot, again| {
-            let Origin::Whole(_, id) = again.origin else { panic!("they were whole") };
-            assert_eq!(again.packet, packet(id.number));
-            sent.push((slot, id.number));
-            1
-        });
+        let (mut list, mut sent) = (Vec::new(), Vec::new());
+        replay.rescue(at(now), !good, good, targets.iter().copied(), drops, &mut list);
+        for (slot, place) in list {
+            replay.assign(at(now), place, slot);
+            replay.transmit(place, slot, |outgoing| {
+                let Some(Origin::Whole(_, id)) = outgoing.origin else { panic!("they were whole") };
+                assert_eq!(outgoing.packet, packet(id.number));
+                sent.push((slot, id.number));
+                Some((Origin::Fragments(99), 1))
+            });
+        }
         sent
     }
 
@@ -364,13 +418,9 @@ mod tests {
     #[test]
     fn any_of_its_transmissions_acknowledges_a_packet_if_all_of_its_datagrams_have_come() {
         let (mut replay, mut drops) = (Replay::default(), Drops::default());
-        let first = replay.next();
-        replay.keep(at(0), &packet(0), Origin::Fragments(7), 0, 2, &mut drops);
-        let mut second = Ticket::NONE;
-        replay.double(1, |again| {
-            second = again.ticket;
-            2
-        });
+        let place = replay.keep(at(0), &packet(0), 0, &mut drops);
+        let first = send(&mut replay, place, 0, Origin::Fragments(7), 2);
+        let second = send(&mut replay, place, 1, Origin::Fragments(7), 2);
         replay.on_acknowledged(first);
         replay.on_acknowledged(second);
         assert_eq!(replay.held().0, 1, "a half by each path is no packet");
@@ -385,11 +435,15 @@ mod tests {
         let (mut replay, _, mut drops) = kept(3);
         let mut call = packet(3);
         call[1] = 46 << 2;
-        replay.keep(at(3), &call, Origin::Fragments(1), 0, 1, &mut drops);
+        let place = replay.keep(at(3), &call, 0, &mut drops);
+        send(&mut replay, place, 0, Origin::Fragments(1), 1);
         assert_eq!(rescued(&mut replay, 300, 0, &[1], &mut drops).len(), 3);
         assert_eq!(drops.get(DropReason::Aged), 1);
-        replay.expire(at(1001));
-        assert_eq!(replay.held().0, 2);
+        replay.keep(at(3), &packet(4), 0, &mut drops);
+        replay.expire(at(1001), &mut drops);
+        assert_eq!(replay.held().0, 3);
+        replay.expire(at(1010), &mut drops);
+        assert_eq!((replay.held().0, drops.get(DropReason::Aged)), (0, 2), "one was never sent");
     }
 
     #[test]
@@ -404,17 +458,16 @@ mod tests {
     fn memory_is_bounded_in_octets_and_packets_and_given_back() {
         let (mut replay, mut drops) = (Replay::default(), Drops::default());
         for _ in 0..40_000 {
-            replay.keep(at(0), &[0x45; 1000], Origin::Fragments(0), 0, 1, &mut drops);
+            replay.keep(at(0), &[0x45; 1000], 0, &mut drops);
             assert!(replay.held().1 <= MOST_OCTETS);
         }
         assert_eq!(drops.get(DropReason::ReplayBound), 40_000 - (MOST_OCTETS / 1000) as u64);
         let mut replay = Replay::default();
         for _ in 0..MOST_PACKETS + 10 {
-            replay.keep(at(0), &[0x45; 20], Origin::Fragments(0), 0, 1, &mut drops);
+            replay.keep(at(0), &[0x45; 20], 0, &mut drops);
         }
         assert_eq!(replay.held().0, MOST_PACKETS);
-        replay.clear();
-        replay.expire(at(10_000));
+        replay.expire(at(11_000), &mut drops);
         assert_eq!((replay.held(), replay.spare.capacity(), replay.kept.capacity()), ((0, 0), 0, 0));
     }
 
@@ -424,11 +477,26 @@ mod tests {
         for &ticket in &tickets[..20] {
             replay.on_acknowledged(ticket);
         }
-        let mut sent = 0;
-        replay.overtake(at(50), Duration::from_millis(20), 0, 1, |_| {
-            sent += 1;
-            1
-        });
-        assert_eq!(sent, 20);
+        let (mut list, mut drops) = (Vec::new(), Drops::default());
+        replay.overtake(at(50), Duration::from_millis(20), 0, 1, &mut list);
+        assert_eq!(list, (30..50).map(|place| (1, place)).collect::<Vec<_>>());
+        let place = replay.keep(at(50), &packet(50), 0, &mut drops);
+        replay.assign(at(50), place, 0);
+        list.clear();
+        replay.overtake(at(90), Duration::from_millis(20), 0, 1, &mut list);
+        assert_eq!(list, [(1, 50)], "what waits is not under way for as long as it waits");
+    }
+
+    #[test]
+    fn what_a_path_gives_up_is_forgotten_if_no_other_has_it() {
+        let (mut replay, mut drops) = (Replay::default(), Drops::default());
+        let place = replay.keep(at(0), &packet(0), 0, &mut drops);
+        assert_eq!(replay.assign(at(0), place, 0).map(|waiting| waiting.copy), Some(false));
+        assert_eq!(replay.assign(at(1), place, 1).map(|waiting| waiting.copy), Some(true));
+        assert!(!replay.is_sent(place));
+        assert!(!replay.give_up(place, 0));
+        assert!(replay.give_up(place, 1));
+        assert!(replay.is_sent(place), "nobody need send it");
+        assert_eq!(replay.held(), (0, 0));
     }
 }

@@ -1,9 +1,11 @@
 //! Which packet numbers were sent by a path and not yet acknowledged: the sending half of receipts.
 
 use crate::Instant;
+use crate::quality::Least;
 use crate::replay::Ticket;
 use crate::tunnel::PacketId;
 use crate::wire::Receipt;
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -17,6 +19,16 @@ const KEEP: Duration = Duration::from_secs(2);
 /// Numbers kept of one session. Beyond the receiver's window of 1,024 no receipt names them; the rest is room for a
 /// round trip at full speed.
 const MAX_KEPT: usize = 16 * 1024;
+
+/// How much later than a lost packet one must have been sent that arrived: half of what health takes for a late receipt at
+/// least, so that a hole is seen as a hole before it makes the path look dead; above what a jitter of 2 ms reorders.
+const LEAST_REORDERING: Duration = Duration::from_millis(5);
+
+/// Of so many that were given up for lost is noticed that they came after all: those of a round trip on a way that reorders.
+const LATE: usize = 64;
+
+/// And at most: a way that reorders more is as good as one that loses.
+const MOST_REORDERING: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -49,6 +61,8 @@ struct SentSession {
     /// The oldest open one that had to make room, and when it was sent: at full speed over a long path the numbers kept
     /// are all younger than a round trip, and a dead path must still become overdue.
     pushed_out: Option<(u64, Instant)>,
+    /// The numbers of the last ones that were given up for lost.
+    lost: VecDeque<u64>,
     /// The last packet that was judged, if it was lost: the next one may make it the first of several in a row.
     lost_last: Option<Ticket>,
 }
@@ -57,6 +71,13 @@ struct SentSession {
 #[derive(Debug, Default)]
 pub(crate) struct SentLog {
     sessions: Vec<SentSession>,
+    /// Octets of what is open.
+    under_way: u64,
+    /// How much later than one that was taken for lost, and arrived after all, another was sent that came before it: the most
+    /// of late.
+    overtaken: Least<Reverse<Duration>>,
+    /// When the newest packet that arrived was sent.
+    newest: Instant,
 }
 
 /// What became of a packet.
@@ -96,12 +117,14 @@ impl SentLog {
                 if self.sessions.len() == SESSIONS {
                     self.sessions.remove(0);
                 }
+                self.under_way = self.sessions.iter().map(SentSession::open_octets).sum();
                 self.sessions.push(SentSession {
                     session: id.session,
                     base: id.number,
                     packets: VecDeque::new(),
                     open_from: 0,
                     pushed_out: None,
+                    lost: VecDeque::new(),
                     lost_last: None,
                 });
                 self.sessions.len() - 1
@@ -111,17 +134,22 @@ impl SentLog {
         let fate = if eliciting { Fate::Open } else { Fate::Quiet };
         let len = u16::try_from(len).unwrap_or(u16::MAX);
         session.packets.push_back(Sent { at: now, len, fate, ticket });
-        session.trim(now);
+        let pushed_out = session.trim(now);
+        self.under_way -= pushed_out;
+        if eliciting {
+            self.under_way += u64::from(len);
+        }
     }
 
-    /// Takes a receipt. A packet is lost when one sent `reordering` or more after it has arrived. `judged` hears of each
-    /// one that asked for a receipt what became of it, when that is first known.
-    pub(crate) fn on_receipt(
-        &mut self,
-        receipt: &Receipt,
-        reordering: Duration,
-        mut judged: impl FnMut(Judged),
-    ) -> Learnt {
+    /// Octets of datagrams that ask for a receipt, have none, and are not known to be lost.
+    pub(crate) fn under_way(&self) -> u64 {
+        self.under_way
+    }
+
+    /// Takes a receipt. A packet is lost when one has arrived that was sent well after it: later than the way was seen to
+    /// reorder, as in RFC 8985, section 6.2. `judged` hears of each one that asked for a receipt what became of it, when that
+    /// is first known.
+    pub(crate) fn on_receipt(&mut self, receipt: &Receipt, now: Instant, mut judged: impl FnMut(Judged)) -> Learnt {
         let mut learnt = Learnt::default();
         let Some(session) = self.sessions.iter_mut().find(|s| s.session == receipt.session) else { return learnt };
         if receipt.largest >= session.end() {
@@ -134,11 +162,26 @@ impl SentLog {
         learnt.largest_sent_at = largest.map(|packet| packet.at);
         learnt.sample_from = largest.filter(|packet| packet.fate != Fate::Lost).map(|packet| packet.at);
         let open_from = session.base + session.open_from as u64;
+        let mut overtaken = Duration::ZERO;
+        // What was given up for lost may come after all; it counts as arrived then.
+        session.lost.retain(|&number| {
+            let came = receipt.ranges.iter().any(|(first, last)| (*first..=*last).contains(&number));
+            if came
+                && let Some(packet) =
+                    number.checked_sub(session.base).and_then(|at| session.packets.get_mut(at as usize))
+            {
+                packet.fate = Fate::Acknowledged;
+                overtaken = overtaken.max(self.newest.since(packet.at));
+                learnt.acknowledged += 1;
+                judged(Judged::Arrived(packet.len, packet.ticket));
+            }
+            !came && number >= session.base
+        });
         for &(first, last) in receipt.ranges.iter() {
             for number in first.max(open_from)..=last {
                 let packet = &mut session.packets[(number - session.base) as usize];
-                // A packet that was given up for lost may come after all; it counts as arrived then.
-                if matches!(packet.fate, Fate::Open | Fate::Lost) {
+                if packet.fate == Fate::Open {
+                    self.under_way -= u64::from(packet.len);
                     learnt.acknowledged += 1;
                     judged(Judged::Arrived(packet.len, packet.ticket));
                 }
@@ -147,17 +190,28 @@ impl SentLog {
         }
         // Of any session: what was sent last with the one before is never acknowledged by itself.
         let Some(newest) = learnt.largest_sent_at else { return learnt };
+        if overtaken > Duration::ZERO {
+            self.overtaken.sample(Reverse(overtaken), now);
+        }
+        self.newest = self.newest.max(newest);
+        let reordering = self.overtaken.get().map_or(LEAST_REORDERING, |Reverse(most)| most + most / 4);
+        let reordering = reordering.clamp(LEAST_REORDERING, MOST_REORDERING);
         for session in &mut self.sessions {
             session.pushed_out.take_if(|(_, at)| newest.since(*at) >= reordering);
             let (mut in_a_row, mut before) = (false, session.lost_last.take());
-            for packet in session.packets.range_mut(session.open_from..) {
+            for (number, packet) in (session.base..).zip(&mut session.packets).skip(session.open_from) {
                 if newest.since(packet.at) < reordering {
                     break;
                 }
                 match packet.fate {
                     Fate::Open => {
                         packet.fate = Fate::Lost;
+                        self.under_way -= u64::from(packet.len);
                         learnt.lost += 1;
+                        if session.lost.len() == LATE {
+                            session.lost.pop_front();
+                        }
+                        session.lost.push_back(number);
                         judged(Judged::Lost(packet.len, packet.ticket));
                         if let Some(before) = before.replace(packet.ticket) {
                             if !std::mem::replace(&mut in_a_row, true) {
@@ -186,12 +240,13 @@ impl SentLog {
 
     /// Forgets all: this end stood still, and how long anything took is not known.
     pub(crate) fn forget(&mut self) {
-        self.sessions.clear();
+        *self = SentLog::default();
     }
 
     /// Gives up what is open: the path is down, or the peer has started anew and will never acknowledge it.
     pub(crate) fn abandon(&mut self) -> u32 {
         let mut lost = 0;
+        self.under_way = 0;
         for session in &mut self.sessions {
             session.pushed_out = None;
             for packet in session.packets.range_mut(session.open_from..) {
@@ -212,6 +267,11 @@ impl SentSession {
         self.base + self.packets.len() as u64
     }
 
+    fn open_octets(&self) -> u64 {
+        let open = self.packets.range(self.open_from..).filter(|packet| packet.fate == Fate::Open);
+        open.map(|packet| u64::from(packet.len)).sum()
+    }
+
     /// No receipt for it is waited for or of use any more.
     fn is_settled(&self, now: Instant) -> bool {
         self.open_from == self.packets.len() && self.packets.back().is_none_or(|packet| now.since(packet.at) > KEEP)
@@ -223,7 +283,9 @@ impl SentSession {
         }
     }
 
-    fn trim(&mut self, now: Instant) {
+    /// Forgets what is settled or takes too much room, and says how many octets of it were open.
+    fn trim(&mut self, now: Instant) -> u64 {
+        let mut open = 0;
         self.advance();
         while self.packets.len() > 1
             && self.packets.front().is_some_and(|packet| self.open_from > 0 && now.since(packet.at) > KEEP)
@@ -232,10 +294,12 @@ impl SentSession {
             let gone = self.packets.pop_front().filter(|packet| packet.fate == Fate::Open);
             if let Some(packet) = gone {
                 self.pushed_out.get_or_insert((self.base, packet.at));
+                open += u64::from(packet.len);
             }
             self.base += 1;
             self.open_from = self.open_from.saturating_sub(1);
         }
+        open
     }
 }
 
@@ -265,7 +329,7 @@ mod tests {
     fn the_oldest_open_one_counts_and_new_sends_never_move_it() {
         let mut log = log(10);
         assert_eq!(log.oldest_open(), Some(at(0)));
-        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Duration::from_millis(5), |_| {});
+        let learnt = log.on_receipt(&receipt(4, &[(0, 4)]), Instant::ZERO, |_| {});
         let four = Some(at(4));
         assert_eq!(learnt, Learnt { acknowledged: 5, lost: 0, largest_sent_at: four, sample_from: four });
         assert_eq!(log.oldest_open(), Some(at(5)));
@@ -276,9 +340,9 @@ mod tests {
     #[test]
     fn a_gap_is_lost_once_later_ones_have_arrived_and_may_still_turn_up() {
         let mut log = log(10);
-        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Duration::from_millis(5), |_| {});
+        let learnt = log.on_receipt(&receipt(4, &[(3, 4), (0, 1)]), Instant::ZERO, |_| {});
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 0), "two milliseconds later may be reordering");
-        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Duration::from_millis(5), |_| {});
+        let learnt = log.on_receipt(&receipt(8, &[(3, 8), (0, 1)]), Instant::ZERO, |_| {});
         assert_eq!((learnt.acknowledged, learnt.lost), (4, 1));
         assert_eq!(log.oldest_open(), Some(at(9)));
     }
@@ -289,15 +353,18 @@ mod tests {
         let mut tickets = Vec::new();
         let mut replay = Replay::default();
         for number in 0..20 {
-            tickets.push(replay.next());
+            let place = replay.keep(at(number), &[0x45; 20], 0, &mut Drops::default());
+            replay.transmit(place, 0, |outgoing| {
+                tickets.push(outgoing.ticket);
+                Some((Origin::Fragments(0), 1))
+            });
             log.note(PacketId { session: 1, number }, 100, at(number), true, tickets[number as usize]);
-            replay.keep(at(number), &[0x45; 20], Origin::Fragments(0), 0, 1, &mut Drops::default());
         }
         let mut broken = Vec::new();
         // 3 is lost alone, 6 to 8 in a row.
         for largest in 9..20 {
             let receipt = receipt(largest, &[(9, largest), (4, 5), (0, 2)]);
-            log.on_receipt(&receipt, Duration::from_millis(5), |judged| {
+            log.on_receipt(&receipt, Instant::ZERO, |judged| {
                 if let Judged::LostInARow(ticket) = judged {
                     broken.push(ticket);
                 }
@@ -312,7 +379,7 @@ mod tests {
         let mut log = log(10);
         log.note(PacketId { session: 2, number: 0 }, 100, at(100), true, Ticket::NONE);
         let second = Receipt { session: 2, ..receipt(0, &[(0, 0)]) };
-        assert_eq!(log.on_receipt(&second, Duration::from_millis(5), |_| {}).lost, 10);
+        assert_eq!(log.on_receipt(&second, Instant::ZERO, |_| {}).lost, 10);
         assert_eq!(log.oldest_open(), None);
     }
 
@@ -324,10 +391,10 @@ mod tests {
             log.note(PacketId { session: 1, number }, 100, at(number / 1000), true, Ticket::NONE);
         }
         assert_eq!(log.oldest_open(), Some(at(0)));
-        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Duration::from_millis(5), |_| {});
+        let learnt = log.on_receipt(&receipt(2000, &[(0, 2000)]), Instant::ZERO, |_| {});
         assert_eq!((learnt.acknowledged, learnt.largest_sent_at), (1, None), "how many and when is forgotten");
         assert_eq!(log.oldest_open(), Some(at((all - MAX_KEPT as u64) / 1000)));
-        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Duration::from_millis(5), |_| {});
+        log.on_receipt(&receipt(all - 1, &[(0, all - 1)]), Instant::ZERO, |_| {});
         assert_eq!(log.oldest_open(), None);
     }
 
@@ -336,15 +403,15 @@ mod tests {
         let mut log = log(10);
         log.note(PacketId { session: 1, number: 0 }, 100, at(100), true, Ticket::NONE);
         assert_eq!(log.oldest_open(), Some(at(100)));
-        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Duration::ZERO, |_| {}).largest_sent_at, Some(at(100)));
+        assert_eq!(log.on_receipt(&receipt(0, &[(0, 0)]), Instant::ZERO, |_| {}).largest_sent_at, Some(at(100)));
     }
 
     #[test]
     fn receipts_that_claim_too_much_or_nothing_known_teach_nothing() {
         let mut log = log(3);
-        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Duration::ZERO, |_| {}), Learnt::default());
+        assert_eq!(log.on_receipt(&receipt(3, &[(0, 3)]), Instant::ZERO, |_| {}), Learnt::default());
         let foreign = Receipt { session: 9, ..receipt(1, &[(0, 1)]) };
-        assert_eq!(log.on_receipt(&foreign, Duration::ZERO, |_| {}), Learnt::default());
+        assert_eq!(log.on_receipt(&foreign, Instant::ZERO, |_| {}), Learnt::default());
         assert_eq!(log.oldest_open(), Some(at(0)));
     }
 

@@ -28,7 +28,7 @@ pub struct PeerSnapshot {
     pub current_slot: Option<u8>,
     /// How often `current_slot` has changed from one path to another, since the start.
     pub path_changes: u64,
-    /// Inner packets and octets sent to the peer.
+    /// Inner packets and octets taken for the peer: sent, or waiting, or dropped later for a reason that is counted.
     pub tx: Traffic,
     /// Inner packets and octets received from the peer and delivered.
     pub rx: Traffic,
@@ -89,6 +89,12 @@ pub struct PathSnapshot {
     /// they were acknowledged.
     #[serde(default)]
     pub lost: u64,
+    /// Packets that wait for it, as it has less room than is offered.
+    #[serde(default)]
+    pub waiting: Traffic,
+    /// The rate that it is known to have, in bits a second, outer IP headers not counted; `None`: it takes what is offered.
+    #[serde(default)]
+    pub rate: Option<u64>,
     /// The largest inner packet that goes by it in one datagram, in octets: the TUN's MTU, or less on a narrow link, on
     /// which larger ones go as fragments. `None`: not known, or not asked for, as the peer knows no fragments.
     #[serde(default)]

@@ -121,6 +121,52 @@ fn at_ten_thousand_packets_a_second_too() {
 }
 
 #[test]
+fn at_full_speed_nothing_is_taken_for_lost() {
+    // Some thousand packets come between two receipts, more than WireGuard's replay window has numbers.
+    let mut world = world(&[LinkModel { delay: ms(1), ..LinkModel::default() }, link(20)], 1);
+    for from in SIDES {
+        world.add_flow(Flow { interval: Duration::from_micros(3), ..Flow::steady(from, 1000, 1300) });
+    }
+    world.run_until(at(3000));
+    for (report, side) in world.reports().iter().zip(SIDES) {
+        whole(report, &format!("full speed, from {side:?}"));
+        let peer = &world.snapshot(side).peers[0];
+        let lost: Vec<_> = peer.paths.iter().map(|path| path.lost).collect();
+        assert_eq!((lost, peer.copies.packets, report.reordered), (vec![0, 0], 0, 0), "{side:?}");
+    }
+}
+
+/// 80 Mbit/s and a call each way on a link of 100 Mbit/s, which is cut; the other one has 10 Mbit/s, and a queue of 100 ms.
+#[test]
+fn a_call_is_whole_where_the_link_that_is_left_is_full() {
+    for seed in 0..5 {
+        let limited =
+            |mbit: u64, packets: usize| LinkModel { rate: mbit * 1_000_000, queue: packets * 1250, ..link(20) };
+        let mut world = world(&[limited(100, 800), limited(10, 80)], seed);
+        for from in SIDES {
+            world.add_flow(Flow { interval: Duration::from_micros(125), size: 1222, ..Flow::steady(from, 1000, 5000) });
+            let call = Flow { interval: ms(10), size: 200, dscp: 46, ..Flow::steady(from, 1000, 5000) };
+            world.add_flow(call);
+        }
+        world.run_until(moment(2000, seed));
+        let before = path_changes(&world);
+        world.set_cut_both(0, true);
+        world.run_until(at(7000));
+        for (at, report) in world.reports().iter().enumerate() {
+            let (bulk, what) = (at % 2 == 0, format!("seed {seed}, flow {at}"));
+            assert_eq!(report.duplicated, 0, "{what}");
+            if bulk {
+                assert!(report.longest_delay <= ms(1000), "{what}: {report:?}");
+            } else {
+                whole(report, &what);
+                assert!(report.longest_delay <= ms(200), "{what}: {report:?}");
+            }
+        }
+        assert_eq!(path_changes(&world), before.map(|changes| changes + 1), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_slower_standby_takes_over_without_loss() {
     // Half of the one's round trip to the receiver, half of the other's for the later receipt, and as much to send again;
     // no more than the slower one's round trip and the margin.
@@ -244,6 +290,25 @@ fn a_link_that_stalls_and_dies_loses_nothing() {
         world.run_until(at(10_000));
         world
     });
+}
+
+#[test]
+fn a_break_of_a_millisecond_loses_nothing() {
+    // One packet or two, each way: nobody can tell it from a loss by chance.
+    for seed in 0..200 {
+        let mut world = world(&[link(20), link(60)], seed);
+        flows(&mut world, 1000, 3000);
+        for _ in 0..3 {
+            world.run_until(moment(1500, seed).max(world.now() + ms(300)));
+            world.set_cut_both(0, true);
+            world.run_for(ms(1));
+            world.set_cut_both(0, false);
+        }
+        world.run_until(at(5000));
+        for (report, from) in world.reports().iter().zip(SIDES) {
+            whole(report, &format!("breaks of a millisecond, seed {seed}, from {from:?}"));
+        }
+    }
 }
 
 /// Runs a minute in which nothing is cut: no path changes, and next to no copies are made.

@@ -172,7 +172,7 @@ fn month(arguments: &Arguments, seed: u64) -> Measured {
         let (begin, end) = (window[0].at.saturating_sub(BEFORE), window[window.len() - 1].at + AFTER);
         world.run_until(instant(begin));
         let interval = Duration::from_secs_f64(1.0 / arguments.rate as f64);
-        let flow = |from| Flow { from, interval, size: 1000, start: instant(begin), end: instant(end) };
+        let flow = |from| Flow { from, interval, size: 1000, dscp: 0, start: instant(begin), end: instant(end) };
         let flows = SIDES.map(|from| world.add_flow(flow(from)));
         let mut used = Vec::new();
         for edge in window {

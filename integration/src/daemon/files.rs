@@ -2,7 +2,7 @@
 
 use super::{Kind, bird, services};
 use crate::net::build::Network;
-use crate::scenario::{Core, Dns, Middlebox, Scenario, WireGuard};
+use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, WireGuard};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use proto::{MAX_SLOTS, SecretKey};
@@ -106,12 +106,17 @@ impl Files {
             }
             (Kind::Script, ..) => {
                 let script = host.script.as_ref().context("the host has no script")?;
-                let environment = services::environment(script, &self.folder.join(name), &self.control(name));
+                let environment = self.environment(name, Some(script));
                 self.put(name, "run.sh", &format!("{environment}{}", script.run), 0o644)?;
                 self.put(name, "ready.sh", &format!("{environment}{}", script.ready), 0o644)
             }
             _ => Ok(()),
         }
+    }
+
+    /// What a script of a host begins with.
+    pub fn environment(&self, name: &str, script: Option<&Script>) -> String {
+        services::environment(script, &self.folder.join(name), &self.control(name))
     }
 
     fn dns(&self, scenario: &Scenario, name: &str, dns: &Dns) -> Result<()> {
@@ -196,8 +201,8 @@ impl Files {
                  remote_as = {}\nannounce = [\"sites\"]\n",
                 bgp.local_as, bgp.router_id, bgp.neighbor, bgp.neighbor_address, neighbor.local_as,
             );
-            if !bgp.accept.is_empty() {
-                let _ = writeln!(text, "accept = {}", quoted(&bgp.accept));
+            for setting in &bgp.settings {
+                let _ = writeln!(text, "{setting}");
             }
             if let Some(next_hop) = bgp.next_hop_v4 {
                 let _ = writeln!(text, "next_hop_v4 = \"{next_hop}\"");

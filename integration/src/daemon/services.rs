@@ -67,13 +67,18 @@ pub(super) fn run_tayga(nat64: &Nat64, config: &Path) -> String {
     )
 }
 
-/// The folder and the environment of a host's script, as its first lines.
-pub(super) fn environment(script: &Script, folder: &Path, control: &Path) -> String {
+/// The folder and the environment of a host's script, and its functions, as its first lines. A host without a script has
+/// them for a `check`.
+pub(super) fn environment(script: Option<&Script>, folder: &Path, control: &Path) -> String {
     let own = [("CONTROL", control.to_string_lossy())];
-    let given = script.environment.iter().map(|(name, value)| (name.as_str(), value.as_str().into()));
+    let given = script.iter().flat_map(|script| &script.environment);
+    let given = given.map(|(name, value)| (name.as_str(), value.as_str().into()));
     let mut lines = format!("cd {}\n", quote(&folder.to_string_lossy()));
     for (name, value) in own.into_iter().chain(given) {
         let _ = writeln!(lines, "export {name}={}", quote(&value));
+    }
+    if let Some(script) = script {
+        let _ = writeln!(lines, "{}", script.functions);
     }
     lines
 }

@@ -152,7 +152,10 @@ impl<'a> Stage<'a> {
         }
         let announces = self.scenario.hosts.iter().filter_map(|(name, host)| Some((name, host.core.as_ref()?)));
         for (name, core) in announces {
-            if core.bgp.is_some() && self.daemons.get(name).is_some_and(Daemon::is_started) {
+            let by_bird = core.bgp.as_ref().and_then(|bgp| self.daemons.get(&bgp.neighbor));
+            if by_bird.is_some_and(|neighbor| neighbor.kind == Kind::Bird)
+                && self.daemons.get(name).is_some_and(Daemon::is_started)
+            {
                 let announced = self
                     .bird_logs()
                     .iter()
@@ -216,12 +219,33 @@ impl<'a> Stage<'a> {
         Ok(counts)
     }
 
+    /// Waits until a line of shell is true.
+    fn check(&mut self, host: &str, due: &Due, clock: Clock) -> Result<()> {
+        let script = self.scenario.hosts.get(host).and_then(|host| host.script.as_ref());
+        let line = due.step.line.as_deref().context("line is checked when a scenario is read")?;
+        let text = format!("{}{line}\n", self.files.environment(host, script));
+        let within = due.step.within.unwrap_or_default().0;
+        let begun = Instant::now();
+        loop {
+            match self.network.host(host)?.feed(&["sh", "-e"], &text) {
+                Ok(()) => return self.event(clock, &format!("{}: true", due.name), &format!("{}: true", due.label)),
+                Err(error) if begun.elapsed() >= within => {
+                    return Err(error).with_context(|| format!("not true within {} ms: {line}", within.as_millis()));
+                }
+                Err(_) => std::thread::sleep(POLL),
+            }
+        }
+    }
+
     /// What is due to daemons.
     fn act(&mut self, due: &Due, clock: Clock) -> Result<()> {
         if let (Action::SetClock, Some(to)) = (due.action, due.step.clock) {
             return self.wall.set(to);
         }
         let Some(host) = &due.step.host else { return Ok(()) };
+        if due.action == Action::Check {
+            return self.check(host, due, clock);
+        }
         let node = self.network.host(host)?;
         let Some(daemon) = self.daemons.get_mut(host) else {
             return match due.action {

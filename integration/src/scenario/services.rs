@@ -38,6 +38,9 @@ pub struct Script {
     pub run: String,
     /// A second script, which fails as long as not all is well: traffic waits for it.
     pub ready: String,
+    /// Shell functions for both, and for `check`.
+    #[serde(default)]
+    pub functions: String,
     /// What else is in the environment of both: figures that variants set.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,

@@ -44,6 +44,10 @@ pub struct Step {
     pub filter: Option<net::Filter>,
     /// exec: what is run in the host's namespace; it must end with status 0.
     pub command: Option<Vec<String>>,
+    /// check: a line of shell that is true. It can use the `functions` of the host's script.
+    pub line: Option<String>,
+    /// check: by when; without it, at once.
+    pub within: Option<Span>,
     /// renumber: the near end's new addresses.
     #[serde(default)]
     pub near: Vec<IpNet>,
@@ -182,6 +186,8 @@ pub enum Action {
     Reload,
     /// A command is run on a host.
     Exec,
+    /// A line of shell on a host is true within a time; if not, the run fails. It comes at "NAME: true".
+    Check,
     /// Nothing: gives a moment a name.
     Mark,
     /// The ISP gives the near end other addresses and another gateway, and takes the old ones back. The new default
@@ -234,6 +240,7 @@ impl Step {
             Action::Start => "start",
             Action::Reload => "reload",
             Action::Exec => "exec",
+            Action::Check => "check",
             Action::Mark => "mark",
             Action::Renumber => "renumber",
             Action::Unplug => "unplug",
@@ -264,10 +271,11 @@ impl Step {
             // 68 octets is the least that IPv4 knows (RFC 791).
             Mtu if self.mtu.is_none_or(|mtu| !(68..=65_535).contains(&mtu)) => Some("mtu"),
             Filter if self.filter.is_none() => Some("filter"),
-            Restart | Kill | Stop | Start | Reload | Exec | Rebind | Freeze | Thaw if self.host.is_none() => {
+            Restart | Kill | Stop | Start | Reload | Exec | Check | Rebind | Freeze | Thaw if self.host.is_none() => {
                 Some("host")
             }
             Exec if self.command.as_ref().is_none_or(Vec::is_empty) => Some("command"),
+            Check if self.line.is_none() => Some("line"),
             Mark if self.name.is_none() => Some("name"),
             Renumber if self.near.is_empty() => Some("near"),
             Renumber if self.far.is_empty() => Some("far"),

@@ -120,7 +120,15 @@ impl Listener {
     ) -> Result<Listener, ListenError> {
         let bind = |address: &SocketAddr| {
             let socket = listening(*address)?;
-            for (remote, options) in neighbors.clone().filter(|(remote, _)| remote.is_ipv4() == address.is_ipv4()) {
+            let neighbors = neighbors.clone().filter(|(remote, _)| remote.is_ipv4() == address.is_ipv4());
+            // What comes from too far away is not even answered, and nothing of it is read before `adopt`; as far as that
+            // can be said before it is known from whom it comes.
+            if let Some(least) = neighbors.clone().map(|(_, options)| options.least_ttl.unwrap_or(0)).min()
+                && least > 0
+            {
+                option::set_least_ttl(&socket, address.ip(), least)?;
+            }
+            for (remote, options) in neighbors {
                 if let Some(password) = &options.password {
                     option::set_key(&socket, remote, password)?;
                 }

@@ -240,7 +240,7 @@ impl Peer {
             for path in &mut self.paths {
                 path.health.forget_open();
             }
-            self.replay.clear();
+            self.replay.forget_sent();
         }
         self.capabilities = hello.capabilities;
         if let Some(path) = self.path_mut(slot) {

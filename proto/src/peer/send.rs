@@ -6,9 +6,9 @@ use crate::counters::DropReason;
 use crate::health::RECEIPT_INTERVAL;
 use crate::node::PathState;
 use crate::path::Path;
-use crate::replay::{Again, Origin};
+use crate::replay::{Outgoing, Ticket};
 use crate::schedule::MOVE_GRACE;
-use crate::snapshot::Traffic;
+use crate::shape::Popped;
 use crate::tunnel::OVERHEAD;
 use crate::wire::{self, Item, MAX_MESSAGE, Writer};
 use crate::{Instant, MAX_SLOTS};
@@ -20,8 +20,10 @@ const RIDES_EARLY: Duration = Duration::from_millis(1);
 
 /// By how much a packet by one path may arrive later than one that goes by the other at the same time.
 fn later_by(paths: &[Path], slow: u8, fast: u8) -> Duration {
-    let health = |slot| paths.iter().find(|path| path.config.slot == slot).map(|path| &path.health);
-    health(slow).zip(health(fast)).map_or(Duration::ZERO, |(slow, fast)| slow.later_than(fast))
+    let path = |slot| paths.iter().find(|path| path.config.slot == slot);
+    path(slow)
+        .zip(path(fast))
+        .map_or(Duration::ZERO, |(slow, fast)| slow.shaper.wait() + slow.health.later_than(&fast.health))
 }
 
 /// Receipts that are about to be sent.
@@ -34,26 +36,8 @@ struct Receipts<'a> {
 
 /// What the fragments of a packet carry: each life of this end counts from a number of its own, so that what is under way
 /// of the one before is not taken for another packet's.
-pub(crate) fn fragment_number(ctx: &Context<'_>, count: u64) -> u32 {
-    (ctx.epoch as u32).wrapping_add(count as u32)
-}
-
-/// Sends a kept packet by the path of `slot`, and counts it.
-fn send_again(
-    paths: &mut [Path],
-    ctx: &mut Context<'_>,
-    slot: u8,
-    again: &Again<'_>,
-    copies: &mut Traffic,
-    fragmented: &mut u64,
-) -> u8 {
-    let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return 0 };
-    let before = path.tx.bytes;
-    let datagrams = path.send_again(ctx, again, fragmented);
-    if datagrams > 0 {
-        copies.add((path.tx.bytes - before) as usize);
-    }
-    datagrams
+pub(crate) fn fragment_number(epoch: u64, count: u64) -> u32 {
+    (epoch as u32).wrapping_add(count as u32)
 }
 
 impl Peer {
@@ -72,51 +56,100 @@ impl Peer {
         let slot = self
             .flows
             .assign(flow, ctx.now, current, alive, self.moved_at, |from| later_by(&self.paths, from, current));
-        let fragments = self.puts_together();
         if ctx.now.since(self.moved_at) >= MOVE_GRACE
             && let Some(from) = self.leaving.take()
         {
             self.overtake(ctx, from, current);
         }
-        let mut buffer = [0; MAX_MESSAGE];
-        let receipts = self.receipts_to_ride(ctx.now, slot, &mut buffer);
-        let (eliciting, id, ticket) = (self.receipts(), fragment_number(ctx, self.fragmented), self.replay.next());
-        let Some(path) = self.path_mut(slot) else { return };
-        let origin = if !fragments || path.fits(packet.len()) {
-            let trailer = receipts.as_ref().map_or(&[][..], |receipts| wire::items_of(receipts.message));
-            let rides = trailer.len() <= MOST_TRAILER && path.fits(packet.len() + trailer.len());
-            let trailer = if rides { trailer } else { &[] };
-            let id = path.send_whole(ctx, packet, trailer, ticket, eliciting);
-            id.map(|id| (Origin::Whole(slot, id), 1, trailer.len()))
-        } else {
-            let datagrams = path.send_fragments(ctx, packet, id, None, ticket);
-            (datagrams > 0).then_some((Origin::Fragments(id), datagrams, 0))
-        };
-        let doubtful = path.health.state() == PathState::Suspect;
-        if let Some(receipts) = receipts {
-            let ridden = origin.is_some_and(|(.., trailer)| trailer > 0).then_some(slot);
-            self.send_receipts(ctx, &receipts, ridden);
-        }
-        let Some((origin, datagrams, _)) = origin else {
-            self.drops.add(DropReason::NoPath);
+        if !self.takes_copies() {
+            self.send_unkept(ctx, slot, packet);
             return;
-        };
+        }
         self.tx.add(packet.len());
-        self.fragmented += u64::from(matches!(origin, Origin::Fragments(_)));
-        if self.takes_copies() {
-            self.replay.keep(ctx.now, packet, origin, slot, datagrams, &mut self.drops);
-            if doubtful {
-                self.double(ctx, slot);
-            }
+        let place = self.replay.keep(ctx.now, packet, flow, &mut self.drops);
+        let doubtful = self.path_mut(slot).is_some_and(|path| path.health.state() == PathState::Suspect);
+        self.offer(ctx, slot, place);
+        // What is suspected may be dead, and the other may be dead as well and not be known to be.
+        if doubtful && let Some(other) = self.ranked(ctx.now).into_iter().flatten().find(|other| *other != slot) {
+            self.offer(ctx, other, place);
         }
     }
 
-    /// Sends the packet kept last by the best path but this one, too: what is suspected may be dead, and the other may be
-    /// dead as well and not be known to be.
-    fn double(&mut self, ctx: &mut Context<'_>, first: u8) {
-        let Some(&slot) = self.ranked(ctx.now).iter().flatten().find(|slot| **slot != first) else { return };
+    /// A packet for a peer that knows no copies, and so cannot be sent it twice; receipts, if it sends any, may not be
+    /// for what this end has sent in this life.
+    fn send_unkept(&mut self, ctx: &mut Context<'_>, slot: u8, packet: &[u8]) {
+        let (cut, eliciting) = (self.puts_together(), self.receipts());
+        let Peer { paths, fragmented, .. } = self;
+        let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
+        let sent = if cut {
+            let outgoing = Outgoing { packet, origin: None, ticket: Ticket::NONE };
+            path.send_packet(ctx, &outgoing, &[], cut, fragmented).is_some()
+        } else {
+            path.send_whole(ctx, packet, &[], Ticket::NONE, eliciting).is_some()
+        };
+        match sent {
+            true => self.tx.add(packet.len()),
+            false => self.drops.add(DropReason::NoPath),
+        }
+    }
+
+    /// Gives a kept packet to the path of `slot`: it goes at once, or waits there.
+    fn offer(&mut self, ctx: &mut Context<'_>, slot: u8, place: u64) {
+        let Peer { paths, replay, drops, .. } = self;
+        let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
+        let Some(waiting) = replay.assign(ctx.now, place, slot) else { return };
+        if path.has_room(ctx.now, waiting.urgent) {
+            self.transmit(ctx, slot, place);
+        } else if !path.make_wait(waiting) && replay.give_up(place, slot) {
+            drops.add(DropReason::ReplayBound);
+        }
+    }
+
+    /// Sends a kept packet by the path of `slot`. Receipts that are wanted ride on it.
+    fn transmit(&mut self, ctx: &mut Context<'_>, slot: u8, place: u64) {
+        let first = !self.replay.is_sent(place);
+        let mut buffer = [0; MAX_MESSAGE];
+        let receipts = if first { self.receipts_to_ride(ctx.now, slot, &mut buffer) } else { None };
+        let cut = self.puts_together();
         let Peer { paths, replay, copies, fragmented, .. } = self;
-        replay.double(slot, |again| send_again(paths, ctx, slot, &again, copies, fragmented));
+        let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
+        let trailer = receipts.as_ref().map_or(&[][..], |receipts| wire::items_of(receipts.message));
+        let trailer = if trailer.len() <= MOST_TRAILER { trailer } else { &[] };
+        let (before, mut ridden) = (path.tx.bytes, false);
+        replay.transmit(place, slot, |outgoing| {
+            let (origin, datagrams, rode) = path.send_packet(ctx, &outgoing, trailer, cut, fragmented)?;
+            ridden = rode;
+            if !first {
+                copies.add((path.tx.bytes - before) as usize);
+            }
+            Some((origin, datagrams))
+        });
+        if let Some(receipts) = receipts {
+            self.send_receipts(ctx, &receipts, ridden.then_some(slot));
+        }
+    }
+
+    /// Sends what waits and need not wait any more.
+    pub(super) fn release(&mut self, ctx: &mut Context<'_>) {
+        for at in 0..self.paths.len() {
+            let slot = self.paths[at].config.slot;
+            while let Some(popped) = self.paths[at].pop_waiting(ctx.now) {
+                let (reason, waiting) = match popped {
+                    Popped::Send(waiting) => {
+                        // Another path has sent it meanwhile, and this one was only the first that it was given to.
+                        if waiting.copy || !self.replay.is_sent(waiting.place) {
+                            self.transmit(ctx, slot, waiting.place);
+                        }
+                        continue;
+                    }
+                    Popped::Aged(waiting) => (DropReason::Aged, waiting),
+                    Popped::Congestion(waiting) => (DropReason::Congestion, waiting),
+                };
+                if self.replay.give_up(waiting.place, slot) {
+                    self.drops.add(reason);
+                }
+            }
+        }
     }
 
     /// Sends again what no path that works has carried, by the best that have not.
@@ -124,15 +157,10 @@ impl Peer {
         let Some(bad) = self.rescue.take() else { return };
         let works = |path: &&Path| path.health.state() == PathState::Up && path.standing(ctx.now).is_some();
         let good = self.paths.iter().filter(works).fold(0, |good, path| good | 1 << path.config.slot);
-        let (ranked, mut targets, mut count) = (self.ranked(ctx.now), [0; MAX_SLOTS], 0);
-        for slot in ranked.into_iter().flatten() {
-            targets[count] = slot;
-            count += 1;
-        }
-        let Peer { paths, replay, copies, fragmented, drops, .. } = self;
-        replay.rescue(ctx.now, bad, good, &targets[..count], drops, |slot, again| {
-            send_again(paths, ctx, slot, &again, copies, fragmented)
-        });
+        let targets = self.ranked(ctx.now).into_iter().flatten();
+        let mut list = std::mem::take(&mut self.list);
+        self.replay.rescue(ctx.now, bad, good, targets, &mut self.drops, &mut list);
+        self.offer_all(ctx, list);
     }
 
     /// Flows that do not pause go from one path to a faster one, with what they have under way: all that might still
@@ -143,8 +171,17 @@ impl Peer {
             return;
         }
         let under_way = later_by(&self.paths, from, to);
-        let Peer { paths, replay, copies, fragmented, .. } = self;
-        replay.overtake(ctx.now, under_way, from, to, |again| send_again(paths, ctx, to, &again, copies, fragmented));
+        let mut list = std::mem::take(&mut self.list);
+        self.replay.overtake(ctx.now, under_way, from, to, &mut list);
+        self.offer_all(ctx, list);
+    }
+
+    /// Gives each packet listed to the path of its slot. The list is emptied and used again.
+    fn offer_all(&mut self, ctx: &mut Context<'_>, mut list: Vec<(u8, u64)>) {
+        for (slot, place) in list.drain(..) {
+            self.offer(ctx, slot, place);
+        }
+        self.list = list;
     }
 
     /// The slots of the paths that live, the best first.

@@ -14,6 +14,8 @@ pub struct Flow {
     pub interval: Duration,
     /// Octets of each, at least 48.
     pub size: usize,
+    /// Its DSCP: 0 to 63.
+    pub dscp: u8,
     /// When the first is sent.
     pub start: Instant,
     /// When no more are sent.
@@ -23,7 +25,7 @@ pub struct Flow {
 impl Flow {
     /// A packet of 1,000 octets each millisecond, from one time to another, in milliseconds since the start of the world.
     pub fn steady(from: Side, start: u64, end: u64) -> Flow {
-        Flow { from, interval: ms(1), size: 1000, start: at(start), end: at(end) }
+        Flow { from, interval: ms(1), size: 1000, dscp: 0, start: at(start), end: at(end) }
     }
 }
 
@@ -113,7 +115,8 @@ impl Traffic {
         running.seen.push(false);
         running.sent_at.push(now);
         let next = now + running.flow.interval;
-        let packet = packet(running.flow.from, at as u32, number, running.flow.size);
+        let mut packet = packet(running.flow.from, at as u32, number, running.flow.size);
+        packet[1] = running.flow.dscp << 2;
         Some((running.flow.from, packet, (next < running.flow.end).then_some(next)))
     }
 

@@ -148,7 +148,7 @@ impl Receipt {
     }
 }
 
-/// The window of numbers that receipts cover is far below 65,535, so nothing is ever clipped that matters.
+/// Receipts cover at most 65,535 numbers, so nothing is ever clipped.
 fn clip(count: u64) -> u16 {
     u16::try_from(count).unwrap_or(u16::MAX)
 }

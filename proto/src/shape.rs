@@ -1,0 +1,104 @@
+//! Each path's room, and what waits for it before the cipher: a full link must not delay a call, and what is sent into a
+//! queue that somebody else keeps cannot be taken back, overtaken, or sent elsewhere.
+//!
+//! A path that takes what is offered holds nothing back, and a packet is sent in the call that brought it.
+
+mod queue;
+mod room;
+
+use crate::Instant;
+use queue::Queue;
+pub(crate) use queue::{Popped, Waiting};
+pub(crate) use room::Progress;
+use room::Room;
+use std::time::Duration;
+
+/// As many as are kept for a replay.
+const MOST_WAITING: usize = 64 * 1024;
+
+/// What the shaper must know of its path.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// Octets of datagrams that are not acknowledged and not known to be lost.
+    pub(crate) under_way: u64,
+    /// The least round trip of late.
+    pub(crate) least_rtt: Duration,
+    /// How long a packet takes to arrive, as far as is known.
+    pub(crate) latency: Duration,
+    /// How much longer than the fastest of late the last one took.
+    pub(crate) queued: Duration,
+}
+
+/// The shaper of one path.
+#[derive(Debug, Default)]
+pub(crate) struct Shaper {
+    room: Room,
+    queue: Queue,
+}
+
+impl Shaper {
+    /// Whether a packet may be sent at once: nothing waits before it, and the path has room.
+    pub(crate) fn admits(&self, now: Instant, load: Load, urgent: bool) -> bool {
+        !self.queue.is_before(urgent) && self.room.admits(now, load, urgent)
+    }
+
+    /// Datagrams of `len` octets with a packet were sent.
+    pub(crate) fn on_sent(&mut self, now: Instant, load: Load, len: u64) {
+        self.room.on_sent(now, load, len);
+    }
+
+    /// Makes a packet wait. `false`: too many do.
+    pub(crate) fn push(&mut self, packet: Waiting, load: Load) -> bool {
+        let (waiting, _) = self.queue.held();
+        if waiting == 0 {
+            self.room.begin_to_wait(packet.since, load);
+        }
+        if waiting < MOST_WAITING {
+            self.queue.push(packet);
+        }
+        waiting < MOST_WAITING
+    }
+
+    /// Takes the next packet that need not wait any more.
+    pub(crate) fn pop(&mut self, now: Instant, load: Load) -> Option<Popped> {
+        if self.queue.held().0 == 0 {
+            return None;
+        }
+        self.room.on_timeout(now, load);
+        let Shaper { room, queue } = self;
+        queue.pop(now, load.latency, room.rate().is_some(), |urgent| room.admits(now, load, urgent))
+    }
+
+    /// When [`Shaper::pop`] has something, if no receipt comes before.
+    pub(crate) fn ready_at(&self, now: Instant, load: Load) -> Option<Instant> {
+        (self.queue.held().0 > 0).then(|| self.room.ready_at(now, load))
+    }
+
+    /// A receipt came for what the path has carried.
+    pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress) {
+        self.room.on_progress(now, progress, self.queue.held().0 > 0);
+    }
+
+    /// How long what is pushed now will wait, at the rate that the path has.
+    pub(crate) fn wait(&self) -> Duration {
+        let (_, octets) = self.queue.held();
+        self.room
+            .rate()
+            .map_or(Duration::ZERO, |rate| Duration::from_nanos(octets.saturating_mul(1_000_000_000) / rate.max(1)))
+    }
+
+    /// The path cannot be used: nothing waits for it any more, and its room is unknown when it returns.
+    pub(crate) fn clear(&mut self) {
+        *self = Shaper::default();
+    }
+
+    /// Packets and octets that wait.
+    pub(crate) fn held(&self) -> (usize, u64) {
+        self.queue.held()
+    }
+
+    /// The rate that is held, in octets a second; `None`: the path takes what is offered, as far as is known.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        self.room.rate()
+    }
+}

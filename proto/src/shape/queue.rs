@@ -1,0 +1,351 @@
+//! What waits for a path: real time first, and the rest by turns, a flow at a time, with as short a queue as each flow can
+//! be taught (RFC 8290: fair queueing with CoDel).
+
+use crate::Instant;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// A packet that waits for its turn on a path. The packet itself is kept by [`crate::replay`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// Where it is kept.
+    pub(crate) place: u64,
+    /// In octets.
+    pub(crate) len: u16,
+    /// Its flow's queue.
+    pub(crate) flow: u8,
+    /// It is of a call or a game.
+    pub(crate) urgent: bool,
+    /// Another path has been asked to carry it as well: who only thinks that he is the first to send it need not.
+    pub(crate) copy: bool,
+    /// Since when it waits.
+    pub(crate) since: Instant,
+    /// Until when it is of use at the other end.
+    pub(crate) until: Instant,
+}
+
+/// What became of a packet that waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Popped {
+    /// It is its turn.
+    Send(Waiting),
+    /// It has waited for too long to be of use.
+    Aged(Waiting),
+    /// Its flow is to be told to send less.
+    Congestion(Waiting),
+}
+
+/// How many flows have queues of their own. A home has some dozens at a time; two that meet in one share their turns.
+const FLOWS: usize = 256;
+
+/// What a flow may send in its turn: a full packet (RFC 8290, section 5.2.4).
+const QUANTUM: i64 = 1514;
+
+/// How long a queue that stands may be (RFC 8289, section 4.2).
+const TARGET: Duration = Duration::from_millis(5);
+/// For how long a queue may be longer: a round trip of the Internet (the same).
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// CoDel's state for one flow (RFC 8289, section 5).
+#[derive(Clone, Copy, Debug, Default)]
+struct CoDel {
+    /// When packets are dropped, if the queue stays as long until then.
+    first_above: Option<Instant>,
+    dropping: bool,
+    drop_next: Instant,
+    count: u32,
+    last_count: u32,
+}
+
+impl CoDel {
+    /// Whether the packet at the head, which has waited for so long before `backlog` octets, is to be dropped.
+    fn drops(&mut self, now: Instant, waited: Duration, backlog: u64) -> bool {
+        let long = waited >= TARGET && backlog > QUANTUM as u64;
+        let due = match self.first_above {
+            _ if !long => {
+                self.first_above = None;
+                false
+            }
+            None => {
+                self.first_above = Some(now + INTERVAL);
+                false
+            }
+            Some(at) => now >= at,
+        };
+        if !due {
+            self.dropping = false;
+            return false;
+        }
+        if !self.dropping {
+            self.dropping = true;
+            // Where it was left a moment ago: what has begun to help goes on (section 5.5).
+            let since = self.count.saturating_sub(self.last_count);
+            let recent = since > 1 && now.since(self.drop_next) < INTERVAL * 16;
+            self.count = if recent { since } else { 1 };
+            self.last_count = self.count;
+            self.drop_next = self.control_law(now);
+            return true;
+        }
+        let drops = now >= self.drop_next;
+        if drops {
+            self.count += 1;
+            self.drop_next = self.control_law(self.drop_next);
+        }
+        drops
+    }
+
+    fn control_law(&self, from: Instant) -> Instant {
+        from + INTERVAL.div_f64(f64::from(self.count).sqrt())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Flow {
+    waiting: VecDeque<Waiting>,
+    octets: u64,
+    /// What is left of its turn, in octets; less than nothing once that is over.
+    credit: i64,
+    listed: bool,
+    codel: CoDel,
+}
+
+/// The packets that wait for one path.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    urgent: VecDeque<Waiting>,
+    /// Made when something waits.
+    flows: Vec<Flow>,
+    /// Flows that have just begun to wait have the first turn, so that what sends little waits little.
+    new: VecDeque<u8>,
+    old: VecDeque<u8>,
+    packets: usize,
+    octets: u64,
+}
+
+impl Queue {
+    /// Packets and octets that wait.
+    pub(crate) fn held(&self) -> (usize, u64) {
+        (self.packets, self.octets)
+    }
+
+    /// Whether something waits that is as urgent as this or more.
+    pub(crate) fn is_before(&self, urgent: bool) -> bool {
+        if urgent { !self.urgent.is_empty() } else { self.packets > 0 }
+    }
+
+    /// Puts a packet behind those of its flow.
+    pub(crate) fn push(&mut self, packet: Waiting) {
+        self.packets += 1;
+        self.octets += u64::from(packet.len);
+        if packet.urgent {
+            self.urgent.push_back(packet);
+            return;
+        }
+        if self.flows.is_empty() {
+            self.flows.resize_with(FLOWS, Flow::default);
+        }
+        let flow = &mut self.flows[usize::from(packet.flow)];
+        flow.octets += u64::from(packet.len);
+        flow.waiting.push_back(packet);
+        if !std::mem::replace(&mut flow.listed, true) {
+            flow.credit = QUANTUM;
+            self.new.push_back(packet.flow);
+        }
+    }
+
+    /// Takes the packet whose turn it is, if there is room for one of its kind; what is too old needs none. What is sent
+    /// takes `latency` to arrive. `lasting`: what is offered is more than the path can carry, and flows that send too much
+    /// are to be told.
+    pub(crate) fn pop(
+        &mut self,
+        now: Instant,
+        latency: Duration,
+        lasting: bool,
+        admits: impl Fn(bool) -> bool,
+    ) -> Option<Popped> {
+        // By a path that takes longer than half of its life a packet is late in any case, and not for having waited.
+        let aged = |packet: &Waiting| now + latency.min(packet.until.since(packet.since) / 2) > packet.until;
+        if let Some(head) = self.urgent.front()
+            && (aged(head) || admits(true))
+        {
+            let popped = if aged(head) { Popped::Aged(*head) } else { Popped::Send(*head) };
+            (self.packets, self.octets) = (self.packets - 1, self.octets - u64::from(head.len));
+            self.urgent.pop_front();
+            return Some(popped);
+        }
+        loop {
+            let (list, is_new) = if self.new.is_empty() { (&mut self.old, false) } else { (&mut self.new, true) };
+            let at = *list.front()?;
+            let flow = &mut self.flows[usize::from(at)];
+            if flow.credit <= 0 {
+                flow.credit += QUANTUM;
+                list.pop_front();
+                self.old.push_back(at);
+                continue;
+            }
+            let Some(&head) = flow.waiting.front() else {
+                list.pop_front();
+                // One round among the old ones keeps a flow from being new with each of its packets.
+                if is_new && !self.old.is_empty() {
+                    self.old.push_back(at);
+                } else {
+                    flow.listed = false;
+                }
+                continue;
+            };
+            if !aged(&head) && !admits(false) {
+                return None;
+            }
+            let len = u64::from(head.len);
+            let congestion = lasting && flow.codel.drops(now, now.since(head.since), flow.octets) && !head.copy;
+            flow.waiting.pop_front();
+            flow.octets -= len;
+            (self.packets, self.octets) = (self.packets - 1, self.octets - len);
+            return Some(match congestion {
+                _ if aged(&head) => Popped::Aged(head),
+                true => Popped::Congestion(head),
+                false => {
+                    flow.credit -= len as i64;
+                    Popped::Send(head)
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_nanos(ms * 1_000_000)
+    }
+
+    fn packet(place: u64, flow: u8) -> Waiting {
+        let (since, until) = (at(0), at(1000));
+        Waiting { place, len: 1000, flow, urgent: false, copy: false, since, until }
+    }
+
+    fn pop(queue: &mut Queue, now: u64, lasting: bool) -> Option<Popped> {
+        queue.pop(at(now), Duration::ZERO, lasting, |_| true)
+    }
+
+    /// The places of what is sent, as long as there is something.
+    fn sent(queue: &mut Queue) -> Vec<u64> {
+        std::iter::from_fn(|| pop(queue, 1, false))
+            .map(|popped| match popped {
+                Popped::Send(packet) => packet.place,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn real_time_goes_first_and_the_rest_by_turns() {
+        let mut queue = Queue::default();
+        for place in 0..4 {
+            queue.push(packet(place, 7));
+        }
+        queue.push(packet(4, 8));
+        queue.push(Waiting { urgent: true, ..packet(5, 7) });
+        assert_eq!(sent(&mut queue), [5, 0, 1, 4, 2, 3], "a turn is a full packet, and may end in the midst of one");
+        assert_eq!(queue.held(), (0, 0));
+    }
+
+    #[test]
+    fn a_flow_that_sends_little_waits_for_no_other() {
+        let mut queue = Queue::default();
+        for place in 0..100 {
+            queue.push(packet(place, 7));
+        }
+        for round in 0..10 {
+            assert!(matches!(pop(&mut queue, 1, false), Some(Popped::Send(packet)) if packet.flow == 7));
+            assert!(matches!(pop(&mut queue, 1, false), Some(Popped::Send(packet)) if packet.flow == 7));
+            queue.push(packet(1000 + round, 8));
+            assert!(matches!(pop(&mut queue, 1, false), Some(Popped::Send(packet)) if packet.flow == 8));
+        }
+    }
+
+    #[test]
+    fn without_room_only_what_is_too_old_goes_and_real_time_has_its_own() {
+        let mut queue = Queue::default();
+        queue.push(packet(0, 7));
+        queue.push(Waiting { until: at(100), urgent: true, ..packet(1, 7) });
+        queue.push(Waiting { urgent: true, ..packet(2, 7) });
+        let pop = |queue: &mut Queue, ms, urgent| queue.pop(at(ms), Duration::from_millis(20), true, |u| u && urgent);
+        assert_eq!(pop(&mut queue, 80, false), None);
+        assert!(
+            matches!(pop(&mut queue, 81, false), Some(Popped::Aged(packet)) if packet.place == 1),
+            "20 ms to arrive"
+        );
+        assert_eq!(pop(&mut queue, 82, false), None);
+        assert!(matches!(pop(&mut queue, 82, true), Some(Popped::Send(packet)) if packet.place == 2));
+        assert_eq!(pop(&mut queue, 82, true), None);
+        assert!(matches!(pop(&mut queue, 981, false), Some(Popped::Aged(packet)) if packet.place == 0));
+        assert_eq!(queue.held(), (0, 0));
+    }
+
+    /// A flow that sends 5 % too much for two seconds: when it is told, and how often.
+    fn told(lasting: bool, copy: bool) -> Vec<u64> {
+        let (mut queue, mut told) = (Queue::default(), Vec::new());
+        for ms in 0..2000 {
+            queue.push(Waiting { since: at(ms), until: at(ms + 1000), copy, ..packet(ms, 7) });
+            if ms % 20 == 0 {
+                continue;
+            }
+            while let Some(Popped::Congestion(_)) = pop(&mut queue, ms, lasting) {
+                told.push(ms);
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn a_queue_that_stands_is_shortened_flow_by_flow_as_codel_does() {
+        let told = told(true, false);
+        // 5 ms of queue after 80 to 100 ms, and 100 ms more for which it may be so; then after 100 / sqrt(n) ms.
+        assert!((180..210).contains(&told[0]), "{told:?}");
+        let waits: Vec<_> = told.windows(2).take(3).map(|pair| pair[1] - pair[0]).collect();
+        assert!(
+            waits.iter().zip([100, 71, 58]).all(|(wait, wanted): (_, u64)| wait.abs_diff(wanted) <= 2),
+            "{waits:?}"
+        );
+    }
+
+    #[test]
+    fn nobody_is_told_while_the_room_is_only_not_known_nor_by_the_loss_of_a_copy() {
+        assert_eq!(told(false, false), []);
+        assert_eq!(told(true, true), []);
+    }
+
+    proptest! {
+        /// Whatever comes and goes: all that was pushed comes out once, a flow's packets in their order.
+        #[test]
+        fn what_goes_in_comes_out_once_and_in_order(
+            steps in proptest::collection::vec((any::<bool>(), 0u8..4, 1u16..2000, any::<bool>()), 1..300),
+        ) {
+            let (mut queue, mut model) = (Queue::default(), BTreeMap::<(u8, bool), VecDeque<u64>>::new());
+            let (mut octets, mut now) = (0, 0);
+            for (place, (push, flow, len, urgent)) in steps.into_iter().enumerate() {
+                now += 10;
+                if push {
+                    let place = place as u64;
+                    model.entry((flow, urgent)).or_default().push_back(place);
+                    octets += u64::from(len);
+                    queue.push(Waiting { len, urgent, since: at(now), until: at(now + 500), ..packet(place, flow) });
+                } else if let Some(Popped::Send(out) | Popped::Aged(out) | Popped::Congestion(out)) = pop(&mut queue, now, true) {
+                    // Real time has one order for all its flows.
+                    let first = model.get_mut(&(out.flow, out.urgent)).and_then(VecDeque::pop_front);
+                    prop_assert_eq!(first, Some(out.place));
+                    octets -= u64::from(out.len);
+                }
+                let left: usize = model.values().map(VecDeque::len).sum();
+                prop_assert_eq!(queue.held(), (left, octets));
+            }
+            let left: usize = model.values().map(VecDeque::len).sum();
+            prop_assert_eq!(std::iter::from_fn(|| pop(&mut queue, now, true)).count(), left);
+        }
+    }
+}

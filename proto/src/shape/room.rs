@@ -1,0 +1,534 @@
+//! How much may be under way on a path: a window that grows until the path shows a queue, and then the path's rate.
+//!
+//! ```text
+//!              what is offered waits, and a queue grows on the way or loses much
+//!   [Growing] ------------------------------------------------------------------> [Held]
+//!       ^                                                                            |
+//!       +---------------------- nothing has waited for a second ---------------------+
+//! ```
+//! Growing is RFC 9002's slow start, for a bundle and not for one flow. Held is what BBR does (its model is described in
+//! draft-ietf-ccwg-bbr, sections 4 and 5): the most that arrived in any of the last rounds is the rate, one round of
+//! eight asks for a quarter more and the next one drains what that has put in the queue.
+
+use super::Load;
+use crate::Instant;
+use crate::health::RECEIPT_INTERVAL;
+use std::time::Duration;
+
+/// What may be sent at once by a path that has carried nothing of late: what six new TCP connections send (RFC 6928), half a
+/// tenth of a second at [`FIRST_RATE`], and what the queue of a slow access link holds.
+const FIRST_WINDOW: u64 = 64 * 1024;
+
+/// What may follow until receipts tell how much the path takes, in octets a second: 10 Mbit/s. A link that a site is to go
+/// on by has that; more could fill a slow one's queue within the round trip in which nothing is known.
+const FIRST_RATE: u64 = 1_250_000;
+
+/// More than this is not kept for a replay either.
+const MOST_WINDOW: u64 = 16 * 1024 * 1024;
+
+/// Below this a rate is not held: a window of ten full packets keeps receipts coming.
+const LEAST_WINDOW: u64 = 16 * 1024;
+
+/// Without traffic for this long a path is taken for unknown again: its other users have changed.
+const FORGET_AFTER: Duration = Duration::from_secs(10);
+
+/// A packet that took so much longer than the fastest of late, and an eighth of a round trip, has waited in a queue: more
+/// than an access link's scheduler (DOCSIS, LTE: up to 10 ms) or a jitter of the way adds. The queue of a link of 10
+/// Mbit/s has 20 kB then.
+const QUEUE: Duration = Duration::from_millis(16);
+
+/// Twice as much is a queue that has to go: the rate has fallen.
+const LONG_QUEUE: Duration = Duration::from_millis(32);
+
+/// The least time over which a rate is measured: three receipts.
+const LEAST_ROUND: Duration = Duration::from_millis(24);
+
+/// The least time in which a rate can be seen at all: a receipt's interval, less the jitter of its sending.
+const LEAST_SAMPLE_US: u32 = 5_000;
+
+/// How many rounds a rate is remembered for: one cycle of asking for more.
+const ROUNDS: usize = 8;
+
+/// What each round of a cycle sends, in quarters of the rate.
+const GAINS: [u64; ROUNDS] = [5, 3, 4, 4, 4, 4, 4, 4];
+/// The round of a cycle that sends less than the rate.
+const DRAIN: usize = 1;
+
+/// When nothing has waited for this long, the path has room again.
+const AMPLE_AFTER: Duration = Duration::from_secs(1);
+
+/// Without a receipt for so long (or three round trips) what is under way is taken for lost, as a first packet and a
+/// time-out do in RFC 9002, section 7.6: else nothing would ever be sent that a receipt could answer.
+const SILENCE: Duration = Duration::from_millis(250);
+
+/// How far ahead of its time a packet may go, so that not each one needs a deadline of its own.
+const AHEAD: Duration = Duration::from_millis(1);
+
+/// How much of a delay of this process is made good at once.
+const BURST: Duration = Duration::from_millis(2);
+
+fn octets_in(time: Duration, rate: u64) -> u64 {
+    (time.as_micros() as u64).saturating_mul(rate) / 1_000_000
+}
+
+/// What a receipt tells of a path's room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    /// Octets of datagrams acknowledged for the first time.
+    pub(crate) octets: u64,
+    /// Datagrams acknowledged for the first time.
+    pub(crate) packets: u32,
+    /// Datagrams that are lost, as is known now.
+    pub(crate) lost: u32,
+    /// When the newest one arrived, by the receiver's clock, modulo 2^32.
+    pub(crate) received_us: u32,
+    /// How much longer it was under way than the fastest of late.
+    pub(crate) queued: Duration,
+    /// The least round trip of late.
+    pub(crate) least_rtt: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Growing {
+        /// Receipts in a row that have shown a queue.
+        queued: u32,
+    },
+    Held {
+        /// Octets a second that arrived in the last rounds.
+        rates: [u64; ROUNDS],
+        /// Where the cycle is.
+        at: usize,
+    },
+}
+
+/// What arrived between two receipts, by the receiver's clock.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    began_us: u32,
+    lasted_us: u32,
+    octets: u64,
+    packets: u32,
+    lost: u32,
+    /// The least that a packet waited.
+    queued: Duration,
+}
+
+impl Round {
+    fn after(progress: &Progress) -> Self {
+        let (began_us, queued) = (progress.received_us, Duration::MAX);
+        Round { began_us, lasted_us: 0, octets: 0, packets: 0, lost: 0, queued }
+    }
+
+    fn extend(&mut self, progress: &Progress) {
+        self.octets += progress.octets;
+        self.packets += progress.packets;
+        self.lost += progress.lost;
+        self.queued = self.queued.min(progress.queued);
+        // Modulo 2^32; what seems to be before the beginning is a receipt that another has overtaken.
+        let since = progress.received_us.wrapping_sub(self.began_us);
+        self.lasted_us = self.lasted_us.max(if since <= u32::MAX / 2 { since } else { 0 });
+    }
+
+    /// In octets a second; `None`: it was too short to tell.
+    fn rate(&self) -> Option<u64> {
+        (self.lasted_us >= LEAST_SAMPLE_US).then(|| self.octets * 1_000_000 / u64::from(self.lasted_us))
+    }
+
+    fn is_whole(&self, least_rtt: Duration) -> bool {
+        Duration::from_micros(self.lasted_us.into()) >= LEAST_ROUND.max(least_rtt + RECEIPT_INTERVAL)
+    }
+
+    /// Whether one of so many was lost, and more than by chance.
+    fn loses(&self, one_of: u32) -> bool {
+        self.lost >= 3 && self.lost * one_of >= self.packets + self.lost
+    }
+}
+
+/// How much may be under way on one path.
+#[derive(Debug)]
+pub(crate) struct Room {
+    window: u64,
+    phase: Phase,
+    round: Option<Round>,
+    /// How much longer than the fastest of late packets took when nothing waited here: the way may have become longer, or
+    /// others fill its queue, and to hold back here helps against neither.
+    base: Duration,
+    /// What was under way when the path was taken for silent: it takes no room any more.
+    written_off: u64,
+    /// The last receipt for something new, or when something began to wait.
+    progress: Instant,
+    /// When a receipt last found something waiting.
+    scarce: Instant,
+    /// While a rate is held: when the next packet goes.
+    next: Instant,
+    used: Instant,
+    /// When the path was used for the first time, or for the first time of late.
+    first_used: Instant,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room {
+            window: FIRST_WINDOW,
+            phase: Phase::Growing { queued: 0 },
+            round: None,
+            base: Duration::ZERO,
+            written_off: 0,
+            progress: Instant::ZERO,
+            scarce: Instant::ZERO,
+            next: Instant::ZERO,
+            used: Instant::ZERO,
+            first_used: Instant::ZERO,
+        }
+    }
+}
+
+impl Room {
+    /// Whether a packet may go while `under_way` octets are; one that is `urgent` has a quarter more, and need not wait
+    /// for its turn at the rate.
+    pub(crate) fn admits(&self, now: Instant, load: Load, urgent: bool) -> bool {
+        let (window, under_way) = (self.window(now, load.least_rtt), load.under_way.saturating_sub(self.written_off));
+        match urgent {
+            true => under_way < window + window / 4,
+            false => under_way < window && self.next <= now + AHEAD,
+        }
+    }
+
+    /// How much may be under way now.
+    fn window(&self, now: Instant, least_rtt: Duration) -> u64 {
+        match self.phase {
+            Phase::Held { .. } => self.window,
+            Phase::Growing { .. } => {
+                let since = now.since(self.first_used).min(least_rtt + RECEIPT_INTERVAL);
+                self.window + octets_in(since, FIRST_RATE)
+            }
+        }
+    }
+
+    /// Datagrams of `len` octets were sent.
+    pub(crate) fn on_sent(&mut self, now: Instant, load: Load, len: u64) {
+        if now.since(self.used) >= FORGET_AFTER {
+            *self = Room { first_used: now, progress: now, ..Room::default() };
+        }
+        self.used = now;
+        let (pace, burst) = self.pace(now, load.least_rtt);
+        let takes = |octets| Duration::from_nanos(octets * 1_000_000_000 / pace);
+        // Whoever has sent nothing for a while has saved up no more than a burst.
+        let earliest = Instant::from_nanos(now.as_nanos().saturating_sub(takes(burst).as_nanos() as u64));
+        self.next = self.next.max(earliest) + takes(len);
+    }
+
+    /// Something begins to wait.
+    pub(crate) fn begin_to_wait(&mut self, now: Instant, load: Load) {
+        self.progress = self.progress.max(now);
+        self.base = load.queued;
+        if matches!(self.phase, Phase::Growing { .. }) {
+            // What arrived before was what was offered, and says nothing of what the path takes.
+            self.round = None;
+        }
+    }
+
+    /// When something that waits may go, if no receipt comes before.
+    pub(crate) fn ready_at(&self, now: Instant, load: Load) -> Instant {
+        let under_way = load.under_way.saturating_sub(self.written_off);
+        if under_way < self.window(now, load.least_rtt) {
+            return self.next;
+        }
+        let silent = self.silent_at(load.least_rtt);
+        match self.phase {
+            Phase::Held { .. } => silent,
+            Phase::Growing { .. } => {
+                // When enough time has passed for what is under way, if that is ever so.
+                let takes = (under_way + 1).saturating_sub(self.window) * 1_000_000 / FIRST_RATE + 1;
+                let takes = Duration::from_micros(takes);
+                if takes <= load.least_rtt + RECEIPT_INTERVAL { self.first_used + takes } else { silent }
+            }
+        }
+    }
+
+    /// Gives up what is under way, if nothing has come back for so long that it must be lost.
+    pub(crate) fn on_timeout(&mut self, now: Instant, load: Load) {
+        let full = load.under_way.saturating_sub(self.written_off) >= self.window(now, load.least_rtt);
+        if full && now >= self.silent_at(load.least_rtt) {
+            let written_off = load.under_way;
+            *self = Room { written_off, progress: now, used: now, first_used: now, ..Room::default() };
+        }
+    }
+
+    fn silent_at(&self, least_rtt: Duration) -> Instant {
+        self.progress + SILENCE.max(least_rtt * 3)
+    }
+
+    /// The rate that is held, in octets a second.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Growing { .. } => None,
+            Phase::Held { rates, .. } => rates.into_iter().max(),
+        }
+    }
+
+    /// How fast packets go, in octets a second, and what may go at once, in octets. While the window grows, twice as fast as
+    /// would fill it in a round trip, so that it can grow by as much; the queue of a link on the way would have no room for
+    /// all of it at once (RFC 9002, section 7.7).
+    fn pace(&self, now: Instant, least_rtt: Duration) -> (u64, u64) {
+        match self.phase {
+            Phase::Growing { .. } => {
+                let round_trip = (least_rtt + RECEIPT_INTERVAL).as_micros() as u64;
+                let pace = self.window(now, least_rtt) * 2_000_000 / round_trip;
+                (pace, FIRST_WINDOW.max(octets_in(BURST, pace)))
+            }
+            Phase::Held { at, .. } => {
+                let pace = (self.rate().unwrap_or(0) * GAINS[at] / 4).max(1);
+                (pace, octets_in(BURST, pace))
+            }
+        }
+    }
+
+    /// Takes what a receipt told. `waits`: something waits for room.
+    pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress, waits: bool) {
+        self.progress = now;
+        self.written_off = 0;
+        if waits {
+            self.scarce = now;
+        }
+        let Some(mut round) = self.round else {
+            self.round = Some(Round::after(progress));
+            return;
+        };
+        round.extend(progress);
+        self.base = self.base.min(progress.queued);
+        let (whole, slack) = (round.is_whole(progress.least_rtt), self.base + progress.least_rtt / 8);
+        let mut over = whole;
+        match self.phase {
+            Phase::Growing { queued } => {
+                let queued = if waits && progress.queued > QUEUE + slack { queued + 1 } else { 0 };
+                if waits && queued == 0 {
+                    self.window = (self.window + progress.octets).min(MOST_WINDOW);
+                }
+                let full = queued >= 2 || (waits && round.loses(20));
+                match round.rate().filter(|_| full) {
+                    Some(rate) => {
+                        self.hold([rate; ROUNDS], DRAIN, progress.least_rtt);
+                        over = true;
+                    }
+                    None => self.phase = Phase::Growing { queued },
+                }
+            }
+            Phase::Held { .. } if now.since(self.scarce) >= AMPLE_AFTER => {
+                let window = self.window.max(FIRST_WINDOW);
+                *self = Room { window, progress: now, used: self.used, first_used: self.first_used, ..Room::default() };
+                return;
+            }
+            Phase::Held { mut rates, mut at } => {
+                if let Some(rate) = round.rate().filter(|_| whole) {
+                    at = (at + 1) % ROUNDS;
+                    if round.queued > LONG_QUEUE + slack || round.loses(5) {
+                        // What arrives is all there is, and the queue is to be emptied.
+                        (rates, at) = ([rate; ROUNDS], DRAIN);
+                    } else if waits || rate > rates.into_iter().max().unwrap_or(0) {
+                        rates.rotate_right(1);
+                        rates[0] = rate;
+                    }
+                    self.hold(rates, at, progress.least_rtt);
+                }
+            }
+        }
+        self.round = Some(if over { Round::after(progress) } else { round });
+    }
+
+    fn hold(&mut self, rates: [u64; ROUNDS], at: usize, least_rtt: Duration) {
+        self.phase = Phase::Held { rates, at };
+        let window = octets_in(least_rtt + RECEIPT_INTERVAL + LEAST_ROUND, self.rate().unwrap_or(0));
+        self.window = window.clamp(LEAST_WINDOW, MOST_WINDOW);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    const PACKET: u64 = 1280;
+
+    /// A path with a bottleneck of so many Mbit/s and a queue, which is offered more than it takes.
+    struct Path {
+        room: Room,
+        now: Instant,
+        rtt: Duration,
+        rate: u64,
+        queue: Duration,
+        /// When the bottleneck is free.
+        free: Instant,
+        /// When each packet that is under way arrives; `None`: it was lost.
+        sent: VecDeque<Option<Instant>>,
+        /// Acknowledgements that are under way: when they come, and what they say.
+        receipts: VecDeque<(Instant, Progress)>,
+        next_receipt: Instant,
+        under_way: u64,
+        lost: u32,
+        arrived: u64,
+        longest_queue: Duration,
+    }
+
+    impl Path {
+        fn new(rtt_ms: u64, mbit: u64, queue_ms: u64) -> Path {
+            let mut room = Room::default();
+            let now = Instant::from_nanos(60_000_000_000);
+            let load =
+                Load { under_way: 0, least_rtt: Duration::ZERO, latency: Duration::ZERO, queued: Duration::ZERO };
+            room.begin_to_wait(now, load);
+            Path {
+                room,
+                now,
+                rtt: Duration::from_millis(rtt_ms),
+                rate: mbit * 125_000,
+                queue: Duration::from_millis(queue_ms),
+                free: now,
+                sent: VecDeque::new(),
+                receipts: VecDeque::new(),
+                next_receipt: now,
+                under_way: 0,
+                lost: 0,
+                arrived: 0,
+                longest_queue: Duration::ZERO,
+            }
+        }
+
+        fn load(&self) -> Load {
+            Load { under_way: self.under_way, least_rtt: self.rtt, latency: self.rtt / 2, queued: Duration::ZERO }
+        }
+
+        /// Goes on for so long, always with something that waits. What arrived, in Mbit/s, the longest queue, and what was
+        /// lost.
+        fn run(&mut self, ms: u64) -> (f64, Duration, u32) {
+            let end = self.now + Duration::from_millis(ms);
+            (self.arrived, self.longest_queue, self.lost) = (0, Duration::ZERO, 0);
+            while self.now < end {
+                self.now += Duration::from_micros(100);
+                self.step();
+            }
+            (self.arrived as f64 * 8.0 / (ms as f64 * 1000.0), self.longest_queue, self.lost)
+        }
+
+        fn step(&mut self) {
+            self.room.on_timeout(self.now, self.load());
+            while self.room.admits(self.now, self.load(), false) {
+                let waits = self.free.max(self.now).since(self.now);
+                self.longest_queue = self.longest_queue.max(waits.min(self.queue));
+                self.under_way += PACKET;
+                let lost = waits > self.queue;
+                if !lost {
+                    self.free = self.free.max(self.now) + Duration::from_nanos(PACKET * 1_000_000_000 / self.rate);
+                }
+                self.lost += u32::from(lost);
+                self.sent.push_back((!lost).then(|| self.free + self.rtt / 2));
+                self.room.on_sent(self.now, self.load(), PACKET);
+            }
+            if self.now >= self.next_receipt {
+                self.next_receipt = self.now + RECEIPT_INTERVAL;
+                let (mut packets, mut lost, mut last) = (0, 0, None);
+                while let Some(&arrival) = self.sent.front()
+                    && arrival.is_none_or(|arrival| arrival <= self.now)
+                {
+                    match arrival {
+                        Some(arrival) => (packets, last) = (packets + 1, Some(arrival)),
+                        None => lost += 1,
+                    }
+                    self.sent.pop_front();
+                }
+                if let Some(last) = last {
+                    // What the newest has waited for is what was before it, a packet's own time apart.
+                    let queued = self.free.max(self.now).since(self.now);
+                    let progress = Progress {
+                        octets: u64::from(packets) * PACKET,
+                        packets,
+                        lost,
+                        received_us: (last.as_nanos() / 1000) as u32,
+                        queued,
+                        least_rtt: self.rtt,
+                    };
+                    self.receipts.push_back((self.now + self.rtt / 2, progress));
+                }
+            }
+            while let Some((_, progress)) = self.receipts.pop_front_if(|(at, _)| *at <= self.now) {
+                self.under_way -= progress.octets + u64::from(progress.lost) * PACKET;
+                self.arrived += progress.octets;
+                self.room.on_progress(self.now, &progress, true);
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_without_a_bottleneck_is_not_held_and_carries_a_hundred_times_as_much_soon() {
+        for rtt in [2, 20, 150] {
+            let mut path = Path::new(rtt, 100_000, 50);
+            path.run(10 * (rtt + 8));
+            let (rate, _, lost) = path.run(200);
+            assert!(rate > 500.0 && lost == 0, "RTT {rtt} ms: {rate} Mbit/s, {lost} lost");
+            assert_eq!(path.room.rate(), None);
+        }
+    }
+
+    #[test]
+    fn the_first_packets_fill_no_queue_of_a_slow_link() {
+        for rtt in [5, 20, 60, 150] {
+            let (_, queue, lost) = Path::new(rtt, 10, 100).run(3000);
+            assert!(queue <= Duration::from_millis(70) && lost == 0, "RTT {rtt} ms: {queue:?}, {lost} lost");
+        }
+    }
+
+    #[test]
+    fn the_rate_of_a_bottleneck_is_found_and_its_queue_kept_short() {
+        for (rtt, mbit) in [(5, 5), (20, 10), (20, 100), (60, 40), (150, 20)] {
+            let mut path = Path::new(rtt, mbit, 200);
+            path.run(3000);
+            let (rate, queue, lost) = path.run(10_000);
+            assert!(rate >= 0.9 * mbit as f64 && lost == 0, "RTT {rtt} ms, {mbit}: {rate} Mbit/s, {lost} lost");
+            assert!(queue <= Duration::from_millis(45), "RTT {rtt} ms, {mbit}: {queue:?}");
+        }
+    }
+
+    #[test]
+    fn a_rate_that_falls_or_rises_is_followed() {
+        let mut path = Path::new(20, 40, 500);
+        path.run(3000);
+        path.rate = 5 * 125_000;
+        path.run(1000);
+        let (rate, queue, _) = path.run(3000);
+        assert!(rate >= 4.5 && queue <= Duration::from_millis(60), "{rate} Mbit/s, {queue:?}");
+        path.rate = 40 * 125_000;
+        path.run(4000);
+        let (rate, queue, _) = path.run(3000);
+        assert!(rate >= 36.0 && queue <= Duration::from_millis(45), "{rate} Mbit/s, {queue:?}");
+    }
+
+    #[test]
+    fn a_path_that_falls_silent_is_tried_again_with_little() {
+        let mut path = Path::new(20, 100, 50);
+        path.run(1000);
+        // Nothing comes back any more.
+        let load = Load { under_way: MOST_WINDOW * 2, ..path.load() };
+        assert!(!path.room.admits(path.now, load, true));
+        let ready = path.room.ready_at(path.now, load);
+        assert_eq!(ready.since(path.room.progress), SILENCE);
+        path.room.on_timeout(ready, load);
+        assert!(path.room.admits(ready, load, false));
+        let more = Load { under_way: load.under_way + FIRST_WINDOW, ..load };
+        assert!(!path.room.admits(ready, more, false), "a first window, and no more until a receipt comes");
+    }
+
+    #[test]
+    fn a_path_that_has_room_again_is_not_held() {
+        let mut path = Path::new(20, 10, 100);
+        path.run(2000);
+        assert!(path.room.rate().is_some());
+        let mut progress = path.receipts.back().expect("it is busy").1;
+        for _ in 0..200 {
+            path.now += RECEIPT_INTERVAL;
+            progress.received_us = progress.received_us.wrapping_add(8000);
+            path.room.on_progress(path.now, &progress, false);
+        }
+        assert_eq!(path.room.rate(), None);
+    }
+}
