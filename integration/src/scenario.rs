@@ -276,9 +276,6 @@ pub struct Bgp {
     /// Further lines of the neighbour's table in the core's configuration, and other neighbours' tables after it.
     #[serde(default)]
     pub settings: Vec<String>,
-    /// What is taken of it: `default`, `table`.
-    #[serde(default)]
-    pub accept: Vec<String>,
     /// The next hop announced for IPv4.
     pub next_hop_v4: Option<Ipv4Addr>,
     /// The next hop announced for IPv6.
