@@ -201,9 +201,6 @@ impl Files {
                  remote_as = {}\nannounce = [\"sites\"]\n",
                 bgp.local_as, bgp.router_id, bgp.neighbor, bgp.neighbor_address, neighbor.local_as,
             );
-            for setting in &bgp.settings {
-                let _ = writeln!(text, "{setting}");
-            }
             if let Some(next_hop) = bgp.next_hop_v4 {
                 let _ = writeln!(text, "next_hop_v4 = \"{next_hop}\"");
             }
