@@ -6,9 +6,10 @@ use crate::report::Report;
 use crate::run::{self, Options};
 use crate::scenario::{self, Loaded};
 use crate::simulate::Simulation;
-use crate::{demo, engine, report, setup, suite};
+use crate::{bgp_attack, demo, engine, report, setup, suite};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -46,6 +47,19 @@ enum Command {
     Inside {
         /// What is to be run.
         job: PathBuf,
+    },
+    /// A BGP speaker that sends what it must not, inside a run; fails if the core does anything but what the RFCs say.
+    #[command(hide = true)]
+    BgpAttack {
+        /// The core.
+        #[arg(long)]
+        core: SocketAddr,
+        /// The core's control socket.
+        #[arg(long)]
+        control: PathBuf,
+        /// An address of this host that is no neighbour's.
+        #[arg(long)]
+        stranger: IpAddr,
     },
     /// One host's traffic, inside a run.
     #[command(hide = true)]
@@ -99,6 +113,9 @@ pub fn main() -> ExitCode {
         Command::Kernel => crate::kernel::build::build().map(|()| true),
         Command::Setup => setup::setup(setup::For::Everything).map(|()| true),
         Command::Inside { job } => engine::inside(&job).map(|()| true),
+        Command::BgpAttack { core, control, stranger } => {
+            bgp_attack::Attack { core, control, stranger }.run().map(|()| true)
+        }
         Command::Meter { spec } => engine::meter(&spec).map(|()| true),
     };
     match result {

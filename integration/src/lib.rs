@@ -11,11 +11,13 @@
 //! | [`net`] | namespaces, links, addresses, netem |
 //! | [`daemon`] | the daemons of a run: what they are told, and what they say |
 //! | [`meter`] | traffic and what became of it |
+//! | [`bgp_attack`] | a BGP speaker that sends what it must not |
 //! | [`report`] | results, verdicts, pictures |
 //! | [`bench`] | what is measured over many runs |
 //! | [`setup`], [`suite`] | the packages that all this needs; everything that must pass |
 
 pub mod bench;
+pub mod bgp_attack;
 pub mod cli;
 pub mod daemon;
 pub mod demo;

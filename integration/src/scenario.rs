@@ -45,6 +45,10 @@ pub struct Scenario {
     /// `cargo lab test` runs it.
     #[serde(default = "yes")]
     pub test: bool,
+    /// It needs of its kernel what only that of `cargo lab kernel` is known to have: `cargo lab test` leaves it out where
+    /// MSP_LAB_KERNEL names another one.
+    #[serde(default)]
+    pub own_kernel: bool,
     /// Our daemons are started; without, only the network and what is not ours stands.
     #[serde(default = "yes")]
     pub daemons: bool,
@@ -269,7 +273,7 @@ pub struct Bgp {
     pub neighbor: String,
     /// The neighbour's address.
     pub neighbor_address: IpAddr,
-    /// Further lines of the neighbour's table in the core's configuration.
+    /// Further lines of the neighbour's table in the core's configuration, and other neighbours' tables after it.
     #[serde(default)]
     pub settings: Vec<String>,
     /// The next hop announced for IPv4.

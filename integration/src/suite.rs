@@ -1,6 +1,6 @@
 //! `cargo lab test`: everything that must pass, in the order in which it fails fastest.
 
-use crate::kernel::{Choice, Place};
+use crate::kernel::{Choice, KERNEL_VARIABLE, Place};
 use crate::report::Kernel;
 use crate::scenario::{self, Loaded};
 use crate::simulate::Simulation;
@@ -142,6 +142,15 @@ fn in_a_kernel(all: &[Loaded], logs: &Path, tally: &mut Tally) -> Result<()> {
     let mut order: Vec<&Loaded> = all.iter().filter(|loaded| is_guest || !loaded.scenario.sets_clock()).collect();
     if order.len() < all.len() {
         println!("note: {} scenarios set the clock, which only a guest may: left out", all.len() - order.len());
+    }
+    let before = order.len();
+    let another = std::env::var_os(KERNEL_VARIABLE).is_some();
+    order.retain(|loaded| !(another && loaded.scenario.own_kernel));
+    if order.len() < before {
+        let left_out = before - order.len();
+        println!(
+            "note: {left_out} scenarios need the kernel of `cargo lab kernel`, and {KERNEL_VARIABLE} names one: left out"
+        );
     }
     order.sort_by_key(|loaded| std::cmp::Reverse(loaded.scenario.length));
     let waiting = Mutex::new(VecDeque::from(order));

@@ -41,6 +41,12 @@ enum Command {
     /// Show what BGP neighbours say of routes, and what is made of it
     #[command(subcommand)]
     Bgp(look::Command),
+    /// Tell the BGP neighbours that the routes will go soon, so that traffic moves first (RFC 8326)
+    Drain {
+        /// Tell them that the routes stay after all
+        #[arg(long)]
+        end: bool,
+    },
     /// Make the private key file, and print the public key
     Keygen {
         /// The file for the key [default: the configuration's `private_key_file`]
@@ -71,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Status { view } => show(&arguments.config, &view, Status::table),
         Command::Sites { view } => show(&arguments.config, &view, Status::sites_table),
         Command::Bgp(command) => look::look(&arguments.config, &command),
+        Command::Drain { end } => drain(&arguments.config, end),
         Command::Keygen { private_key_file, force } => keygen(&arguments.config, private_key_file, force),
     };
     match result {
@@ -126,6 +133,15 @@ fn keygen(path: &Path, file: Option<PathBuf>, force: bool) -> anyhow::Result<()>
     dataplane::settings::write_key(&file, &key, force)?;
     println!("{}", key.public());
     Ok(())
+}
+
+fn drain(path: &Path, end: bool) -> anyhow::Result<()> {
+    let control = Config::load(path)?.control;
+    let answer = dataplane::control::ask(&control, if end { "drain end" } else { "drain" })?;
+    match answer.get("error") {
+        Some(error) => bail!("the daemon refused: {error}"),
+        None => Ok(()),
+    }
 }
 
 fn show(path: &Path, view: &View, table: fn(&Status) -> String) -> anyhow::Result<()> {

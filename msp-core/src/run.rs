@@ -103,6 +103,8 @@ fn listen(config: &Config) -> anyhow::Result<Vec<(LinkId, Socket)>> {
 enum Question {
     /// All that is shown of everything but routes.
     Status(oneshot::Sender<Status>),
+    /// Whether the routes will go soon is said from now on, or no more (RFC 8326); answered when it is.
+    Drain(bool, oneshot::Sender<()>),
     /// Who can be asked for routes.
     Routes(oneshot::Sender<(Looker, look::Names)>),
 }
@@ -113,6 +115,11 @@ async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<serde
         questions.send(Question::Routes(answer)).await.ok()?;
         let (looker, names) = answered.await.ok()?;
         return look::answer(&looker, &names, command).await;
+    }
+    if let "drain" | "drain end" = command.as_str() {
+        let (answer, answered) = oneshot::channel();
+        questions.send(Question::Drain(command == "drain", answer)).await.ok()?;
+        return answered.await.ok().map(|()| serde_json::json!({}));
     }
     if command != "status" {
         return None;
@@ -231,7 +238,12 @@ impl Core<'_> {
                 () = due => self.liveness.handle_timeout(clock::now()),
                 Some(question) = questions.recv() => match question {
                     Question::Status(answer) => self.answer(answer).await,
-                    // Whoever asked may have gone.
+                    Question::Drain(draining, answer) => {
+                        self.drain(draining);
+                        // Whoever asked may have gone.
+                        let _ = answer.send(());
+                    }
+                    // Here too.
                     Question::Routes(answer) => drop(answer.send((self.routing.looker(), self.names()))),
                 },
                 _ = signals.hangup.recv() => self.reload().await,
@@ -265,6 +277,18 @@ impl Core<'_> {
             }
             Event::Moved { peer, from, to } => tracing::info!(site = name(peer), ?from, ?to, "moved"),
         }
+    }
+
+    /// From now on the neighbours are told that the routes will go soon, or that they stay after all.
+    fn drain(&self, draining: bool) {
+        tracing::info!(draining, "graceful shutdown (RFC 8326)");
+        self.wanted.send_if_modified(|old| {
+            let news = old.graceful_shutdown != draining;
+            if news {
+                *old = Arc::new(Wanted { graceful_shutdown: draining, ..Wanted::clone(old) });
+            }
+            news
+        });
     }
 
     /// Tells the neighbours' tasks, if there is news.
@@ -359,6 +383,7 @@ impl Core<'_> {
         let bgp = self.config.bgp.as_ref().map(|bgp| BgpStatus {
             local_as: bgp.local_as,
             router_id: bgp.router_id,
+            draining: self.wanted.borrow().graceful_shutdown,
             strangers: self.bgp_listening.as_ref().map_or(0, Serving::strangers),
             neighbors: neighbors.into_iter().map(|(status, _)| status).collect(),
         });

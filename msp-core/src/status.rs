@@ -69,6 +69,8 @@ pub(crate) struct BgpStatus {
     pub(crate) router_id: Ipv4Addr,
     /// Connections that were closed because they were no neighbour's.
     pub(crate) strangers: u64,
+    /// The neighbours are told that the routes will go soon (RFC 8326).
+    pub(crate) draining: bool,
     pub(crate) neighbors: Vec<NeighborStatus>,
 }
 
@@ -223,7 +225,8 @@ impl Status {
         }
         text += &table(&rows);
         if let Some(bgp) = &self.bgp {
-            text += &format!("\nAS {}, router id {}\n", bgp.local_as, bgp.router_id);
+            let draining = if bgp.draining { ", draining: neighbours are asked to prefer other routes" } else { "" };
+            text += &format!("\nAS {}, router id {}{draining}\n", bgp.local_as, bgp.router_id);
             text += &table(&bgp.rows());
         }
         let drops: Vec<_> = self.node.drops.iter().filter(|(_, count)| *count > 0).collect();

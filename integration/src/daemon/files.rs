@@ -210,6 +210,9 @@ impl Files {
             if let Some(next_hop) = bgp.next_hop_v6 {
                 let _ = writeln!(text, "next_hop_v6 = \"{next_hop}\"");
             }
+            for setting in &bgp.settings {
+                let _ = writeln!(text, "{setting}");
+            }
         }
         text.push_str(&core.configuration);
         self.put(name, "config.toml", &text, 0o644)?;

@@ -70,7 +70,8 @@ pub(super) fn run_tayga(nat64: &Nat64, config: &Path) -> String {
 /// The folder and the environment of a host's script, and its functions, as its first lines. A host without a script has
 /// them for a `check`.
 pub(super) fn environment(script: Option<&Script>, folder: &Path, control: &Path) -> String {
-    let own = [("CONTROL", control.to_string_lossy())];
+    let lab = std::env::current_exe().unwrap_or_default();
+    let own = [("CONTROL", control.to_string_lossy()), ("LAB", lab.to_string_lossy())];
     let given = script.iter().flat_map(|script| &script.environment);
     let given = given.map(|(name, value)| (name.as_str(), value.as_str().into()));
     let mut lines = format!("cd {}\n", quote(&folder.to_string_lossy()));

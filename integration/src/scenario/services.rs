@@ -30,7 +30,8 @@ pub struct Nat64 {
     pub address: Ipv6Addr,
 }
 
-/// A shell script (`sh -e`), run on the host in a folder of its own. Its environment has CONTROL, a name for a socket.
+/// A shell script (`sh -e`), run on the host in a folder of its own. Its environment has CONTROL, a name for a socket (another
+/// host's is beside it, under that host's name), and LAB, this program.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {

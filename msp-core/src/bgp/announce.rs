@@ -224,6 +224,8 @@ pub(crate) struct Advertised {
     surplus: BTreeSet<IpNet>,
     /// To be announced.
     missing: BTreeSet<IpNet>,
+    /// Families of which is to be said that they are told again (RFC 7313), before they are.
+    beginning: Families,
     /// What is to be said when nothing is missing.
     marks: Vec<Mark>,
 }
@@ -246,6 +248,16 @@ impl Advertised {
     /// It is to be told everything of these families again; to be followed by [`Advertised::want`].
     pub(crate) fn repeat(&mut self, families: Families) {
         self.again.extend(self.told.iter().filter(|prefix| families.contains(Family::of(prefix))));
+    }
+
+    /// The same, between the marks of RFC 7313. Asked for again before it is over, it is still one: who asks without
+    /// reading costs us no memory.
+    pub(crate) fn repeat_marked(&mut self, family: Family) {
+        if !self.marks.contains(&Mark::EndOfRefresh(family)) {
+            self.beginning.insert(family);
+            self.marks.push(Mark::EndOfRefresh(family));
+        }
+        self.repeat(Families::NONE.with(family));
     }
 
     /// It is to be told this when it has been told everything.
@@ -271,6 +283,10 @@ impl Advertised {
     /// The next message, withdrawals first; nothing if the neighbour has been told everything. As full as the message's
     /// limit allows, so that ten thousand sites are some twenty messages.
     pub(crate) fn next_message(&mut self, attributes: &RouteAttributes) -> Option<Bytes> {
+        if let Some(family) = self.beginning.iter().next() {
+            self.beginning.remove(family);
+            return Some(Refresh::Begin(family).encode());
+        }
         if let Some(family) = self.surplus.first().map(Family::of) {
             let gone = fill(&self.surplus, family, withdrawal(Vec::new(), family), attributes);
             for prefix in &gone {

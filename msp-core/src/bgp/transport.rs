@@ -1,7 +1,7 @@
 //! TCP under a session: one task per neighbour, so that one that hangs holds up nobody else.
 
 use super::announce::{Advertised, Mark, RouteAttributes};
-use super::message::{Notification, Refresh};
+use super::message::Notification;
 use super::routing::{Feed, News, Order, Room};
 use super::session::{Action, Config, Counters, Reason, Session, State, Way};
 use super::socket::Options;
@@ -412,11 +412,10 @@ impl Task {
             Action::Sweep(family) => self.learn(News::Sweep(family)),
             Action::Refresh(family) => {
                 tracing::info!(neighbor = name, ?family, "route refresh");
-                if self.session.negotiated().is_some_and(|negotiated| negotiated.enhanced_route_refresh) {
-                    self.session.send(clock::now(), Refresh::Begin(family).encode());
-                    self.advertised.mark(Mark::EndOfRefresh(family));
+                match self.session.negotiated().is_some_and(|negotiated| negotiated.enhanced_route_refresh) {
+                    true => self.advertised.repeat_marked(family),
+                    false => self.advertised.repeat(Families::NONE.with(family)),
                 }
-                self.advertised.repeat(Families::NONE.with(family));
                 self.want();
             }
         }

@@ -205,6 +205,19 @@ fn a_refresh_or_a_new_session_sends_everything_again() {
     assert_eq!(updates(&mut advertised, &wanted, &external()).len(), 2);
 }
 
+/// RFC 7313; a hundred requests that nobody reads the answers of are one.
+#[test]
+fn a_refresh_is_marked_once_however_often_it_is_asked_for() {
+    let mut advertised = Advertised::default();
+    let wanted = prefixes(&["198.51.100.0/24"]);
+    assert_eq!(updates(&mut advertised, &wanted, &external()).len(), 1);
+    (0..100).for_each(|_| advertised.repeat_marked(Family::Ipv4));
+    let sent = updates(&mut advertised, &wanted, &external());
+    assert_eq!(sent.len(), 3);
+    assert_eq!(sent[0], Refresh::Begin(Family::Ipv4).encode());
+    assert_eq!(sent[2], Refresh::End(Family::Ipv4).encode());
+}
+
 /// What a neighbour no longer wants to hear while it is being told again is withdrawn all the same.
 #[test]
 fn what_goes_during_a_refresh_is_withdrawn() {
