@@ -277,6 +277,13 @@ impl NeighborTable {
         if self.strict_role && self.role.is_none() {
             return Err(("strict_role", "there is no `role` that the neighbour could confirm".into()));
         }
+        if self.add_path && !self.accept.is_empty() {
+            // The table of received routes keeps one for each neighbour and prefix.
+            return Err((
+                "add_path",
+                "several routes to a prefix cannot be told apart yet: leave it out, or `accept`".into(),
+            ));
+        }
         let session = session::Config {
             local_as,
             router_id,
@@ -418,6 +425,11 @@ announce = ["sites"]
             ("64501", "64501\nhold_time = \"2s\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected whole"),
             ("64501", "64501\nhold_time = \"20h\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected at most"),
             ("64501", "64501\nnext_hop_v6 = \"fe80::1\"", "msp-core.toml:15:15: bgp.neighbor[0].next_hop_v6: expected"),
+            (
+                "64501",
+                "64501\nadd_path = true\naccept = [\"table\"]",
+                "msp-core.toml:15:12: bgp.neighbor[0].add_path: sever",
+            ),
             ("[\"sites\"]", "[\"all\"]", "msp-core.toml:15:13: bgp.neighbor[0].announce[0]: unknown variant `all`"),
         ] {
             let error = load(&GOOD.replacen(from, to, 1)).expect_err(to);

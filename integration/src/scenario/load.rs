@@ -217,7 +217,12 @@ fn put(root: &mut Item, key: &str, value: Value) -> Result<()> {
     }
     let there = parts(item);
     if let Some(child) = child(item, last) {
-        *child = Item::Value(value);
+        // A list of tables has no room for anything else, not even for the same table in one line.
+        *child = match (child.is_table(), value) {
+            (true, Value::InlineTable(table)) => Item::Table(table.into_table()),
+            (true, _) => bail!("{key} is a table: set it as {{ … }}, or a key of it"),
+            (false, value) => Item::Value(value),
+        };
     } else if let Some(table) = item.as_table_like_mut() {
         table.insert(last, Item::Value(value));
     } else {
@@ -330,6 +335,12 @@ mod tests {
         assert_eq!(link.netem(super::super::Direction::Up).loss, 0.5);
         assert_eq!(link.delay, "50ms".parse().ok());
         assert_eq!(loaded.scenario.hosts["box"].routes[0].metric, Some(7));
+        let cut = format!("{SHORT}[[timeline]]\nat = \"1s\"\ndo = \"cut\"\nlink = \"isp-a\"\n");
+        let set = "timeline.0={ at = \"2s\", do = \"cut\", link = \"isp-b\" }";
+        let loaded = load_text("set1", &cut, &[set]).expect("an entry of a list, in one line");
+        assert_eq!(loaded.scenario.timeline.len(), 1);
+        let error = load_text("set1", &cut, &["timeline.0=cut"]).expect_err("it is a table");
+        assert!(format!("{error:#}").contains("timeline.0 is a table"), "{error:#}");
         let error = load_text("set2", SHORT, &["links.isp-c.delay=50ms"]).expect_err("no such link");
         assert!(format!("{error:#}").contains("no \"isp-c\" among "), "{error:#}");
         let error = load_text("set3", SHORT, &["links.isp-a.dely=50ms"]).expect_err("no such key");
