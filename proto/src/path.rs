@@ -263,7 +263,7 @@ impl Path {
         // A queue that makes the round trip longer is taken for one on the way there. Where the way itself has changed the
         // variation says more of that than of the next packet.
         let latency = |(smoothed, variation): (Duration, Duration)| {
-            smoothed + (variation * 4).clamp(Duration::from_millis(10), Duration::from_millis(50))
+            smoothed + (variation * 4).clamp(Duration::from_millis(20), Duration::from_millis(50))
         };
         let latency = self.health.rtt().map_or(least_rtt, latency);
         let queued = self.health.quality().delay_change().unwrap_or_default();
