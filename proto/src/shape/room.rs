@@ -26,8 +26,9 @@ const FIRST_RATE: u64 = 1_250_000;
 /// More than this is not kept for a replay either.
 const MOST_WINDOW: u64 = 16 * 1024 * 1024;
 
-/// Below this a rate is not held: a window of ten full packets keeps receipts coming.
-const LEAST_WINDOW: u64 = 16 * 1024;
+/// This much goes in each round whatever the rate seems to be: four full packets keep receipts coming, and show it when there
+/// is more (RFC 9002, section 7.2 allows two).
+const LEAST_WINDOW: u64 = 6 * 1024;
 
 /// Without traffic for this long a path is taken for unknown again: its other users have changed.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
@@ -51,7 +52,8 @@ const ROUNDS: usize = 8;
 
 /// What each round of a cycle sends, in quarters of the rate.
 const GAINS: [u64; ROUNDS] = [5, 3, 4, 4, 4, 4, 4, 4];
-/// The round of a cycle that sends less than the rate.
+/// The round of a cycle that asks for more, and the one that sends less than the rate.
+const ASK: usize = 0;
 const DRAIN: usize = 1;
 
 /// When nothing has waited for this long, the path has room again.
@@ -279,7 +281,8 @@ impl Room {
                 (pace, FIRST_WINDOW.max(octets_in(BURST, pace)))
             }
             Phase::Held { at, .. } => {
-                let pace = (self.rate().unwrap_or(0) * GAINS[at] / 4).max(1);
+                let least = LEAST_WINDOW * 1_000_000 / (least_rtt + RECEIPT_INTERVAL + LEAST_ROUND).as_micros() as u64;
+                let pace = (self.rate().unwrap_or(0) * GAINS[at] / 4).max(least);
                 (pace, octets_in(BURST, pace))
             }
         }
@@ -322,11 +325,14 @@ impl Room {
             }
             Phase::Held { mut rates, mut at } => {
                 if let Some(rate) = round.rate().filter(|_| whole) {
-                    at = (at + 1) % ROUNDS;
+                    let known = rates.into_iter().max().unwrap_or(0);
+                    // Where there was more, and no queue for it, there may be still more.
+                    let more = at == ASK && waits && rate > known + known / 8 && round.queued <= QUEUE + slack;
+                    at = if more { ASK } else { (at + 1) % ROUNDS };
                     if round.queued > LONG_QUEUE + slack || round.loses(5) {
                         // What arrives is all there is, and the queue is to be emptied.
                         (rates, at) = ([rate; ROUNDS], DRAIN);
-                    } else if waits || rate > rates.into_iter().max().unwrap_or(0) {
+                    } else if waits || rate > known {
                         rates.rotate_right(1);
                         rates[0] = rate;
                     }
@@ -501,6 +507,16 @@ mod tests {
         path.run(4000);
         let (rate, queue, _) = path.run(3000);
         assert!(rate >= 36.0 && queue <= Duration::from_millis(45), "{rate} Mbit/s, {queue:?}");
+    }
+
+    #[test]
+    fn a_rate_that_seemed_to_be_next_to_nothing_is_found_again() {
+        let mut path = Path::new(20, 10, 100);
+        path.run(2000);
+        path.room.hold([1; ROUNDS], DRAIN, path.rtt);
+        path.run(2000);
+        let (rate, _, _) = path.run(1000);
+        assert!(rate >= 9.0, "{rate} Mbit/s");
     }
 
     #[test]
