@@ -156,7 +156,7 @@ impl Replay {
     pub(crate) fn assign(&mut self, now: Instant, place: u64, slot: u8) -> Option<Waiting> {
         let at = self.at(place)?;
         let kept = &mut self.kept[at];
-        let copy = kept.tried & !(1 << slot) != 0;
+        let copy = kept.transmissions > 0 || kept.tried & !(1 << slot) != 0;
         kept.tried |= 1 << slot;
         let len = kept.packet.len() as u16;
         Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
@@ -191,6 +191,18 @@ impl Replay {
     /// Whether the packet at `place` was sent, by whatever path.
     pub(crate) fn is_sent(&self, place: u64) -> bool {
         self.at(place).is_none_or(|at| self.kept[at].transmissions > 0)
+    }
+
+    /// Whether the path of `slot` is to send what has waited for it. Where it was the only one to be asked, another may have
+    /// sent the packet since; it is that one's then, unless it has lost it.
+    pub(crate) fn claim(&mut self, waiting: &Waiting, slot: u8) -> bool {
+        let Some(at) = self.at(waiting.place) else { return false };
+        let kept = &mut self.kept[at];
+        let claimed = waiting.copy || kept.transmissions == 0 || kept.tried == 1 << slot;
+        if !claimed {
+            kept.tried &= !(1 << slot);
+        }
+        claimed
     }
 
     /// The path of `slot` will not carry the packet at `place`. Whether nobody will, and it is forgotten.
@@ -488,6 +500,22 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_one_path_and_was_sent_by_another_is_that_one_s_unless_it_lost_it() {
+        let (mut replay, mut drops) = (Replay::default(), Drops::default());
+        for lost in [false, true] {
+            let place = replay.keep(at(0), &packet(0), 0, &mut drops);
+            let waiting = replay.assign(at(0), place, 0).expect("it is kept");
+            let ticket = send(&mut replay, place, 1, Origin::Fragments(7), 1);
+            if lost {
+                replay.forget_try(ticket, 1);
+            }
+            assert_eq!(replay.claim(&waiting, 0), lost);
+            replay.forget_try(ticket, 1);
+            assert_eq!(replay.take_orphans(), !lost);
+        }
+    }
+
+    #[test]
     fn what_a_path_gives_up_is_forgotten_if_no_other_has_it() {
         let (mut replay, mut drops) = (Replay::default(), Drops::default());
         let place = replay.keep(at(0), &packet(0), 0, &mut drops);
@@ -497,6 +525,11 @@ mod tests {
         assert!(!replay.give_up(place, 0));
         assert!(replay.give_up(place, 1));
         assert!(replay.is_sent(place), "nobody need send it");
+        let place = replay.keep(at(0), &packet(1), 0, &mut drops);
+        let ticket = send(&mut replay, place, 0, Origin::Fragments(1), 1);
+        replay.forget_try(ticket, 0);
+        assert_eq!(replay.assign(at(1), place, 0).map(|waiting| waiting.copy), Some(true), "again by the same path");
+        replay.on_acknowledged(ticket);
         assert_eq!(replay.held(), (0, 0));
     }
 }

@@ -136,8 +136,7 @@ impl Peer {
             while let Some(popped) = self.paths[at].pop_waiting(ctx.now) {
                 let (reason, waiting) = match popped {
                     Popped::Send(waiting) => {
-                        // Another path has sent it meanwhile, and this one was only the first that it was given to.
-                        if waiting.copy || !self.replay.is_sent(waiting.place) {
+                        if self.replay.claim(&waiting, slot) {
                             self.transmit(ctx, slot, waiting.place);
                         }
                         continue;

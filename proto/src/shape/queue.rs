@@ -16,7 +16,8 @@ pub(crate) struct Waiting {
     pub(crate) flow: u8,
     /// It is of a call or a game.
     pub(crate) urgent: bool,
-    /// Another path has been asked to carry it as well: who only thinks that he is the first to send it need not.
+    /// It was sent before, or another path has been asked to carry it as well. Who thinks that he is the only one to send it
+    /// need not if he turns out not to be.
     pub(crate) copy: bool,
     /// Since when it waits.
     pub(crate) since: Instant,
