@@ -147,9 +147,18 @@ impl Replay {
         self.first + self.kept.len() as u64 - 1
     }
 
+    /// Where the packet at `place` stands in `kept`, if it is still there.
     fn at(&self, place: u64) -> Option<usize> {
         let at = usize::try_from(place.checked_sub(self.first)?).ok()?;
         self.kept.get(at).filter(|kept| !kept.packet.is_empty()).map(|_| at)
+    }
+
+    /// Forgets one, which keeps its place until the older ones are gone.
+    fn forget(&mut self, at: usize) {
+        let buffer = std::mem::take(&mut self.kept[at].packet);
+        self.octets -= buffer.len();
+        self.packets -= 1;
+        self.spare.push(buffer);
     }
 
     /// Gives the packet at `place` to the path of `slot`: it is sent there next, or waits there like this.
@@ -212,38 +221,29 @@ impl Replay {
         kept.tried &= !(1 << slot);
         let forgotten = kept.tried == 0;
         if forgotten {
-            let buffer = std::mem::take(&mut kept.packet);
-            self.give_back(buffer);
+            self.forget(at);
         }
         forgotten
     }
 
     /// Forgets the oldest. Whether it was not acknowledged.
     fn pop(&mut self) -> bool {
-        let Some(mut oldest) = self.kept.pop_front() else { return false };
-        self.first += 1;
-        let open = !oldest.packet.is_empty();
+        let open = self.kept.front().is_some_and(|oldest| !oldest.packet.is_empty());
         if open {
-            self.give_back(std::mem::take(&mut oldest.packet));
+            self.forget(0);
         }
+        self.first += u64::from(self.kept.pop_front().is_some());
         open
-    }
-
-    fn give_back(&mut self, buffer: Vec<u8>) {
-        self.octets -= buffer.len();
-        self.packets -= 1;
-        self.spare.push(buffer);
     }
 
     /// A datagram of this transmission is acknowledged.
     pub(crate) fn on_acknowledged(&mut self, ticket: Ticket) {
         let Some((place, transmission)) = ticket.parts() else { return };
-        let Some(at) = place.checked_sub(self.first) else { return };
-        let Some(kept) = self.kept.get_mut(at as usize).filter(|kept| !kept.packet.is_empty()) else { return };
+        let Some(at) = self.at(place) else { return };
+        let kept = &mut self.kept[at];
         kept.open[transmission] = kept.open[transmission].saturating_sub(1);
         if kept.open[transmission] == 0 {
-            let buffer = std::mem::take(&mut kept.packet);
-            self.give_back(buffer);
+            self.forget(at);
             while self.kept.front().is_some_and(|kept| kept.packet.is_empty()) {
                 self.pop();
             }
@@ -275,8 +275,7 @@ impl Replay {
     pub(crate) fn forget_sent(&mut self) {
         for at in 0..self.kept.len() {
             if self.kept[at].transmissions > 0 && !self.kept[at].packet.is_empty() {
-                let buffer = std::mem::take(&mut self.kept[at].packet);
-                self.give_back(buffer);
+                self.forget(at);
             }
         }
     }
@@ -293,18 +292,18 @@ impl Replay {
     pub(crate) fn on_lost(&mut self, ticket: Ticket, now: Instant) {
         /// As long as it takes to see that a path loses many.
         const BROWN_OUT_SEEN: Duration = Duration::from_millis(300);
-        let at = ticket.parts().and_then(|(place, _)| place.checked_sub(self.first));
-        if let Some(kept) = at.and_then(|at| self.kept.get_mut(at as usize)) {
+        if let Some(at) = ticket.parts().and_then(|(place, _)| self.at(place)) {
+            let kept = &mut self.kept[at];
             kept.until = kept.until.min(now + BROWN_OUT_SEEN);
         }
     }
 
     /// This transmission by the path of this slot was lost.
     pub(crate) fn forget_try(&mut self, ticket: Ticket, slot: u8) {
-        let at = ticket.parts().and_then(|(place, _)| place.checked_sub(self.first));
-        if let Some(kept) = at.and_then(|at| self.kept.get_mut(at as usize)) {
+        if let Some(at) = ticket.parts().and_then(|(place, _)| self.at(place)) {
+            let kept = &mut self.kept[at];
             kept.tried &= !(1 << slot);
-            self.orphans |= kept.tried == 0 && !kept.packet.is_empty();
+            self.orphans |= kept.tried == 0;
         }
     }
 
@@ -327,7 +326,8 @@ impl Replay {
     ) {
         // What cannot wait goes first: the rest may fill a queue on the way.
         for urgent in [true, false] {
-            for (kept, place) in self.kept.iter_mut().zip(self.first..) {
+            for at in 0..self.kept.len() {
+                let kept = &self.kept[at];
                 let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
                 if kept.packet.is_empty() || !wanted || kept.urgent != urgent {
                     continue;
@@ -335,14 +335,11 @@ impl Replay {
                 let mut targets = targets.clone();
                 let Some(slot) = targets.find(|slot| kept.tried & 1 << slot == 0) else { continue };
                 if now > kept.until {
-                    let buffer = std::mem::take(&mut kept.packet);
-                    self.octets -= buffer.len();
-                    self.packets -= 1;
-                    self.spare.push(buffer);
+                    self.forget(at);
                     drops.add(DropReason::Aged);
                     continue;
                 }
-                list.push((slot, place));
+                list.push((slot, self.first + at as u64));
             }
         }
     }

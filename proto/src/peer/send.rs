@@ -75,8 +75,8 @@ impl Peer {
         }
     }
 
-    /// A packet for a peer that knows no copies, and so cannot be sent it twice; receipts, if it sends any, may not be
-    /// for what this end has sent in this life.
+    /// A packet for a peer that takes no copies, or does not know yet that this end has started anew. It is not kept, since it
+    /// could not be sent again, and does not wait: what room there is only receipts would tell.
     fn send_unkept(&mut self, ctx: &mut Context<'_>, slot: u8, packet: &[u8]) {
         let (cut, eliciting) = (self.puts_together(), self.receipts());
         let Peer { paths, fragmented, .. } = self;

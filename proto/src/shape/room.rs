@@ -162,7 +162,7 @@ pub(crate) struct Room {
     progress: Instant,
     /// When a receipt last found something waiting.
     scarce: Instant,
-    /// While a rate is held: when the next packet goes.
+    /// When the next packet goes that is not urgent.
     next: Instant,
     used: Instant,
     /// When the path was used for the first time, or for the first time of late.
