@@ -46,6 +46,9 @@ pub(crate) struct SiteStatus {
     not_announced: Option<String>,
     /// Seconds until it is withdrawn, where that is due.
     withdraw_in_s: Option<f64>,
+    /// The egress choice that its packets leave by; the main table, if there is none.
+    #[serde(default)]
+    egress: Option<String>,
 }
 
 /// A site's liveness, in a word.
@@ -125,6 +128,7 @@ impl SiteStatus {
             announced_to: announced_to.into_iter().map(|neighbor| neighbor.name.clone()).collect(),
             not_announced,
             withdraw_in_s,
+            egress: site.egress.clone(),
         }
     }
 
@@ -377,13 +381,14 @@ mod tests {
             name: "home".into(),
             kind: PeerKind::Middlebox,
             prefixes: vec![prefix()],
+            egress: 0,
             paths: Vec::new(),
         };
         let withdraw_after = Some(Duration::from_secs(60));
         let mut liveness = Liveness::default();
         liveness.set_sites(seconds(0), [announce::Site { id: HOME, prefixes: vec![prefix()], withdraw_after }]);
         live(&mut liveness);
-        SiteStatus::new(seconds(100), &Site { peer, withdraw_after }, &liveness, neighbors)
+        SiteStatus::new(seconds(100), &Site { peer, withdraw_after, egress: None }, &liveness, neighbors)
     }
 
     #[test]
