@@ -220,6 +220,7 @@ impl Read {
             kind,
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
             egress,
+            policy: Default::default(),
             paths,
         };
         let withdraw_after = file.withdraw_after.map_or(surroundings.withdraw_after, |after| after.0);

@@ -272,6 +272,7 @@ impl Config {
                     .map(|address| IpNet::new(address, 0).expect("0 is a length of prefixes of both families"))
                     .to_vec(),
                 egress: 0,
+                policy: Default::default(),
                 paths,
             }],
         }

@@ -182,7 +182,7 @@ async fn log_events(events: &mut mpsc::UnboundedReceiver<Event>, core: &str, new
             }
             Event::Reachable(_) => tracing::info!(core, "reachable"),
             Event::Unreachable(_) => tracing::warn!(core, "unreachable"),
-            Event::Moved { from, to, .. } => tracing::info!(core, ?from, ?to, "moved"),
+            Event::Moved { class, from, to, .. } => tracing::info!(core, %class, ?from, ?to, "moved"),
         }
     }
 }

@@ -31,6 +31,7 @@ pub mod output;
 pub mod packet;
 mod path;
 mod peer;
+pub mod policy;
 mod quality;
 mod reassembly;
 mod received;
