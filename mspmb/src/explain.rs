@@ -38,7 +38,8 @@ pub(crate) struct Packet {
 pub(crate) fn explain(path: &Path, packet: &Packet) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     let own = config.prefixes.iter().find(|prefix| prefix.addr().is_ipv4() == packet.dst.is_ipv4());
-    let src = packet.src.or(own.map(ipnet::IpNet::addr)).context("the site has no prefix of this family: give --src")?;
+    let src =
+        packet.src.or(own.map(ipnet::IpNet::addr)).context("the site has no prefix of this family: give --src")?;
     let ports = Some((packet.sport, packet.dport));
     let facts = Facts { src, dst: packet.dst, proto: packet.proto, ports, dscp: packet.dscp };
     let status = config::control_socket(path).ok().and_then(|socket| control::ask(&socket, "status").ok());

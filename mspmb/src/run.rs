@@ -101,7 +101,9 @@ async fn reload_policy(path: &Path, config: &Config, handle: &Handle) -> anyhow:
     let mut peers = config.node().peers;
     peers.iter_mut().for_each(|peer| peer.policy = new.clone());
     match handle.set_peers(peers).await? {
-        Ok(()) => tracing::info!(classes = new.classes().len(), "the policy is in force; other changes wait for a restart"),
+        Ok(()) => {
+            tracing::info!(classes = new.classes().len(), "the policy is in force; other changes wait for a restart")
+        }
         Err(error) => tracing::error!(%error, "the policy was refused; the one before stays in force"),
     }
     Ok(())

@@ -102,7 +102,9 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Several<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let values = match serde_json::Value::deserialize(deserializer)? {
             serde_json::Value::Array(values) if values.is_empty() => {
-                return Err(D::Error::custom("the list is empty: nothing would match; leave it out to match everything"));
+                return Err(D::Error::custom(
+                    "the list is empty: nothing would match; leave it out to match everything",
+                ));
             }
             serde_json::Value::Array(values) => values,
             value => vec![value],
@@ -208,10 +210,15 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
     for (index, link) in file.link.iter().enumerate() {
         let wrong = |key: &str, problem: String| Err(document.error(&format!("link[{index}].{key}"), problem));
         if usize::from(link.slot) >= proto::MAX_SLOTS {
-            return wrong("slot", format!("{} does not exist; slots are 0 to 7, as `mspmb status` shows them", link.slot));
+            return wrong(
+                "slot",
+                format!("{} does not exist; slots are 0 to 7, as `mspmb status` shows them", link.slot),
+            );
         }
-        if let Some(other) = file.link[..index].iter().find(|other| other.slot == link.slot || other.name == link.name) {
-            let what = if other.name == link.name { "there are two links of this name" } else { "it is another link's" };
+        if let Some(other) = file.link[..index].iter().find(|other| other.slot == link.slot || other.name == link.name)
+        {
+            let what =
+                if other.name == link.name { "there are two links of this name" } else { "it is another link's" };
             let key = if other.name == link.name { "name" } else { "slot" };
             return wrong(key, format!("{what}: expected one [[link]] for each uplink"));
         }
@@ -342,6 +349,16 @@ mod tests {
     }
 
     #[test]
+    fn the_manuals_example_is_a_good_policy() {
+        let manual = include_str!("../../../docs/policy.md");
+        let (_, example) = manual.split_once("```toml\n").expect("there is an example");
+        let (example, _) = example.split_once("```").expect("it ends");
+        let policy = with_file("policy.toml", example, read).expect("a good policy");
+        let names: Vec<&str> = policy.classes().iter().map(|class| &*class.name).collect();
+        assert_eq!(names, ["voice", "records", "backups", "rest"]);
+    }
+
+    #[test]
     fn names_of_codepoints_are_those_of_their_rfcs() {
         let names = [("af11", 10), ("af43", 38), ("cs0", 0), ("cs7", 56), ("le", 1), ("ef", 46), ("va", 44)];
         for (name, number) in names {
@@ -355,16 +372,28 @@ mod tests {
     #[test]
     fn errors_name_the_line_and_the_way_out() {
         for (class, expected) in [
-            ("links = [\"lt\"]", "policy.toml:10:10: class[0].links[0]: there is no link \"lt\": did you mean \"lte\"?"),
+            (
+                "links = [\"lt\"]",
+                "policy.toml:10:10: class[0].links[0]: there is no link \"lt\": did you mean \"lte\"?",
+            ),
             ("links = [\"lte\", \"lte\"]", "policy.toml:10:17: class[0].links[1]: \"lte\" is in the list twice"),
             ("links = []", "policy.toml:10:9: class[0].links: the list is empty"),
             ("otherwise = \"drop\"", "policy.toml:10:13: class[0].otherwise: there are no `links` beside it"),
-            ("match = { dst = \"192.0.2.1/24\" }", "policy.toml:10:17: class[0].match.dst: \"192.0.2.1/24\" has bits set"),
-            ("match = { dport = 70000 }", "policy.toml:10:19: class[0].match.dport: 70000 is not understood: expected a"),
+            (
+                "match = { dst = \"192.0.2.1/24\" }",
+                "policy.toml:10:17: class[0].match.dst: \"192.0.2.1/24\" has bits set",
+            ),
+            (
+                "match = { dport = 70000 }",
+                "policy.toml:10:19: class[0].match.dport: 70000 is not understood: expected a",
+            ),
             ("match = { dport = \"9-1\" }", "policy.toml:10:19: class[0].match.dport: \"9-1\" is not understood"),
             ("match = { proto = \"tpc\" }", "policy.toml:10:19: class[0].match.proto: \"tpc\" is not understood: exp"),
             ("match = { dscp = [] }", "policy.toml:10:18: class[0].match.dscp: the list is empty: nothing would match"),
-            ("match = { port = 1 }", "policy.toml:10:11: unknown key \"port\" in [class[0].match]; did you mean \"dport\"?"),
+            (
+                "match = { port = 1 }",
+                "policy.toml:10:11: unknown key \"port\" in [class[0].match]; did you mean \"dport\"?",
+            ),
             ("mode = \"bond\"", "policy.toml:10:1: unknown key \"mode\" in [class[0]]"),
             (
                 "[[class]]\nname = \"b\"\nmatch = { proto = \"tcp\" }",
