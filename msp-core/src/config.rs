@@ -1,7 +1,9 @@
 //! The core's configuration file.
 
 mod egress;
+mod ingress;
 
+use crate::bgp::ingress::Export;
 use crate::bgp::role::Role;
 use crate::bgp::routing::Transit;
 use crate::bgp::session;
@@ -10,6 +12,8 @@ use crate::bgp::transport::Neighbor;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
 pub(crate) use egress::Egress;
 use egress::{AcceptWord, EgressTable, MaxPrefixes};
+pub(crate) use ingress::Ingress;
+use ingress::{AggregateTable, IngressTable};
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -38,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) bgp: Option<Bgp>,
     /// By whom the sites' packets leave; by the main table, if none is given.
     pub(crate) egress: Vec<Egress>,
+    /// By whom they come in.
+    pub(crate) ingress: Ingress,
 }
 
 /// The BGP speaker.
@@ -47,8 +53,8 @@ pub(crate) struct Bgp {
     pub(crate) router_id: Ipv4Addr,
     /// Where neighbours may connect to.
     pub(crate) listen: Vec<SocketAddr>,
-    /// The neighbours, each with whether the sites are announced to it.
-    pub(crate) neighbors: Vec<(Neighbor, bool)>,
+    /// The neighbours, each with what it may be told.
+    pub(crate) neighbors: Vec<(Neighbor, Export)>,
     /// What is taken of each of them, in the same order.
     pub(crate) transits: Vec<Transit>,
 }
@@ -71,6 +77,10 @@ struct File {
     bgp: Option<BgpTable>,
     #[serde(default)]
     egress: Vec<EgressTable>,
+    #[serde(default)]
+    ingress: Vec<IngressTable>,
+    #[serde(default)]
+    aggregate: Vec<AggregateTable>,
 }
 
 fn default_withdraw_after() -> Text<Option<Duration>> {
@@ -137,7 +147,10 @@ struct NeighborTable {
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Announce {
+    /// Sites' prefixes, and aggregates around them.
     Sites,
+    /// Addresses of sites that it is to drop packets for, when an operator asks for it.
+    Blackholes,
 }
 
 fn default_port() -> u16 {
@@ -179,6 +192,7 @@ impl Config {
         let bgp = file.bgp.map(|table| table.check(&document)).transpose()?;
         let transits = bgp.as_ref().map_or(&[][..], |bgp| &bgp.transits);
         let egress = egress::check(file.egress, transits, &document)?;
+        let ingress = ingress::check(file.ingress, file.aggregate, transits, &document)?;
         Ok(Config {
             pop: file.pop,
             private_key_file: document.resolve(&file.private_key_file),
@@ -189,6 +203,7 @@ impl Config {
             tun: file.tun,
             bgp,
             egress,
+            ingress,
         })
     }
 }
@@ -246,7 +261,7 @@ impl NeighborTable {
         local_as: u32,
         router_id: Ipv4Addr,
         document: &Document,
-    ) -> Result<(Neighbor, bool), (&'static str, String)> {
+    ) -> Result<(Neighbor, Export), (&'static str, String)> {
         check_as(self.remote_as).map_err(|problem| ("remote_as", problem.to_owned()))?;
         let address = self.address.0;
         if address.is_unspecified() || address.is_multicast() {
@@ -296,8 +311,11 @@ impl NeighborTable {
             extended_next_hop: self.extended_next_hop,
         };
         let remote = SocketAddr::new(address, self.port);
-        let announce = self.announce.contains(&Announce::Sites);
-        Ok((Neighbor { name: self.name, remote, session, socket, next_hop_v4, next_hop_v6 }, announce))
+        let export = Export {
+            sites: self.announce.contains(&Announce::Sites),
+            blackholes: self.announce.contains(&Announce::Blackholes),
+        };
+        Ok((Neighbor { name: self.name, remote, session, socket, next_hop_v4, next_hop_v6 }, export))
     }
 }
 
@@ -394,8 +412,8 @@ announce = ["sites"]
         assert_eq!(config.control, Path::new("/run/msp-core/control.sock"));
         assert_eq!(config.tun, Tun { name: "msp0".into(), mtu: 1380 });
         let bgp = config.bgp.expect("a BGP table");
-        let (neighbor, announce) = &bgp.neighbors[0];
-        assert!(announce);
+        let (neighbor, export) = &bgp.neighbors[0];
+        assert_eq!(*export, Export { sites: true, blackholes: false });
         assert_eq!(neighbor.remote, "203.0.113.1:179".parse().expect("an address"));
         assert_eq!(neighbor.session.hold_time, 90);
         assert!(config.sites.is_absolute(), "relative to the file");
@@ -404,7 +422,7 @@ announce = ["sites"]
     #[test]
     fn nothing_is_announced_to_a_neighbour_without_policy() {
         let config = load(&GOOD.replace("announce = [\"sites\"]\n", "")).expect("a good file");
-        assert!(!config.bgp.expect("a BGP table").neighbors[0].1);
+        assert_eq!(config.bgp.expect("a BGP table").neighbors[0].1, Export::default());
     }
 
     #[test]

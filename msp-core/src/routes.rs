@@ -18,8 +18,13 @@ const BEHIND: u32 = u32::MAX - 1;
 const RULE: u32 = 7_800;
 
 /// What is to be in force on the host for these prefixes behind this TUN, whose packets leave by this choice; by the main
-/// table, if there is none.
-pub(crate) fn wanted(tun: &str, prefixes: impl IntoIterator<Item = IpNet>, egress: Option<&Egress>) -> Vec<Change> {
+/// table, if there is none. What is in an aggregate and no site's is refused.
+pub(crate) fn wanted(
+    tun: &str,
+    prefixes: impl IntoIterator<Item = IpNet>,
+    aggregates: impl IntoIterator<Item = IpNet>,
+    egress: Option<&Egress>,
+) -> Vec<Change> {
     let sysctl = |key: String, value: &str| Change::Sysctl(Sysctl { key, value: value.into() });
     let mut changes = vec![
         sysctl("net/ipv4/ip_forward".into(), "1"),
@@ -30,6 +35,11 @@ pub(crate) fn wanted(tun: &str, prefixes: impl IntoIterator<Item = IpNet>, egres
         sysctl(format!("net/ipv4/conf/{tun}/send_redirects"), "0"),
     ];
     let tables: Vec<u32> = std::iter::once(MAIN).chain(egress.map(|egress| egress.table)).collect();
+    for prefix in aggregates {
+        // The transits send packets for all of it, and would get back what is no site's.
+        let route = |&table| Change::Route(Route { prefix, table, metric: BEHIND, target: Target::Unreachable });
+        changes.extend(tables.iter().map(route));
+    }
     for prefix in prefixes {
         // From one site to another there is no way out: the choice's table knows the sites too.
         for &table in &tables {
@@ -70,7 +80,7 @@ mod tests {
     #[test]
     fn each_prefix_has_a_way_to_its_site_and_never_one_to_the_transit() {
         let prefixes: [IpNet; 2] = ["198.51.100.0/24", "2001:db8:100::/48"].map(|p| p.parse().expect("a prefix"));
-        let changes = wanted("msp0", prefixes, None);
+        let changes = wanted("msp0", prefixes, [], None);
         for prefix in prefixes {
             let routes: Vec<_> = changes
                 .iter()
@@ -83,11 +93,24 @@ mod tests {
         }
     }
 
+    /// Else a packet for an address of it that no site has would go round between us and the transit.
+    #[test]
+    fn what_is_in_an_aggregate_and_no_site_s_is_refused() {
+        let site: IpNet = "198.51.100.0/26".parse().expect("a prefix");
+        let aggregate: IpNet = "198.51.100.0/24".parse().expect("a prefix");
+        let egress = Egress { name: "all".into(), table: 78_001, transits: Vec::new() };
+        let changes = wanted("msp0", [site], [aggregate], Some(&egress));
+        for table in [MAIN, 78_001] {
+            let route = Route { prefix: aggregate, table, metric: BEHIND, target: Target::Unreachable };
+            assert!(changes.contains(&Change::Route(route)));
+        }
+    }
+
     #[test]
     fn a_choice_s_table_knows_the_sites_and_ends_in_nothing() {
         let egress = Egress { name: "all".into(), table: 78_001, transits: Vec::new() };
         let site: IpNet = "198.51.100.0/24".parse().expect("a prefix");
-        let changes = wanted("msp0", [site], Some(&egress));
+        let changes = wanted("msp0", [site], [], Some(&egress));
         let in_table =
             |prefix, metric, target| changes.contains(&Change::Route(Route { prefix, table: 78_001, metric, target }));
         assert!(in_table(site, SITE, Target::Interface("msp0".into())));

@@ -1,6 +1,6 @@
 //! The registry of sites: a folder with a file for each, in force together or not at all.
 
-use crate::bgp::announce;
+use crate::bgp::ingress;
 use crate::config::Config;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text};
 use ipnet::IpNet;
@@ -18,6 +18,8 @@ use std::time::Duration;
 pub(crate) struct Sites {
     /// In the order of their file names.
     pub(crate) list: Vec<Site>,
+    /// The place of each in the list.
+    places: HashMap<PeerId, usize>,
 }
 
 /// A site.
@@ -120,7 +122,9 @@ impl Sites {
             errors.extend(conflict(&read).err());
         }
         if errors.is_empty() {
-            Ok(Sites { list: read.into_iter().map(|read| read.site).collect() })
+            let list: Vec<Site> = read.into_iter().map(|read| read.site).collect();
+            let places = list.iter().enumerate().map(|(place, site)| (site.peer.id, place)).collect();
+            Ok(Sites { list, places })
         } else {
             Err(errors)
         }
@@ -132,9 +136,10 @@ impl Sites {
     }
 
     /// For the announcements.
-    pub(crate) fn announcements(&self) -> impl Iterator<Item = announce::Site> {
-        self.list.iter().map(|site| announce::Site {
+    pub(crate) fn announcements(&self) -> impl Iterator<Item = ingress::Site> {
+        self.list.iter().map(|site| ingress::Site {
             id: site.peer.id,
+            name: site.peer.name.clone(),
             prefixes: site.peer.prefixes.clone(),
             withdraw_after: site.withdraw_after,
         })
@@ -142,7 +147,7 @@ impl Sites {
 
     /// A site's name.
     pub(crate) fn name(&self, id: PeerId) -> Option<&str> {
-        self.list.iter().find(|site| site.peer.id == id).map(|site| site.peer.name.as_str())
+        self.list.get(*self.places.get(&id)?).map(|site| site.peer.name.as_str())
     }
 
     /// All that is routed to sites.

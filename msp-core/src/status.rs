@@ -2,7 +2,7 @@
 //!
 //! Part of the interface: fields are added, never renamed; readers skip what they do not know.
 
-use crate::bgp::announce::{Liveness, Standing};
+use crate::bgp::ingress::{Export, Ingress, Standing};
 use crate::bgp::session::State;
 use crate::bgp::transport::NeighborStatus;
 use crate::sites::Site;
@@ -40,7 +40,7 @@ pub(crate) struct SiteStatus {
     name: String,
     prefixes: Vec<IpNet>,
     state: SiteState,
-    /// The BGP neighbours that have been told all of its prefixes.
+    /// The BGP neighbours that have been told all routes that stand for it there: its own prefixes or aggregates.
     announced_to: Vec<String>,
     /// Why it is not announced to all of them that should know it.
     not_announced: Option<String>,
@@ -84,19 +84,31 @@ pub(crate) struct Reload {
 }
 
 impl SiteStatus {
-    /// `neighbors` are the BGP neighbours, each with whether sites are announced to it.
+    /// `neighbors` are all BGP neighbours, each with what it may be told.
     pub(crate) fn new(
         now: Instant,
         site: &Site,
-        liveness: &Liveness,
-        neighbors: &[(NeighborStatus, bool)],
+        ingress: &Ingress,
+        neighbors: &[(NeighborStatus, Export)],
     ) -> SiteStatus {
-        let prefixes = &site.peer.prefixes;
-        let standing = liveness.standing(site.peer.id).unwrap_or(Standing::NeverUp);
-        let told = |neighbor: &NeighborStatus| prefixes.iter().all(|prefix| neighbor.announced.contains(prefix));
-        let due = neighbors.iter().filter(|(_, announce)| *announce).map(|(neighbor, _)| neighbor);
-        let (announced_to, missing): (Vec<_>, Vec<_>) = due.partition(|neighbor| told(neighbor));
+        let standing = ingress.standing(site.peer.id).unwrap_or(Standing::NeverUp);
         let ago = |since: Instant| duration(now.since(since));
+        let (mut announced_to, mut missing) = (Vec::new(), Vec::new());
+        let due = neighbors.iter().enumerate().filter(|(_, (_, export))| export.sites && standing.announced());
+        for (place, (neighbor, _)) in due {
+            let routes = ingress.routes_of(site.peer.id, place);
+            // In order, both: of ten thousand sites each looks for a few of some ten thousand.
+            let untold = |prefix: &&IpNet| neighbor.announced.binary_search(prefix).is_err();
+            match routes.as_ref().map(|routes| routes.iter().find(untold)) {
+                Ok(None) => announced_to.push(neighbor.name.clone()),
+                Ok(Some(prefix)) => {
+                    let why = neighbor.not_announced.binary_search_by_key(prefix, |(prefix, _)| *prefix);
+                    let why = why.map_or("waiting to be sent", |place| neighbor.not_announced[place].1.as_str());
+                    missing.push(format!("{}: {why}", neighbor.name));
+                }
+                Err(why) => missing.push(format!("{}: {why}", neighbor.name)),
+            }
+        }
         let not_announced = match standing {
             Standing::NeverUp => Some("no path has been up yet".to_owned()),
             Standing::Withdrawn { since } => Some(format!("withdrawn: no path is up, for {}", ago(since))),
@@ -104,10 +116,7 @@ impl SiteStatus {
             _ if announced_to.is_empty() && missing.is_empty() => {
                 Some("no neighbour has `announce = [\"sites\"]`".to_owned())
             }
-            _ => missing.first().map(|neighbor| {
-                let why = neighbor.not_announced.iter().find(|(prefix, _)| prefixes.contains(prefix));
-                format!("{}: {}", neighbor.name, why.map_or("waiting to be sent", |(_, why)| why.as_str()))
-            }),
+            _ => missing.into_iter().next(),
         };
         let (state, withdraw_in_s) = match standing {
             Standing::NeverUp => (SiteState::NeverUp, None),
@@ -120,9 +129,9 @@ impl SiteStatus {
         SiteStatus {
             id: site.peer.id,
             name: site.peer.name.clone(),
-            prefixes: prefixes.clone(),
+            prefixes: site.peer.prefixes.clone(),
             state,
-            announced_to: announced_to.into_iter().map(|neighbor| neighbor.name.clone()).collect(),
+            announced_to,
             not_announced,
             withdraw_in_s,
         }
@@ -180,14 +189,6 @@ impl Status {
         Some(self.bgp.as_ref()?.router_id)
     }
 
-    /// Which neighbour has been told which prefix.
-    pub(crate) fn announced(&self) -> impl Iterator<Item = (&str, IpNet)> {
-        let of = |session: &'_ NeighborStatus| -> Vec<IpNet> { session.announced.clone() };
-        self.sessions()
-            .iter()
-            .flat_map(move |session| of(session).into_iter().map(|prefix| (session.name.as_str(), prefix)))
-    }
-
     /// What `sites` prints.
     pub(crate) fn sites_table(&self) -> String {
         let mut rows = vec![["SITE", "ID", "STATE", "PREFIXES", "ANNOUNCED"].map(str::to_owned)];
@@ -209,7 +210,9 @@ impl Status {
             ["SITE", "STATE", "PATH", "STATE", "SINCE", "RTT", "LOSS", "MTU", "ENDPOINT", "SENT", "RECEIVED", "REASON"];
         let mut rows = vec![header.map(str::to_owned)];
         for site in &self.sites {
-            let peer = self.node.peers.iter().find(|peer| peer.id == site.id);
+            // They are in the order of their numbers.
+            let peer = self.node.peers.binary_search_by_key(&site.id, |peer| peer.id).ok();
+            let peer = peer.map(|place| &self.node.peers[place]);
             let paths = peer.into_iter().flat_map(|peer| peer.paths.iter().map(move |path| (peer, path)));
             let mut first = Some([printable(&site.name), site.state_text()]);
             // A box has eight slots, and seldom as many uplinks.
@@ -335,7 +338,7 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bgp::announce;
+    use crate::bgp::ingress::{self, Policy};
     use crate::bgp::session::Counters as SessionCounters;
     use proto::{PeerConfig, PeerKind};
 
@@ -350,7 +353,7 @@ mod tests {
     }
 
     /// A neighbour to which sites are announced, as it stands after 100 s.
-    fn neighbor(announced: bool) -> (NeighborStatus, bool) {
+    fn neighbor(announced: bool) -> (NeighborStatus, Export) {
         let status = NeighborStatus {
             name: "transit".into(),
             remote: "203.0.113.1:179".parse().expect("an address"),
@@ -367,11 +370,11 @@ mod tests {
             last_error: None,
             counters: SessionCounters::default(),
         };
-        (status, true)
+        (status, Export { sites: true, blackholes: false })
     }
 
     /// What is shown of a site after 100 s of a life that this made.
-    fn shown(live: impl FnOnce(&mut Liveness), neighbors: &[(NeighborStatus, bool)]) -> SiteStatus {
+    fn shown(live: impl FnOnce(&mut Ingress), neighbors: &[(NeighborStatus, Export)]) -> SiteStatus {
         let peer = PeerConfig {
             id: HOME,
             name: "home".into(),
@@ -380,23 +383,25 @@ mod tests {
             paths: Vec::new(),
         };
         let withdraw_after = Some(Duration::from_secs(60));
-        let mut liveness = Liveness::default();
-        liveness.set_sites(seconds(0), [announce::Site { id: HOME, prefixes: vec![prefix()], withdraw_after }]);
-        live(&mut liveness);
-        SiteStatus::new(seconds(100), &Site { peer, withdraw_after }, &liveness, neighbors)
+        let exports: Vec<Export> = neighbors.iter().map(|(_, export)| *export).collect();
+        let mut ingress = Ingress::new(Policy::default(), None, &exports);
+        let site = ingress::Site { id: HOME, name: "home".into(), prefixes: vec![prefix()], withdraw_after };
+        ingress.set_sites(seconds(0), [site]);
+        live(&mut ingress);
+        SiteStatus::new(seconds(100), &Site { peer, withdraw_after }, &ingress, neighbors)
     }
 
     #[test]
     fn a_site_says_where_it_is_announced_or_why_not() {
         let down_since = |since| {
-            move |liveness: &mut Liveness| {
-                liveness.reachable(HOME);
-                liveness.unreachable(seconds(since), HOME);
-                liveness.handle_timeout(seconds(100));
+            move |ingress: &mut Ingress| {
+                ingress.reachable(HOME);
+                ingress.unreachable(seconds(since), HOME);
+                ingress.handle_timeout(seconds(100));
             }
         };
-        let up = |liveness: &mut Liveness| liveness.reachable(HOME);
-        let unasked = (neighbor(false).0, false);
+        let up = |ingress: &mut Ingress| ingress.reachable(HOME);
+        let unasked = (neighbor(false).0, Export::default());
         for (site, state, announced) in [
             (shown(|_| {}, &[neighbor(false)]), "never up", "no (no path has been up yet)"),
             (shown(up, &[neighbor(true)]), "up", "to transit"),

@@ -10,13 +10,15 @@
 //! | `session` | the neighbour: when to connect, which connection stays, what is stale | time, as an argument |
 //! | `mrt` | how received routes are dumped for other programs (RFC 6396) | neither |
 //! | `routing` | nothing: the thread that has the routes, and the kernel's | both |
-//! | `announce` | what is to be announced, and the UPDATEs that bring a neighbour there | time, as an argument |
+//! | `ingress` | what each neighbour is to be told of which site | time, as an argument |
+//! | `announce` | the UPDATEs that bring a neighbour there, and when | time, as an argument |
 //! | `socket` | nothing: it listens, connects, and sets what protects a connection | sockets |
 //! | `transport` | nothing: it owns the TCP connections of a neighbour and moves bytes | both |
 
 pub(crate) mod announce;
 mod attribute;
 mod connection;
+pub(crate) mod ingress;
 pub mod message;
 pub(crate) mod mrt;
 pub mod open;
