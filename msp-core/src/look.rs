@@ -294,7 +294,7 @@ impl Names {
             next_hop: next_hop.address,
             said: SaidDocument::from(&*said),
             stale,
-            unused: unused.map(str::to_owned),
+            unused,
             used_by: used_by.into_iter().map(|choice| self.choice(choice)).collect(),
             wire: wire.then(|| (neighbor as u16, mrt::attributes(&said, next_hop))),
         }

@@ -16,7 +16,7 @@ use anyhow::Context;
 use dataplane::clock;
 use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, EngineError, Handle};
-use dataplane::host::{Change, Host, Owner};
+use dataplane::host::{Host, Owner};
 use dataplane::udp::Socket;
 use ipnet::IpNet;
 use proto::{Event, Identity, Instant, LinkId, NodeConfig, PathState};
@@ -76,9 +76,12 @@ async fn serve(signals: Signals, path: &Path, loaded: Loaded, host: &mut Host) -
     };
     let control = ControlSocket::bind(&config.control)?;
     let sockets = listen(&config)?;
-    let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
-    host.set(&routes_of(&config, &sites)).await?;
-    let (dataplane, events) = Dataplane::start(node, tun, sockets)?;
+    let mut tuns = Vec::new();
+    for name in config.tuns() {
+        tuns.push(host.open_tun(name, config.tun.mtu).await?);
+    }
+    host.set(&routes::wanted(&config, sites.prefixes())).await?;
+    let (dataplane, events) = Dataplane::start(node, tuns, sockets)?;
     let (questions, asked) = mpsc::channel(1);
     let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
     let result = match Core::start(path, config, surroundings, sites, dataplane.handle(), host) {
@@ -88,12 +91,6 @@ async fn serve(signals: Signals, path: &Path, loaded: Loaded, host: &mut Host) -
     serving.abort();
     let ended = tokio::task::spawn_blocking(|| dataplane.stop()).await.unwrap_or(Err(EngineError::Panicked));
     result.and(ended.map_err(anyhow::Error::from))
-}
-
-/// What the kernel is to be told.
-fn routes_of(config: &Config, sites: &Sites) -> Vec<Change> {
-    let aggregates = config.ingress.policy.aggregates.iter().map(|aggregate| aggregate.prefix);
-    routes::wanted(&config.tun.name, sites.prefixes(), aggregates, config.egress.first())
 }
 
 /// What is ours, and learnt of nobody: the sites' prefixes, and the aggregates around them.
@@ -451,7 +448,8 @@ impl Core<'_> {
         // Before the routes, of which there may be many.
         self.announce();
         // The sites are in force: a route that cannot be set is an error to show, and no reason to go back.
-        self.host.set(&routes_of(&self.config, &self.sites)).await.map_err(|error| vec![error.to_string()])
+        let wanted = routes::wanted(&self.config, self.sites.prefixes());
+        self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
     }
 
     fn names(&self) -> look::Names {

@@ -46,6 +46,9 @@ pub(crate) struct SiteStatus {
     not_announced: Option<String>,
     /// Seconds until it is withdrawn, where that is due.
     withdraw_in_s: Option<f64>,
+    /// The egress choice that its packets leave by; the main table, if there is none.
+    #[serde(default)]
+    egress: Option<String>,
 }
 
 /// A site's liveness, in a word.
@@ -134,6 +137,7 @@ impl SiteStatus {
             announced_to,
             not_announced,
             withdraw_in_s,
+            egress: site.egress.clone(),
         }
     }
 
@@ -380,6 +384,7 @@ mod tests {
             name: "home".into(),
             kind: PeerKind::Middlebox,
             prefixes: vec![prefix()],
+            egress: 0,
             paths: Vec::new(),
         };
         let withdraw_after = Some(Duration::from_secs(60));
@@ -388,7 +393,7 @@ mod tests {
         let site = ingress::Site { id: HOME, name: "home".into(), prefixes: vec![prefix()], withdraw_after };
         ingress.set_sites(seconds(0), [site]);
         live(&mut ingress);
-        SiteStatus::new(seconds(100), &Site { peer, withdraw_after }, &ingress, neighbors)
+        SiteStatus::new(seconds(100), &Site { peer, withdraw_after, egress: None }, &ingress, neighbors)
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The UPDATEs that bring a neighbour from what it has to what it should have: which prefixes, with which attributes, when.
 //!
-//! Prefixes with equal attributes go together, in messages as full as the neighbour takes them. Withdrawals never wait; the
-//! rest is held to the pace of [`WINDOW`]:
+//! Prefixes with equal attributes go together, in messages as full as the neighbour takes them. A prefix is announced at most
+//! three times in any minute, and what it is told then is what is wanted then; withdrawals never wait:
 //!
 //! ```text
-//!   wanted   A  B     A  B     A          -             A
-//!   told     A  B                         -                A          at most three in any minute
-//!   time     0  1     5  7     9         20            25  60 s       the last one is kept for the withdrawal
+//!   seconds   0   1   5   7   9  20              60
+//!   wanted    A   B   A   B   A   -    A
+//!   told      A   B   A           -               A
 //! ```
 
 use super::attribute::{self, AsPath, Attributes};
@@ -25,10 +25,12 @@ use std::time::Duration;
 
 /// LOCAL_PREF on internal sessions where policy says nothing: the value that every implementation takes for neutral.
 const LOCAL_PREF: u32 = 100;
-/// In any span of this length a neighbour hears of a prefix three times at most. That keeps the mean well above the 30 s of
-/// RFC 4271's MinRouteAdvertisementInterval (section 9.2.1.1) from costing the first change anything, and below what any
-/// flap damping in use counts as a flapping route (RFC 7196).
+/// In any span of this length a prefix is announced to a neighbour [`MOST`] times at most: 20 s apart on average, as RFC 4271
+/// has it with its MinRouteAdvertisementInterval of 30 s (section 9.2.1.1), but without a wait for the first of them. With the
+/// withdrawals between them it stays below what RFC 7196 lets flap damping hold for a flapping route: six in some minutes.
 const WINDOW: Duration = Duration::from_secs(60);
+/// See there. A link that fails, comes back and fails again is told of as it happens.
+const MOST: usize = 3;
 /// The first change goes at once, what follows it within this time goes together: ten thousand sites that come up within
 /// some seconds are some dozens of full messages, and nobody notices a tenth of a second beside what a route takes to get
 /// round the world.
@@ -157,8 +159,8 @@ struct Route {
     told: Option<Arc<Said>>,
     /// To be told again, whether or not it is news.
     again: bool,
-    /// When it was spoken of last, and the time before.
-    recent: [Option<Instant>; 2],
+    /// When it was announced last with something new, and the times before.
+    recent: [Option<Instant>; MOST],
     place: Place,
 }
 
@@ -173,10 +175,9 @@ enum Place {
 }
 
 impl Route {
-    /// From when on it may be announced: as the second time in a minute at most, so that the withdrawal that can follow it,
-    /// and nothing else can, is the third.
+    /// From when on it may be announced.
     fn free_at(&self) -> Option<Instant> {
-        self.recent[1].map(|at| at + WINDOW)
+        self.recent[MOST - 1].map(|at| at + WINDOW)
     }
 
     /// When nothing of it needs to be remembered.
@@ -185,7 +186,8 @@ impl Route {
     }
 
     fn note(&mut self, now: Instant) {
-        self.recent = [Some(now), self.recent[0]];
+        self.recent.rotate_right(1);
+        self.recent[0] = Some(now);
     }
 }
 
@@ -417,7 +419,6 @@ impl Advertised {
         let (prefixes, nlri) = fill(self.withdraw.iter(), family, terms.max_message - fixed);
         for prefix in prefixes {
             if let Some(route) = self.routes.get_mut(&prefix) {
-                route.note(now);
                 (route.told, route.again) = (None, false);
             }
             self.settle(now, prefix);

@@ -22,6 +22,7 @@ mod table;
 
 use super::Family;
 use super::message::Notification;
+use super::origin::{Changed, Origins, Validity};
 use super::update::{Announced, Nlri, Update};
 pub use accept::{Accept, Rejected, Session};
 pub use best::Because;
@@ -33,7 +34,8 @@ pub use look::{Counts, Explained, Found, Page, PageRoute};
 use shared::{Hops, Shared};
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
-use table::{Number, Received, Table};
+use std::sync::Arc;
+use table::{Number, Received, Table, Unused};
 
 /// Both families, in the order of the tables.
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
@@ -132,6 +134,8 @@ enum ChoreKind {
     Purge { neighbor: usize },
     /// A neighbour's routes are looked at again: a way has come or gone.
     Look { neighbor: usize },
+    /// The VRPs have changed: origins are validated again, where [`Rib::changed`] says.
+    Validate,
 }
 
 /// How many numbers of a table one call looks through: about a millisecond's work.
@@ -143,6 +147,9 @@ pub struct Rib {
     neighbors: Vec<Neighbor>,
     choices: Vec<Choice>,
     own: accept::Own,
+    origins: Arc<Origins>,
+    /// Where routes have not all been validated by them yet.
+    changed: Changed,
     tables: [Table; 2],
     shared: Shared,
     hops: Hops,
@@ -176,6 +183,8 @@ impl Rib {
             neighbors: neighbors.into_iter().map(neighbor).collect(),
             choices: choices.into_iter().map(choice).collect(),
             own: accept::Own::default(),
+            origins: Arc::default(),
+            changed: Changed::default(),
             tables,
             shared: Shared::default(),
             hops: Hops::default(),
@@ -261,6 +270,7 @@ impl Rib {
     fn announce(&mut self, neighbor: usize, announced: &Announced) -> Result<(), Exceeded> {
         let Neighbor { config, .. } = &self.neighbors[neighbor];
         let (accept, most) = (config.accept, config.max_prefixes);
+        let origin = accept::origin(&announced.attributes, config.session);
         let said = accept::check_attributes(&announced.attributes, config.session).and_then(|()| {
             let hop = self.hops.put(neighbor, announced.next_hop).ok_or(Rejected::NextHops)?;
             Ok((self.shared.put(&announced.attributes, hop), hop))
@@ -277,9 +287,9 @@ impl Rib {
                     return Ok(());
                 }
             };
-            let unused = self.own.covers(prefix);
-            if unused {
-                self.neighbors[neighbor].rejected[Rejected::OwnPrefix as usize] += 1;
+            let unused = self.unused(prefix, origin);
+            if let Some(why) = unused {
+                self.neighbors[neighbor].rejected[Rejected::from(why) as usize] += 1;
             }
             let table = &mut self.tables[family as usize];
             let known = table.find(prefix).filter(|&number| table.received(number, neighbor) != Received::NONE);
@@ -293,7 +303,7 @@ impl Rib {
             // The policy lets in nothing that is too long for a key.
             let Some(number) = known.or_else(|| table.find_or_insert(prefix)) else { return Ok(()) };
             let old = std::mem::replace(table.received_mut(number, neighbor), Received::new(route, unused));
-            if old.route() != Some(route) || old.is_unused() != unused {
+            if old.route() != Some(route) || old.unused() != unused {
                 table.touch(number);
             }
             if old.route() != Some(route) {
@@ -341,17 +351,56 @@ impl Rib {
             return;
         }
         self.own = own;
-        for table in &mut self.tables {
-            for number in 0..table.len() {
+        for family in FAMILIES {
+            for number in 0..self.tables[family as usize].len() {
+                let table = &self.tables[family as usize];
                 let Some(prefix) = table.prefix(number) else { continue };
-                let unused = self.own.covers(&prefix);
-                for neighbor in 0..self.neighbors.len() {
-                    let received = table.received_mut(number, neighbor);
-                    if *received != Received::NONE && received.is_unused() != unused {
-                        received.set_unused(unused);
-                        table.touch(number);
-                    }
+                let marked = |neighbor| match table.received(number, neighbor) {
+                    Received::NONE => None,
+                    received => Some(received.unused() == Some(Unused::Own)),
+                };
+                let own = self.own.covers(&prefix);
+                if (0..self.neighbors.len()).filter_map(marked).any(|marked| marked != own) {
+                    self.judge(family, number);
                 }
+            }
+        }
+    }
+
+    /// The VRPs are these from now on: what they change of the routes that are here is worked out in pieces, as all that
+    /// concerns many.
+    pub fn set_origins(&mut self, origins: Arc<Origins>) {
+        let changed = self.origins.changed(&origins);
+        self.origins = origins;
+        if changed.is_empty() {
+            return;
+        }
+        // A walk that is not over is begun again: what it has passed may be in the new changes.
+        self.chores.retain(|chore| chore.kind != ChoreKind::Validate);
+        self.changed.add(changed);
+        self.begin(ChoreKind::Validate);
+    }
+
+    /// Why a route is kept and not used, if it is.
+    fn unused(&self, prefix: &IpNet, origin: Option<u32>) -> Option<Unused> {
+        if self.own.covers(prefix) {
+            return Some(Unused::Own);
+        }
+        (self.origins.validate(prefix, origin) == Validity::Invalid).then_some(Unused::InvalidOrigin)
+    }
+
+    /// Looks again at what keeps the routes to a prefix from use.
+    fn judge(&mut self, family: Family, number: Number) {
+        let Some(prefix) = self.tables[family as usize].prefix(number) else { return };
+        for neighbor in 0..self.neighbors.len() {
+            let received = self.tables[family as usize].received(number, neighbor);
+            let Some((attributes, _)) = received.route().and_then(|route| self.shared.get(route)) else { continue };
+            let origin = accept::origin(attributes, self.neighbors[neighbor].config.session);
+            let unused = self.unused(&prefix, origin);
+            if received.unused() != unused {
+                let table = &mut self.tables[family as usize];
+                table.received_mut(number, neighbor).set_unused(unused);
+                table.touch(number);
             }
         }
     }
@@ -404,11 +453,19 @@ impl Rib {
                         table.touch(number);
                     }
                 }
+                ChoreKind::Validate => {
+                    let prefix = self.tables[chore.family as usize].prefix(number);
+                    if prefix.is_some_and(|prefix| self.changed.touches(&prefix)) {
+                        self.judge(chore.family, number);
+                    }
+                }
             }
         }
         chore.next = end;
         if end < self.tables[chore.family as usize].len() {
             self.chores.push_front(chore);
+        } else if self.chores.iter().all(|chore| chore.kind != ChoreKind::Validate) {
+            self.changed = Changed::default();
         }
     }
 
@@ -416,7 +473,7 @@ impl Rib {
     fn candidates(&self, choice: usize, family: Family, number: Number) -> impl Iterator<Item = Candidate<'_>> {
         self.choices[choice].transits.iter().filter_map(move |&(place, rank)| {
             let received = self.tables[family as usize].received(number, place);
-            let neighbor = self.neighbors.get(place).filter(|neighbor| neighbor.up && !received.is_unused())?;
+            let neighbor = self.neighbors.get(place).filter(|neighbor| neighbor.up && received.unused().is_none())?;
             let route = received.route()?;
             let (attributes, hop) = self.shared.get(route)?;
             self.hops.get(hop).way?;

@@ -3,6 +3,7 @@
 //! A route that can never be used is counted and forgotten at once, so that it costs no memory. One that is kept from
 //! use by what may change (which prefixes are our sites' is the operator's to change at any time) is kept, marked.
 
+use super::table::Unused;
 use crate::bgp::Family;
 use crate::bgp::role::Role;
 use crate::bgp::update::{Attributes, Community};
@@ -47,11 +48,22 @@ pub enum Rejected {
     OwnPrefix,
     /// The neighbour uses more next hops than are kept.
     NextHops,
+    /// The AS that its path ends with may not announce the prefix (RFC 6811).
+    InvalidOrigin,
+}
+
+impl From<Unused> for Rejected {
+    fn from(why: Unused) -> Rejected {
+        match why {
+            Unused::Own => Rejected::OwnPrefix,
+            Unused::InvalidOrigin => Rejected::InvalidOrigin,
+        }
+    }
 }
 
 impl Rejected {
     /// All of them, in the order of their counters.
-    pub const ALL: [Rejected; 11] = [
+    pub const ALL: [Rejected; 12] = [
         Rejected::NoPolicy,
         Rejected::Default,
         Rejected::NotDefault,
@@ -63,6 +75,7 @@ impl Rejected {
         Rejected::Leak,
         Rejected::OwnPrefix,
         Rejected::NextHops,
+        Rejected::InvalidOrigin,
     ];
 }
 
@@ -80,6 +93,7 @@ impl fmt::Display for Rejected {
             Rejected::Leak => "a leak (RFC 9234)",
             Rejected::OwnPrefix => "it is a site's prefix, or part of one",
             Rejected::NextHops => "the neighbour uses too many next hops",
+            Rejected::InvalidOrigin => "its origin may not announce it (RFC 6811)",
         })
     }
 }
@@ -187,6 +201,14 @@ pub(super) fn check_attributes(attributes: &Attributes, session: Session) -> Res
         return Err(Rejected::Leak);
     }
     Ok(())
+}
+
+/// The AS that announced it first, as far as it can be told (RFC 6811, section 2): an empty path is of our own.
+pub(super) fn origin(attributes: &Attributes, session: Session) -> Option<u32> {
+    match attributes.as_path.segments().next() {
+        None => Some(session.local_as),
+        Some(_) => attributes.as_path.origin(),
+    }
 }
 
 /// A route that its neighbour is about to take away (RFC 8326): used where there is no other.

@@ -60,7 +60,7 @@ impl Key {
 /// A prefix's number. It is another prefix's after this one has gone.
 pub(super) type Number = u32;
 
-/// A neighbour's route to a prefix: where its attributes stand, and two marks. Four octets, since a table has millions.
+/// A neighbour's route to a prefix: where its attributes stand, and three marks. Four octets, since a table has millions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Received(u32);
 
@@ -69,14 +69,12 @@ impl Received {
     pub(super) const NONE: Received = Received(0);
     /// From before a restart or a refresh, and not confirmed since (RFC 4724, RFC 7313).
     const STALE: u32 = 1 << 31;
-    /// Kept, and not used, for a reason that may pass.
-    const UNUSED: u32 = 1 << 30;
-    const ROUTE: u32 = Self::UNUSED - 1;
+    const ROUTE: u32 = (1 << 29) - 1;
 
     /// `route` is below [`Received::MOST`].
-    pub(super) fn new(route: u32, unused: bool) -> Received {
+    pub(super) fn new(route: u32, unused: Option<Unused>) -> Received {
         debug_assert!(route < Self::MOST);
-        Received((route + 1) | if unused { Self::UNUSED } else { 0 })
+        Received((route + 1) | unused.map_or(0, |why| why as u32))
     }
 
     /// How many sets of attributes can be told apart: more than there is memory for.
@@ -90,8 +88,9 @@ impl Received {
         self.0 & Self::STALE != 0
     }
 
-    pub(super) fn is_unused(self) -> bool {
-        self.0 & Self::UNUSED != 0
+    /// Why it is kept and not used.
+    pub(super) fn unused(self) -> Option<Unused> {
+        [Unused::Own, Unused::InvalidOrigin].into_iter().find(|&why| self.0 & why as u32 != 0)
     }
 
     pub(super) fn set_stale(&mut self) {
@@ -100,11 +99,20 @@ impl Received {
         }
     }
 
-    pub(super) fn set_unused(&mut self, unused: bool) {
-        if self.route().is_some() {
-            self.0 = self.0 & !Self::UNUSED | if unused { Self::UNUSED } else { 0 };
+    pub(super) fn set_unused(&mut self, unused: Option<Unused>) {
+        if let Some(route) = self.route() {
+            self.0 = self.0 & Self::STALE | Self::new(route, unused).0;
         }
     }
+}
+
+/// Why a route is kept and not used: what may pass without a word from its neighbour. Each is a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unused {
+    /// Its prefix is a site's, or part of one.
+    Own = 1 << 30,
+    /// The VRPs forbid it (RFC 6811).
+    InvalidOrigin = 1 << 29,
 }
 
 /// Which next-hop object a kernel's route refers to: its place, from 1; 0 where the kernel has no route.
@@ -263,7 +271,7 @@ mod tests {
             let number = table.find_or_insert(prefix).expect("a number");
             assert_eq!(table.prefix(number), Some(*prefix));
             assert_eq!(table.find(prefix), Some(number));
-            *table.received_mut(number, 0) = Received::new(0, false);
+            *table.received_mut(number, 0) = Received::new(0, None);
             table.release(number);
             assert_eq!(table.find(prefix), Some(number), "there is a route to it");
             *table.received_mut(number, 0) = Received::NONE;
