@@ -343,10 +343,11 @@ impl Core<'_> {
     fn blackhole(&mut self, asked: &look::Blackhole) -> Result<(), String> {
         let address = asked.address;
         if asked.remove {
-            return match self.ingress.end_blackhole(&address.into()) {
-                true => Ok(tracing::info!(%address, "blackhole removed")),
-                false => Err(format!("{address} is not blackholed; see `msp-core bgp announced`")),
-            };
+            if !self.ingress.end_blackhole(&address.into()) {
+                return Err(format!("{address} is not blackholed; see `msp-core bgp announced`"));
+            }
+            tracing::info!(%address, "blackhole removed");
+            return Ok(());
         }
         let neighbors = self.config.bgp.iter().flat_map(|bgp| &bgp.neighbors);
         let neighbor = match &asked.neighbor {

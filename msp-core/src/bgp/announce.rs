@@ -279,8 +279,7 @@ impl Advertised {
 
     /// When [`Advertised::handle_timeout`] is to be called.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let waiting = !self.open && !(self.announce.is_empty() && self.withdraw.is_empty());
-        let next = self.next.filter(|_| waiting);
+        let next = self.next.filter(|_| !self.open && self.has_something());
         [next, self.later.first().map(|(at, _)| *at)].into_iter().flatten().min()
     }
 
@@ -300,10 +299,14 @@ impl Advertised {
         self.open(now);
     }
 
+    /// Is there anything to be said that need not wait for its pace?
+    fn has_something(&self) -> bool {
+        !self.announce.is_empty() || !self.withdraw.is_empty()
+    }
+
     /// Lets what is to be said go, unless something went just now.
     fn open(&mut self, now: Instant) {
-        let something = !(self.announce.is_empty() && self.withdraw.is_empty());
-        if something && !self.open && self.next.is_none_or(|next| next <= now) {
+        if self.has_something() && !self.open && self.next.is_none_or(|next| next <= now) {
             self.open = true;
             self.next = Some(now + GATHER);
         }
@@ -366,7 +369,7 @@ impl Advertised {
             }
             self.open = false;
         }
-        if !(self.announce.is_empty() && self.withdraw.is_empty()) || self.marks.is_empty() {
+        if self.has_something() || self.marks.is_empty() {
             return None;
         }
         Some(match self.marks.remove(0) {

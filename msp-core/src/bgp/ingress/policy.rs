@@ -72,7 +72,7 @@ pub(crate) struct When {
 }
 
 impl When {
-    fn holds(&self, up: Slots) -> bool {
+    pub(super) fn holds(&self, up: Slots) -> bool {
         self.only.is_none_or(|only| up.and(only) == up)
             && self.any.is_none_or(|any| up.and(any) != Slots::NONE)
             && self.none.is_none_or(|none| up.and(none) == Slots::NONE)
