@@ -3,7 +3,7 @@
 //! is real time.
 //!
 //! ```text
-//!   10.80.0.2: one node with as many tunnels, each of a box of its own
+//!   10.80.0.2: nodes with as many tunnels, each of a box of its own
 //!       |
 //!   10.80.0.1, 10.78.0.1: msp-core
 //!       |
@@ -58,7 +58,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the neighbour is asked what it has.
 const LOOK: Duration = Duration::from_millis(20);
 /// Sites that begin to connect at the same moment.
-const GROUP: u32 = 50;
+const GROUP: usize = 100;
 
 /// What one run came to; times in seconds.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -139,9 +139,13 @@ fn once(arguments: &Arguments, seed: u64) -> Result<Measured> {
     wait("the session is there", || Ok(said(&log, "BGP session established")? == 1))?;
 
     let (end, ended) = mpsc::channel::<()>();
-    let connecting = Boxes::new(core_key.public(), keys, Duration::from_secs_f64(arguments.within))?;
-    let socket = boxes.enter(|| UdpSocket::bind("10.80.0.2:51820"))?.context("cannot bind the boxes' socket")?;
-    let driver = std::thread::spawn(move || connecting.drive(&socket, &ended));
+    let mut connecting = Vec::new();
+    for some in keys.chunks(GROUP) {
+        let socket = boxes.enter(|| UdpSocket::bind("10.80.0.2:0"))?.context("cannot bind a socket of the boxes")?;
+        connecting.push(Boxes::new(core_key.public(), some, socket)?);
+    }
+    let within = Duration::from_secs_f64(arguments.within);
+    let driver = std::thread::spawn(move || drive(connecting, within, &ended));
     let routes = 2 * sites as usize;
     let known = until_routes(&folder, routes)?;
     let (first_up, last_up) = span(&log, "reachable")?;
@@ -331,20 +335,15 @@ fn updates(folder: &Path) -> Result<usize> {
     Ok(count)
 }
 
-/// All boxes: a node with a tunnel for each.
+/// Some of the boxes: a node with a tunnel for each, behind one socket.
 struct Boxes {
     node: Node,
-    begun: Instant,
-    within: Duration,
-    /// Groups that are to connect yet.
-    groups: std::ops::Range<u32>,
-    out: Output,
+    socket: UdpSocket,
 }
 
 impl Boxes {
-    fn new(core: proto::PublicKey, keys: Vec<SecretKey>, within: Duration) -> Result<Boxes> {
-        let groups = 0..(keys.len() as u32).div_ceil(GROUP);
-        let peer = |(key, number): (SecretKey, u32)| PeerConfig {
+    fn new(core: proto::PublicKey, keys: &[SecretKey], socket: UdpSocket) -> Result<Boxes> {
+        let peer = |(key, number): (&SecretKey, u32)| PeerConfig {
             id: PeerId(number),
             name: format!("core of {number}"),
             kind: PeerKind::Core,
@@ -353,9 +352,9 @@ impl Boxes {
             paths: vec![PathConfig {
                 slot: 0,
                 preference: None,
-                local_key: key,
+                local_key: key.clone(),
                 remote_key: core,
-                link: Some(LinkId((number / GROUP) as u16)),
+                link: Some(LinkId(0)),
             }],
         };
         let config = NodeConfig {
@@ -363,48 +362,60 @@ impl Boxes {
             mtu: 1380,
             local: vec!["10.0.0.0/8".parse()?],
             listen_key: None,
-            peers: keys.into_iter().zip(0..).map(peer).collect(),
+            peers: keys.iter().zip(0..).map(peer).collect(),
         };
-        let node = Node::new(config, [1; 32], NodeInstant::ZERO)?;
-        Ok(Boxes { node, begun: Instant::now(), within, groups, out: Output::new(0) })
+        socket.set_nonblocking(true)?;
+        Ok(Boxes { node: Node::new(config, [1; 32], NodeInstant::ZERO)?, socket })
     }
 
-    fn now(&self) -> NodeInstant {
-        NodeInstant::ZERO + self.begun.elapsed()
-    }
-
-    /// Connects group after group, and keeps the tunnels until it is told to end: then it falls silent.
-    fn drive(mut self, socket: &UdpSocket, ended: &mpsc::Receiver<()>) -> Result<()> {
-        let core: SocketAddr = format!("{CORE}:51820").parse()?;
+    fn connect(&mut self, now: NodeInstant, core: SocketAddr) {
         let uplink = Uplink { endpoints: vec![core], preference: 0, keepalive: Keepalive::new(IDLE, false) };
-        let (all, begin) = (self.groups.end, self.begun.elapsed());
-        let mut buffer = [0; 2048];
-        while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
-            if let Some(next) = self.groups.clone().next()
-                && self.begun.elapsed() >= begin + self.within * next / all
-            {
-                self.groups.next();
-                self.node.set_uplink(self.now(), LinkId(next as u16), Some(uplink.clone()));
-            }
-            let now = self.now();
-            let deadline = self.node.poll_timeout().map_or(Duration::MAX, |deadline| deadline.at.since(now));
-            if deadline.is_zero() {
-                self.node.handle_timeout(now, &mut self.out);
-            }
-            // A millisecond is short beside all that is waited for.
-            socket.set_read_timeout(Some(Duration::from_millis(1)))?;
-            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                let data = &buffer[..length];
-                let datagram = Datagram { link: LinkId(0), from, to: None, ecn: 0, waited: Duration::ZERO, data };
-                self.node.handle_datagrams(self.now(), [datagram], &mut self.out);
-            }
-            while self.node.poll_event().is_some() {}
-            for transmit in self.out.transmits() {
-                // What the socket has no room for is lost, as elsewhere.
-                let _ = socket.send_to(&self.out.bytes()[transmit.range.clone()], transmit.to);
-            }
-            self.out.clear();
-        }
-        Ok(())
+        self.node.set_uplink(now, LinkId(0), Some(uplink));
     }
+
+    /// Does what there is to do. Was there anything?
+    fn turn(&mut self, now: NodeInstant, out: &mut Output, buffer: &mut [u8]) -> bool {
+        let mut busy = false;
+        while let Ok((length, from)) = self.socket.recv_from(buffer) {
+            let data = &buffer[..length];
+            let datagram = Datagram { link: LinkId(0), from, to: None, ecn: 0, waited: Duration::ZERO, data };
+            self.node.handle_datagrams(now, [datagram], out);
+            busy = true;
+        }
+        if self.node.poll_timeout().is_some_and(|deadline| deadline.at <= now) {
+            self.node.handle_timeout(now, out);
+            busy = true;
+        }
+        while self.node.poll_event().is_some() {}
+        for transmit in out.transmits() {
+            // What the socket has no room for is lost, as elsewhere.
+            let _ = self.socket.send_to(&out.bytes()[transmit.range.clone()], transmit.to);
+        }
+        out.clear();
+        busy
+    }
+}
+
+/// Connects the boxes, some after the others, and keeps their tunnels until it is told to end: then all fall silent.
+fn drive(mut boxes: Vec<Boxes>, within: Duration, ended: &mpsc::Receiver<()>) -> Result<()> {
+    let core: SocketAddr = format!("{CORE}:51820").parse()?;
+    let (begun, mut connected) = (Instant::now(), 0);
+    let (mut out, mut buffer) = (Output::new(0), [0; 2048]);
+    let all = boxes.len();
+    while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
+        let now = || NodeInstant::ZERO + begun.elapsed();
+        if connected < all && begun.elapsed() >= within * connected as u32 / all as u32 {
+            boxes[connected].connect(now(), core);
+            connected += 1;
+        }
+        let mut busy = false;
+        for some in &mut boxes[..connected] {
+            busy |= some.turn(now(), &mut out, &mut buffer);
+        }
+        if !busy {
+            // Short beside all that is waited for.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
 }

@@ -214,3 +214,115 @@ impl WhenTable {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::scratch::Folder;
+
+    const BEGINNING: &str = r#"schema = 1
+pop = 1
+private_key_file = "private.key"
+listen = ["0.0.0.0:51820"]
+sites = "sites.d"
+[bgp]
+local_as = 64500
+router_id = "192.0.2.1"
+[[bgp.neighbor]]
+name = "transit-a"
+address = "203.0.113.1"
+remote_as = 64501
+[[bgp.neighbor]]
+name = "transit-b"
+address = "203.0.114.1"
+remote_as = 64502
+"#;
+
+    /// What loading such rules says, without the file's folder.
+    fn load(rules: &str) -> Result<Ingress, String> {
+        let folder = Folder::new();
+        let path = folder.write("msp-core.toml", &format!("{BEGINNING}{rules}"));
+        let error = |error: SettingsError| error.to_string().replace(&format!("{}/", folder.path().display()), "");
+        Config::load(&path).map(|config| config.ingress).map_err(error)
+    }
+
+    #[test]
+    fn the_manual_s_examples_are_good() {
+        let manual = include_str!("../../../docs/ingress.md");
+        let blocks = manual.split("```toml\n").skip(1).filter_map(|block| block.split_once("```"));
+        let examples: String = blocks.map(|(block, _)| block).collect();
+        let Ingress { policy, sites, .. } = load(&examples).expect("good examples");
+        assert_eq!((policy.rules.len(), policy.aggregates.len()), (5, 1));
+        let lte = &policy.rules[0];
+        assert_eq!((lte.neighbors.as_deref(), lte.said.prepend, lte.said.med), (Some(&[0][..]), 2, Some(200)));
+        assert_eq!(
+            lte.said.communities.len() + lte.said.extended_communities.len() + lte.said.large_communities.len(),
+            4
+        );
+        assert_eq!(lte.when, When { only: Some([2].into_iter().collect()), ..When::default() });
+        let named: Vec<&str> = sites.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(named, ["office", "test-1", "office"]);
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_what_was_expected() {
+        for (rules, expected) in [
+            (
+                "[[ingress]]\nneighbors = [\"transit-c\"]",
+                "18:14: ingress[0].neighbors[0]: there is no neighbour \"transit-c\"",
+            ),
+            ("[[ingress]]\naggregates = [\"x\"]", "18:15: ingress[0].aggregates[0]: there is no aggregate \"x\""),
+            ("[[ingress]]\nsites = [\"a*b\"]", "18:10: ingress[0].sites[0]: a `*` stands at the end of a name"),
+            ("[[ingress]]\nwhen = { only = [0, 8] }", "18:21: ingress[0].when.only[1]: slot 8: expected 0 to 7"),
+            ("[[ingress]]\nwhen = { any = [] }", "18:16: ingress[0].when.any: expected one slot at least"),
+            ("[[ingress]]\nprepend = 17", "18:11: ingress[0].prepend: 17: expected 0 to 16"),
+            ("[[ingress]]\nannounce = \"all\"", "18:12: ingress[0].announce: unknown variant `all`"),
+            (
+                "[[ingress]]\ncommunities = [\"64500:1\", \"64500:65536\"]",
+                "18:27: ingress[0].communities[1]: \"64500:65536\" is not understood: expected a community such as",
+            ),
+            (
+                "[[aggregate]]\nname = \"a\"\nprefix = \"10.0.0.0/8\"\n[[aggregate]]\nname = \"b\"\nprefix = \"10.1.0.0/16\"",
+                "22:10: aggregate[1].prefix: 10.1.0.0/16 overlaps 10.0.0.0/8 of aggregate \"a\"",
+            ),
+            (
+                "[[aggregate]]\nname = \"a\"\nprefix = \"10.0.0.0/8\"\n[[ingress]]\naggregates = [\"*\"]\nwhen = { at_most = 1 }",
+                "22:8: ingress[0].when: conditions are of a site's paths",
+            ),
+        ] {
+            let error = load(rules).expect_err(rules);
+            assert!(error.starts_with(&format!("msp-core.toml:{expected}")), "{error}\nexpected: {expected}");
+        }
+    }
+
+    #[test]
+    fn policy_and_sites_must_go_together() {
+        let folder = Folder::new();
+        let key = proto::SecretKey::from_bytes([7; 32]);
+        let text =
+            "schema = 1\nid = 1\nname = \"home\"\nprefixes = [\"198.51.100.0/24\"]\n[client]\npublic_key = \"KEY\"\n";
+        folder.write("home.toml", &text.replace("KEY", &proto::SecretKey::from_bytes([8; 32]).public().to_string()));
+        let path = Folder::new();
+        let path = Config::load(&path.write("msp-core.toml", BEGINNING)).expect("a good file");
+        let surroundings = crate::sites::Surroundings::new(&path, &key);
+        let sites = Sites::load(folder.path(), &surroundings).expect("a good site");
+        for (rules, expected) in [
+            ("[[ingress]]\nsites = [\"home\", \"h*\", \"x*\"]", None),
+            (
+                "[[ingress]]\nsites = [\"home\", \"homer\"]",
+                Some("18:18: ingress[0].sites[1]: there is no site \"homer\""),
+            ),
+            ("[[aggregate]]\nname = \"a\"\nprefix = \"198.51.0.0/16\"", None),
+            (
+                "[[aggregate]]\nname = \"a\"\nprefix = \"198.51.100.0/24\"",
+                Some("19:10: aggregate[0].prefix: 198.51.100.0/24 is within 198.51.100.0/24 of a site"),
+            ),
+        ] {
+            let error = load(rules).expect("good rules").check(&sites).err();
+            let starts =
+                error.as_ref().zip(expected).is_some_and(|(error, expected)| error.contains(&format!(":{expected}")));
+            assert!(starts || (error.is_none() && expected.is_none()), "{error:?}\nexpected: {expected:?}");
+        }
+    }
+}
