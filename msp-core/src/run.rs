@@ -25,6 +25,7 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 /// Runs the core until it is told to end.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
@@ -123,41 +124,49 @@ enum Question {
     Blackhole(look::Blackhole, oneshot::Sender<Result<(), String>>),
 }
 
-async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<serde_json::Value> {
-    if command == "bgp announced" {
-        let (answer, answered) = oneshot::channel();
-        questions.send(Question::Announced(answer)).await.ok()?;
-        return serde_json::to_value(answered.await.ok()?).ok();
+/// The answer to a command, a JSON document.
+async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<String> {
+    match command.as_str() {
+        "status" => {
+            let (answer, answered) = oneshot::channel();
+            questions.send(Question::Status(answer)).await.ok()?;
+            serde_json::to_string(&answered.await.ok()?).ok()
+        }
+        "drain" | "drain end" => {
+            let (answer, answered) = oneshot::channel();
+            questions.send(Question::Drain(command == "drain", answer)).await.ok()?;
+            answered.await.ok().map(|()| "{}".into())
+        }
+        "bgp announced" => {
+            let (answer, answered) = oneshot::channel();
+            questions.send(Question::Announced(answer)).await.ok()?;
+            serde_json::to_string(&answered.await.ok()?).ok()
+        }
+        command => {
+            let command = command.strip_prefix("bgp ")?;
+            if let Some(asked) = command.strip_prefix("blackhole ") {
+                return Some(blackhole(&questions, asked).await?.to_string());
+            }
+            let (answer, answered) = oneshot::channel();
+            questions.send(Question::Routes(answer)).await.ok()?;
+            let (looker, names) = answered.await.ok()?;
+            look::answer(&looker, &names, command).await.map(|document| document.to_string())
+        }
     }
-    if let Some(text) = command.strip_prefix("bgp blackhole ") {
-        let asked = match serde_json::from_str(text) {
-            Ok(asked) => asked,
-            Err(error) => return Some(serde_json::json!({ "error": error.to_string() })),
-        };
-        let (answer, answered) = oneshot::channel();
-        questions.send(Question::Blackhole(asked, answer)).await.ok()?;
-        return Some(match answered.await.ok()? {
-            Ok(()) => serde_json::json!({}),
-            Err(why) => serde_json::json!({ "error": why }),
-        });
-    }
-    if let Some(command) = command.strip_prefix("bgp ") {
-        let (answer, answered) = oneshot::channel();
-        questions.send(Question::Routes(answer)).await.ok()?;
-        let (looker, names) = answered.await.ok()?;
-        return look::answer(&looker, &names, command).await;
-    }
-    if let "drain" | "drain end" = command.as_str() {
-        let (answer, answered) = oneshot::channel();
-        questions.send(Question::Drain(command == "drain", answer)).await.ok()?;
-        return answered.await.ok().map(|()| serde_json::json!({}));
-    }
-    if command != "status" {
-        return None;
-    }
+}
+
+async fn blackhole(questions: &mpsc::Sender<Question>, asked: &str) -> Option<serde_json::Value> {
+    let refused = |why: String| Some(serde_json::json!({ "error": why }));
+    let asked = match serde_json::from_str(asked) {
+        Ok(asked) => asked,
+        Err(error) => return refused(error.to_string()),
+    };
     let (answer, answered) = oneshot::channel();
-    questions.send(Question::Status(answer)).await.ok()?;
-    serde_json::to_value(answered.await.ok()?).ok()
+    questions.send(Question::Blackhole(asked, answer)).await.ok()?;
+    match answered.await.ok()? {
+        Ok(()) => Some(serde_json::json!({})),
+        Err(why) => refused(why),
+    }
 }
 
 /// What the daemon's one task owns.
@@ -251,11 +260,18 @@ impl Core<'_> {
         mut signals: Signals,
     ) -> anyhow::Result<()> {
         tracing::info!(sites = self.sites.list.len(), listen = ?self.config.listen, "the core is running");
+        let mut loading: Option<JoinHandle<_>> = None;
         loop {
             let due = self.ingress.poll_timeout().map(|at| at.since(clock::now()));
             let due = async {
                 match due {
                     Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let loaded = async {
+                match &mut loading {
+                    Some(task) => task.await,
                     None => std::future::pending().await,
                 }
             };
@@ -278,7 +294,12 @@ impl Core<'_> {
                     Question::Announced(answer) => drop(answer.send(self.announced().await)),
                     Question::Blackhole(asked, answer) => drop(answer.send(self.blackhole(&asked))),
                 },
-                _ = signals.hangup.recv() => self.reload().await,
+                // If one is under way, its files were read too early.
+                _ = signals.hangup.recv() => loading = Some(self.load()),
+                loaded = loaded => {
+                    loading = None;
+                    self.reload(loaded.unwrap_or_else(|error| Err(vec![error.to_string()]))).await;
+                }
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
             }
@@ -381,34 +402,39 @@ impl Core<'_> {
         look::Announced::new(neighbors, blackholes)
     }
 
+    /// Reads the files, in a thread of its own: of ten thousand sites that takes a second, in which nobody's time is to run out
+    /// unnoticed.
+    fn load(&self) -> JoinHandle<Result<(Config, Sites), Vec<String>>> {
+        let (path, folder, surroundings) = (self.path.to_owned(), self.config.sites.clone(), self.surroundings.clone());
+        tokio::task::spawn_blocking(move || {
+            let config = Config::load(&path).map_err(|error| vec![error.to_string()]);
+            let sites = Sites::load(&folder, &surroundings)
+                .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>());
+            match (config, sites) {
+                (Ok(config), Ok(sites)) => {
+                    config.ingress.check(&sites).map_err(|error| vec![error])?;
+                    Ok((config, sites))
+                }
+                (Err(errors), Err(more)) => Err([errors, more].concat()),
+                (Err(errors), Ok(_)) | (Ok(_), Err(errors)) => Err(errors),
+            }
+        })
+    }
+
     /// Puts the files' sites and what is said of them in force, all of it or nothing.
-    async fn reload(&mut self) {
+    async fn reload(&mut self, loaded: Result<(Config, Sites), Vec<String>>) {
         self.reload.count += 1;
-        let ingress = match Config::load(self.path) {
-            Ok(config) => {
-                let policy = config.ingress.clone();
-                if (Config { ingress: policy.clone(), ..self.config.clone() }) != config {
+        let result = match loaded {
+            Ok((config, sites)) => {
+                if (Config { ingress: config.ingress.clone(), ..self.config.clone() }) != config {
                     tracing::warn!(
                         "{} has changed: a reload is of the sites, [[ingress]] and [[aggregate]]; the rest takes a restart",
                         self.path.display()
                     );
                 }
-                Ok(policy)
+                self.put_in_force(config.ingress, sites).await
             }
-            Err(error) => Err(vec![error.to_string()]),
-        };
-        let sites = Sites::load(&self.config.sites, &self.surroundings)
-            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>());
-        let result = match (ingress, sites) {
-            (Ok(ingress), Ok(sites)) => match ingress.check(&sites) {
-                Ok(()) => self.put_in_force(ingress, sites).await,
-                Err(error) => Err(vec![error]),
-            },
-            (Err(mut errors), Err(more)) => {
-                errors.extend(more);
-                Err(errors)
-            }
-            (Err(errors), Ok(_)) | (Ok(_), Err(errors)) => Err(errors),
+            Err(errors) => Err(errors),
         };
         match result {
             Ok(()) => {
