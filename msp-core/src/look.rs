@@ -38,7 +38,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// What the neighbours have been told
+    /// What the neighbours have been told, and what not, and why
     Announced,
     /// Why packets for a prefix or an address go where they go
     Explain {
@@ -261,16 +261,22 @@ pub(crate) fn look(path: &Path, command: &Command) -> anyhow::Result<()> {
         }),
         Command::Announced => {
             let status: Status = ask(&control, "status")?;
-            for (neighbor, prefix) in status.announced() {
-                writeln!(out, "{prefix}  to {neighbor}")?;
-            }
+            out.write_all(announced(&status, |_| true).as_bytes())?;
             Ok(())
         }
         Command::Explain { prefix, json } => {
             let explained: ExplainDocument = ask(&control, &format!("bgp explain {prefix}"))?;
             match json {
                 true => writeln!(out, "{}", serde_json::to_string(&explained)?)?,
-                false => out.write_all(explanation(prefix, &explained).as_bytes())?,
+                false => {
+                    out.write_all(explanation(prefix, &explained).as_bytes())?;
+                    // A site's prefix is not only routed: it is announced, or it is not.
+                    if explained.own {
+                        let status: Status = ask(&control, "status")?;
+                        let about = |other: &IpNet| other.contains(prefix) || prefix.contains(other);
+                        out.write_all(announced(&status, about).as_bytes())?;
+                    }
+                }
             }
             Ok(())
         }
@@ -283,6 +289,21 @@ pub(crate) fn look(path: &Path, command: &Command) -> anyhow::Result<()> {
         }
         result => result,
     }
+}
+
+/// What the neighbours have been told of some prefixes, and what not, and why.
+fn announced(status: &Status, about: impl Fn(&IpNet) -> bool) -> String {
+    let mut text = String::new();
+    for (neighbor, prefix) in status.announced().filter(|(_, prefix)| about(prefix)) {
+        let _ = writeln!(text, "{prefix}  to {neighbor}");
+    }
+    for (neighbor, prefix, why) in status.not_announced().filter(|(_, prefix, _)| about(prefix)) {
+        let _ = writeln!(text, "{prefix}  not to {neighbor}: {why}");
+    }
+    for (prefix, why) in status.doubtful().filter(|(prefix, _)| about(prefix)) {
+        let _ = writeln!(text, "{prefix}  may be refused by other networks: {why}");
+    }
+    text
 }
 
 fn neighbors(control: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()> {

@@ -1,7 +1,9 @@
 //! The daemon: it starts the parts, passes on what each has to tell the others, and ends them in an order that leaves
 //! nothing behind.
 
+use crate::bgp::admission::Admission;
 use crate::bgp::announce::Liveness;
+use crate::bgp::cache::{self, Caches};
 use crate::bgp::message::Notification;
 use crate::bgp::routing::{Looker, Routing};
 use crate::bgp::socket::{Listener, Serving};
@@ -138,6 +140,9 @@ struct Core<'a> {
     sites: Sites,
     packets: Handle,
     liveness: Liveness,
+    /// What the RPKI caches say.
+    caches: watch::Receiver<Caches>,
+    admission: Admission,
     /// What neighbours with the policy to announce sites are to be told.
     wanted: watch::Sender<Arc<Wanted>>,
     neighbors: Vec<Neighbor>,
@@ -196,6 +201,9 @@ impl Core<'_> {
         let bgp_listening = bgp_listener.map(|listener| listener.serve(doors));
         let mut liveness = Liveness::default();
         liveness.set_sites(started, sites.announcements());
+        let caches = cache::start(config.bgp.as_ref().map_or(&[][..], |bgp| &bgp.caches).to_vec());
+        let local_as = config.bgp.as_ref().map_or(0, |bgp| bgp.local_as);
+        let admission = Admission::new(local_as, caches.borrow().settled());
         Ok(Core {
             host,
             path,
@@ -204,6 +212,8 @@ impl Core<'_> {
             sites,
             packets,
             liveness,
+            caches,
+            admission,
             wanted,
             neighbors,
             routing,
@@ -236,6 +246,7 @@ impl Core<'_> {
                     None => break,
                 },
                 () = due => self.liveness.handle_timeout(clock::now()),
+                Ok(()) = self.caches.changed() => self.origins().await,
                 Some(question) = questions.recv() => match question {
                     Question::Status(answer) => self.answer(answer).await,
                     Question::Drain(draining, answer) => {
@@ -291,11 +302,21 @@ impl Core<'_> {
         });
     }
 
+    /// The RPKI caches have said something.
+    async fn origins(&mut self) {
+        let caches = self.caches.borrow_and_update().clone();
+        self.admission.set_origins(caches.origins().cloned(), caches.settled());
+        // What is out comes first, then what others say.
+        self.announce();
+        self.routing.set_origins(caches.origins().cloned().unwrap_or_default()).await;
+    }
+
     /// Tells the neighbours' tasks, if there is news.
-    fn announce(&self) {
-        let prefixes = self.liveness.wanted();
+    fn announce(&mut self) {
+        let prefixes = self.admission.admit(&self.liveness.wanted());
+        let refused = self.admission.refused();
         self.wanted.send_if_modified(|old| {
-            let news = old.prefixes != prefixes;
+            let news = old.prefixes != prefixes || old.refused != *refused;
             if news {
                 for prefix in prefixes.difference(&old.prefixes) {
                     tracing::info!(%prefix, "to be announced");
@@ -303,7 +324,7 @@ impl Core<'_> {
                 for prefix in old.prefixes.difference(&prefixes) {
                     tracing::info!(%prefix, "to be withdrawn");
                 }
-                *old = Arc::new(Wanted { prefixes, ..Wanted::clone(old) });
+                *old = Arc::new(Wanted { prefixes, refused: refused.clone(), ..Wanted::clone(old) });
             }
             news
         });
@@ -347,6 +368,7 @@ impl Core<'_> {
         };
         let now = clock::now();
         self.liveness.set_sites(now, sites.announcements());
+        self.admission.set_configured(sites.prefixes());
         self.sites = sites;
         self.routing.set_own(self.sites.prefixes().collect()).await;
         // A site that kept its number and lost its keys is another one: what the node says counts.
@@ -379,12 +401,14 @@ impl Core<'_> {
             neighbors.extend(neighbor.handle.status().await.map(|status| (status, neighbor.announce)));
         }
         let sites = self.sites.list.iter();
-        let sites: Vec<_> = sites.map(|site| SiteStatus::new(now, site, &self.liveness, &neighbors)).collect();
+        let site = |site| SiteStatus::new(now, site, &self.liveness, &neighbors, &self.admission);
+        let sites: Vec<_> = sites.map(site).collect();
         let bgp = self.config.bgp.as_ref().map(|bgp| BgpStatus {
             local_as: bgp.local_as,
             router_id: bgp.router_id,
             draining: self.wanted.borrow().graceful_shutdown,
             strangers: self.bgp_listening.as_ref().map_or(0, Serving::strangers),
+            caches: self.caches.borrow().status(now),
             neighbors: neighbors.into_iter().map(|(status, _)| status).collect(),
         });
         let reload = self.reload.clone();

@@ -2,7 +2,9 @@
 //!
 //! Part of the interface: fields are added, never renamed; readers skip what they do not know.
 
+use crate::bgp::admission::Admission;
 use crate::bgp::announce::{Liveness, Standing};
+use crate::bgp::cache::CacheStatus;
 use crate::bgp::session::State;
 use crate::bgp::transport::NeighborStatus;
 use crate::sites::Site;
@@ -44,6 +46,9 @@ pub(crate) struct SiteStatus {
     announced_to: Vec<String>,
     /// Why it is not announced to all of them that should know it.
     not_announced: Option<String>,
+    /// Prefixes that other networks may refuse, though they are announced, and why.
+    #[serde(default)]
+    doubtful: Vec<(IpNet, String)>,
     /// Seconds until it is withdrawn, where that is due.
     withdraw_in_s: Option<f64>,
 }
@@ -72,6 +77,9 @@ pub(crate) struct BgpStatus {
     /// The neighbours are told that the routes will go soon (RFC 8326).
     pub(crate) draining: bool,
     pub(crate) neighbors: Vec<NeighborStatus>,
+    /// The RPKI caches, the preferred first.
+    #[serde(default)]
+    pub(crate) caches: Vec<CacheStatus>,
 }
 
 /// How reloading the sites went.
@@ -90,6 +98,7 @@ impl SiteStatus {
         site: &Site,
         liveness: &Liveness,
         neighbors: &[(NeighborStatus, bool)],
+        admission: &Admission,
     ) -> SiteStatus {
         let prefixes = &site.peer.prefixes;
         let standing = liveness.standing(site.peer.id).unwrap_or(Standing::NeverUp);
@@ -109,6 +118,7 @@ impl SiteStatus {
                 format!("{}: {}", neighbor.name, why.map_or("waiting to be sent", |(_, why)| why.as_str()))
             }),
         };
+        let doubtful = admission.doubtful().filter(|(prefix, _)| prefixes.contains(prefix));
         let (state, withdraw_in_s) = match standing {
             Standing::NeverUp => (SiteState::NeverUp, None),
             Standing::Up => (SiteState::Up, None),
@@ -124,6 +134,7 @@ impl SiteStatus {
             state,
             announced_to: announced_to.into_iter().map(|neighbor| neighbor.name.clone()).collect(),
             not_announced,
+            doubtful: doubtful.map(|(prefix, why)| (*prefix, why.to_string())).collect(),
             withdraw_in_s,
         }
     }
@@ -142,7 +153,8 @@ impl SiteStatus {
     fn announced_text(&self) -> String {
         let yes = (!self.announced_to.is_empty()).then(|| format!("to {}", self.announced_to.join(", ")));
         let no = self.not_announced.as_ref().map(|why| format!("no ({why})"));
-        [yes, no].into_iter().flatten().collect::<Vec<_>>().join("; ")
+        let doubtful = self.doubtful.first().map(|(prefix, why)| format!("other networks may refuse {prefix}: {why}"));
+        [yes, no, doubtful].into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -178,6 +190,18 @@ impl Status {
     /// Our identifier towards BGP neighbours.
     pub(crate) fn router_id(&self) -> Option<Ipv4Addr> {
         Some(self.bgp.as_ref()?.router_id)
+    }
+
+    /// Which neighbour is not told which prefix that it should be, and why.
+    pub(crate) fn not_announced(&self) -> impl Iterator<Item = (&str, IpNet, &str)> {
+        self.sessions().iter().flat_map(|session| {
+            session.not_announced.iter().map(|(prefix, why)| (session.name.as_str(), *prefix, why.as_str()))
+        })
+    }
+
+    /// Which prefix is announced though other networks may refuse it, and why.
+    pub(crate) fn doubtful(&self) -> impl Iterator<Item = (IpNet, &str)> {
+        self.sites.iter().flat_map(|site| site.doubtful.iter().map(|(prefix, why)| (*prefix, why.as_str())))
     }
 
     /// Which neighbour has been told which prefix.
@@ -228,6 +252,10 @@ impl Status {
             let draining = if bgp.draining { ", draining: neighbours are asked to prefer other routes" } else { "" };
             text += &format!("\nAS {}, router id {}{draining}\n", bgp.local_as, bgp.router_id);
             text += &table(&bgp.rows());
+            if !bgp.caches.is_empty() {
+                text.push('\n');
+                text += &table(&bgp.cache_rows());
+            }
         }
         let drops: Vec<_> = self.node.drops.iter().filter(|(_, count)| *count > 0).collect();
         if !drops.is_empty() {
@@ -267,6 +295,29 @@ impl BgpStatus {
                 duration(Duration::try_from_secs_f64(neighbor.since_s).unwrap_or_default()),
                 format!("{}{missing}", neighbor.announced.len()),
                 printable(neighbor.last_error.as_deref().unwrap_or("-")),
+            ]
+        }));
+        rows
+    }
+}
+
+impl BgpStatus {
+    fn cache_rows(&self) -> Vec<[String; 7]> {
+        let header = ["RPKI CACHE", "ADDRESS", "STATE", "VRPS", "CONFIRMED", "EXPIRES IN", "LAST ERROR"];
+        let mut rows = vec![header.map(str::to_owned)];
+        let time = |seconds: Option<f64>| {
+            seconds.map_or("-".into(), |seconds| duration(Duration::try_from_secs_f64(seconds).unwrap_or_default()))
+        };
+        rows.extend(self.caches.iter().map(|cache| {
+            let counts = if cache.counts { ", counts" } else { "" };
+            [
+                printable(&cache.name),
+                cache.address.to_string(),
+                format!("{}{counts}", if cache.connected { "up" } else { "down" }),
+                cache.vrps.map_or("-".into(), |vrps| vrps.to_string()),
+                time(cache.confirmed_s),
+                time(cache.expires_in_s),
+                printable(cache.last_error.as_deref().unwrap_or("-")),
             ]
         }));
         rows
@@ -383,7 +434,8 @@ mod tests {
         let mut liveness = Liveness::default();
         liveness.set_sites(seconds(0), [announce::Site { id: HOME, prefixes: vec![prefix()], withdraw_after }]);
         live(&mut liveness);
-        SiteStatus::new(seconds(100), &Site { peer, withdraw_after }, &liveness, neighbors)
+        let admission = Admission::new(64500, true);
+        SiteStatus::new(seconds(100), &Site { peer, withdraw_after }, &liveness, neighbors, &admission)
     }
 
     #[test]

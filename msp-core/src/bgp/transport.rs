@@ -1,5 +1,6 @@
 //! TCP under a session: one task per neighbour, so that one that hangs holds up nobody else.
 
+use super::admission::Refusal;
 use super::announce::{Advertised, Mark, RouteAttributes};
 use super::message::Notification;
 use super::routing::{Feed, News, Order, Room};
@@ -10,7 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use dataplane::clock;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -94,6 +95,8 @@ impl Handle {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) prefixes: BTreeSet<IpNet>,
+    /// What is wanted and may not leave, with the reasons.
+    pub(crate) refused: BTreeMap<IpNet, Refusal>,
     /// The routes will go soon (RFC 8326).
     pub(crate) graceful_shutdown: bool,
 }
@@ -514,6 +517,8 @@ impl Task {
                 Some((_, attributes)) => attributes.why_not(family).unwrap_or("waiting to be sent").to_owned(),
             }
         };
+        let missing = wanted.prefixes.difference(announced).map(|prefix| (*prefix, why_not(prefix)));
+        let refused = wanted.refused.iter().map(|(prefix, why)| (*prefix, why.to_string()));
         NeighborStatus {
             name: self.neighbor.name.clone(),
             remote: self.neighbor.remote,
@@ -523,7 +528,7 @@ impl Task {
             hold_time: negotiated.map(|negotiated| negotiated.hold_time),
             remote_router_id: negotiated.map(|negotiated| negotiated.remote_router_id),
             announced: announced.iter().copied().collect(),
-            not_announced: wanted.prefixes.difference(announced).map(|prefix| (*prefix, why_not(prefix))).collect(),
+            not_announced: refused.chain(missing).collect(),
             last_error: self.session.last_error().map(ToString::to_string),
             counters: self.session.counters(),
         }

@@ -95,7 +95,7 @@ impl Line {
 
 fn prefixes(count: u32) -> Arc<Wanted> {
     let prefix = |n| IpNet::new(Ipv4Addr::from(0x0a00_0000 + n * 256).into(), 24).expect("a prefix");
-    Arc::new(Wanted { prefixes: (0..count).map(prefix).collect(), graceful_shutdown: false })
+    Arc::new(Wanted { prefixes: (0..count).map(prefix).collect(), ..Wanted::default() })
 }
 
 /// Reads UPDATEs of prefixes of /24 until the table that they build, of `size` so far, has `target` of them.
