@@ -1,9 +1,9 @@
-//! The one loop of a daemon: a thread that owns the `proto::Node`, its sockets and its TUN, and waits in one place.
+//! The one loop of a daemon: a thread that owns the `proto::Node`, its sockets and its TUNs, and waits in one place.
 //!
 //! Everything else a daemon does runs in tokio and talks to the loop through a [`Handle`]; what the node reports comes
 //! out of a channel. In the steady state the loop makes no allocation and takes no lock for a packet.
 //!
-//! A round is: wait; UDP sockets to [`Node::handle_datagrams`]; TUN to [`Node::handle_ip`]; commands;
+//! A round is: wait; UDP sockets to [`Node::handle_datagrams`]; TUNs to [`Node::handle_ip`]; commands;
 //! [`Node::handle_timeout`]. After each of them what the node produced is sent and delivered, and its events are
 //! passed on. All amounts are bounded, so that no source starves another; the wait is level-triggered, so what is left
 //! comes in the next round.
@@ -25,9 +25,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 
 /// Tokens of what is waited for besides sockets, whose tokens are small.
-const TUN: u64 = u64::MAX;
-const WAKE: u64 = u64::MAX - 1;
-const CLOCK: u64 = u64::MAX - 2;
+const WAKE: u64 = u64::MAX;
+const CLOCK: u64 = u64::MAX - 1;
+/// That of the first TUN; the next ones' follow.
+const TUN: u64 = 1 << 63;
 
 /// How many ready descriptors one wait reports: both families on each uplink, and the loop's own, with room; at a core
 /// with more listening sockets the rest come in the next round.
@@ -65,13 +66,13 @@ pub struct Counters {
     pub udp_no_socket: u64,
     /// Errors reported instead of a received datagram.
     pub udp_receive_errors: u64,
-    /// Packets read from the TUN.
+    /// Packets read from the TUNs.
     pub tun_read: u64,
-    /// Packets for the TUN, before they are merged.
+    /// Packets for the TUNs, before they are merged.
     pub tun_written: u64,
-    /// Bursts from the TUN that could not be read.
+    /// Bursts from a TUN that could not be read.
     pub tun_read_errors: u64,
-    /// Batches of which the TUN refused at least one packet.
+    /// Batches of which a TUN refused at least one packet; packets for a TUN that there is not.
     pub tun_write_errors: u64,
 }
 
@@ -214,13 +215,14 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Starts the loop, with the sockets of a core, at most one a link and family (a box opens its own as its uplinks
-    /// come).
+    /// come). A peer's packets are delivered to the TUN at the place that its configuration names; what comes from any of
+    /// them is for whichever peer has its destination.
     ///
     /// The receiver gives every [`Event`] of the node, in order; it must be read, and it ends when the loop ends,
     /// whatever the reason: then ask [`Dataplane::stop`] for it.
     pub fn start(
         config: NodeConfig,
-        tun: Tun,
+        tuns: Vec<Tun>,
         sockets: Vec<(LinkId, Socket)>,
     ) -> Result<(Self, tokio_mpsc::UnboundedReceiver<Event>), EngineError> {
         let failed = |what| move |cause: rustix::io::Errno| EngineError::Setup { what, cause: cause.into() };
@@ -234,7 +236,9 @@ impl Dataplane {
         let wait_for = |fd: std::os::fd::BorrowedFd<'_>, token| {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN).map_err(failed("epoll"))
         };
-        wait_for(tun.as_fd(), TUN)?;
+        for (tun, token) in tuns.iter().zip(TUN..) {
+            wait_for(tun.as_fd(), token)?;
+        }
         wait_for(wake.as_fd(), WAKE)?;
         wait_for(clock.as_fd(), CLOCK)?;
         let mut by_link = Sockets::new(epoll.try_clone().map_err(|cause| EngineError::Setup { what: "epoll", cause })?);
@@ -250,7 +254,7 @@ impl Dataplane {
         let (events, event_receiver) = tokio_mpsc::unbounded_channel();
         let engine = Engine {
             node,
-            tun,
+            tuns,
             sockets: by_link,
             epoll,
             wake: wake.clone(),
@@ -275,7 +279,7 @@ impl Dataplane {
         self.handle.clone()
     }
 
-    /// Ends the loop, closes its sockets and its TUN (which removes it), and tells how it ended: an error if it had
+    /// Ends the loop, closes its sockets and its TUNs (which removes them), and tells how it ended: an error if it had
     /// ended by itself.
     pub fn stop(self) -> Result<(), EngineError> {
         // It may have ended already; then joining tells why.
@@ -287,7 +291,7 @@ impl Dataplane {
 /// The state of the loop, all of it owned by its thread.
 struct Engine {
     node: Node,
-    tun: Tun,
+    tuns: Vec<Tun>,
     sockets: Sockets,
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
@@ -323,13 +327,15 @@ impl Engine {
                     all_read &= !self.drain_socket(token)?;
                 }
             } else {
-                for event in ready.iter().filter(|event| event.data.u64() < CLOCK) {
+                for event in ready.iter().filter(|event| event.data.u64() < TUN) {
                     self.drain_socket(event.data.u64())?;
                 }
             }
             let has = |token| ready.iter().any(|event| event.data.u64() == token);
-            if has(TUN) {
-                self.drain_tun()?;
+            for (place, token) in (0..self.tuns.len()).zip(TUN..) {
+                if has(token) {
+                    self.drain_tun(place)?;
+                }
             }
             if has(CLOCK) && self.clock.was_set() {
                 tracing::info!(unix_time = clock::unix_time().as_secs(), "the wall clock was set");
@@ -374,9 +380,11 @@ impl Engine {
                 }
             }
         }
-        for _ in 0..PUT_OFF {
-            if !self.drain_tun()? {
-                break;
+        for place in 0..self.tuns.len() {
+            for _ in 0..PUT_OFF {
+                if !self.drain_tun(place)? {
+                    break;
+                }
             }
         }
         self.stalled = Duration::ZERO;
@@ -404,38 +412,36 @@ impl Engine {
         let more = self.received.read(socket, &mut self.counters);
         // A process is stopped where it leaves the kernel: with what it has just read, which may be old by now.
         self.read_clock(Some(self.now));
-        let Engine { node, tun, sockets, received, out, counters, now, stalled, .. } = self;
-        let mut gone = None;
+        let Engine { node, tuns, sockets, received, out, counters, now, stalled, .. } = self;
+        let mut delivered = Ok(());
         received.hand(link, *stalled, counters, |datagrams, counters| {
             node.handle_datagrams(*now, datagrams, out);
             sockets.send(out, counters);
-            gone = tun.send(out.deliveries(), counters).err().or(gone.take());
+            if let Err(gone) = deliver(tuns, out, counters) {
+                delivered = Err(gone);
+            }
             out.clear();
         });
-        match gone {
-            Some(error) => Err(self.tun_gone(error)),
-            None => Ok(more),
-        }
+        delivered.map(|()| more)
     }
 
-    /// Reads one batch from the TUN; whether there was anything.
-    fn drain_tun(&mut self) -> Result<bool, EngineError> {
-        self.tun.receive(&mut self.counters).map_err(|error| self.tun_gone(error))?;
+    /// Reads one batch from the TUN at a place; whether there was anything.
+    fn drain_tun(&mut self, place: usize) -> Result<bool, EngineError> {
+        let tun = &mut self.tuns[place];
+        tun.receive(&mut self.counters).map_err(|cause| gone(tun, cause))?;
         self.read_clock(Some(self.now));
-        self.node.handle_ip(self.now, self.stalled, self.tun.packets(), &mut self.out);
+        let tun = &mut self.tuns[place];
+        self.node.handle_ip(self.now, self.stalled, tun.packets(), &mut self.out);
+        let more = !tun.is_empty();
         self.flush()?;
-        Ok(!self.tun.is_empty())
+        Ok(more)
     }
 
     fn flush(&mut self) -> Result<(), EngineError> {
         self.sockets.send(&self.out, &mut self.counters);
-        let result = self.tun.send(self.out.deliveries(), &mut self.counters);
+        let result = deliver(&mut self.tuns, &mut self.out, &mut self.counters);
         self.out.clear();
-        result.map_err(|error| self.tun_gone(error))
-    }
-
-    fn tun_gone(&self, cause: io::Error) -> EngineError {
-        EngineError::TunGone { name: self.tun.name().to_owned(), cause }
+        result
     }
 
     /// Carries out what was asked; whether to stop.
@@ -462,4 +468,24 @@ impl Engine {
             let _ = self.events.send(event);
         }
     }
+}
+
+/// Gives each TUN its packets. An error is the end of one of them.
+fn deliver(tuns: &mut [Tun], out: &mut Output, counters: &mut Counters) -> Result<(), EngineError> {
+    let mut result = Ok(());
+    for (place, packets) in out.deliveries().enumerate() {
+        match tuns.get_mut(place) {
+            Some(tun) => {
+                if let Err(cause) = tun.send(packets, counters) {
+                    result = Err(gone(tun, cause));
+                }
+            }
+            None => counters.tun_write_errors += packets.len() as u64,
+        }
+    }
+    result
+}
+
+fn gone(tun: &Tun, cause: io::Error) -> EngineError {
+    EngineError::TunGone { name: tun.name().to_owned(), cause }
 }

@@ -10,8 +10,8 @@ use crate::bgp::session;
 use crate::bgp::socket::{Options, Password};
 use crate::bgp::transport::Neighbor;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
-pub(crate) use egress::Egress;
 use egress::{AcceptWord, EgressTable, MaxPrefixes};
+pub(crate) use egress::{Egress, SITES_TABLE};
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::HashSet;
@@ -41,7 +41,7 @@ pub(crate) struct Config {
     pub(crate) control: PathBuf,
     pub(crate) tun: Tun,
     pub(crate) bgp: Option<Bgp>,
-    /// By whom the sites' packets leave; by the main table, if none is given.
+    /// By whom the sites' packets leave; by the main table, if none is given. The first is that of sites that name none.
     pub(crate) egress: Vec<Egress>,
 }
 
@@ -167,6 +167,14 @@ fn default_hold_time() -> Text<Duration> {
 }
 
 impl Config {
+    /// The TUNs' names, one for each egress choice. What is for the sites goes to the first.
+    pub(crate) fn tuns(&self) -> Vec<&str> {
+        match &self.egress[..] {
+            [] => vec![&self.tun.name],
+            choices => choices.iter().map(|choice| choice.tun.as_str()).collect(),
+        }
+    }
+
     /// Reads and checks the file.
     pub(crate) fn load(path: &Path) -> Result<Config, SettingsError> {
         let (file, document): (File, Document) = settings::load(path, Some(ENVIRONMENT))?;
@@ -189,7 +197,7 @@ impl Config {
         file.tun.check(&document)?;
         let bgp = file.bgp.map(|table| table.check(&document)).transpose()?;
         let transits = bgp.as_ref().map_or(&[][..], |bgp| &bgp.transits);
-        let egress = egress::check(file.egress, transits, &document)?;
+        let egress = egress::check(file.egress, transits, &file.tun.name, &document)?;
         Ok(Config {
             pop: file.pop,
             private_key_file: document.resolve(&file.private_key_file),
@@ -421,6 +429,29 @@ announce = ["sites"]
     }
 
     #[test]
+    fn each_egress_choice_has_a_tun_and_a_table_of_its_own() {
+        let choice = |name: &str| format!("[[egress]]\nname = \"{name}\"\ntransits = [\"transit\"]\n");
+        let with = |tun: &str, choices: usize| {
+            let taken = GOOD.replace("announce", "accept = [\"table\"]\nannounce");
+            let choices: String = (0..choices).map(|place| choice(&format!("choice {place}"))).collect();
+            load(&format!("{taken}{choices}[tun]\nname = \"{tun}\"\n"))
+        };
+        let tuns = |tun: &str, choices| -> Vec<String> {
+            with(tun, choices).expect("a good file").tuns().into_iter().map(str::to_owned).collect()
+        };
+        assert_eq!(tuns("msp0", 0), ["msp0"], "also where there are no choices");
+        assert_eq!(tuns("msp9", 3), ["msp9", "msp10", "msp11"]);
+        assert_eq!(tuns("msp", 2), ["msp", "msp1"]);
+        let tables: Vec<u32> =
+            with("msp0", 16).expect("as many as there can be").egress.iter().map(|choice| choice.table).collect();
+        assert_eq!(tables, (78_001..=78_016).collect::<Vec<_>>());
+        let error = with("msp0", 17).expect_err("too many");
+        assert!(error.contains("egress: 17: expected at most 16"), "{error}");
+        let error = with("a-name-of-15-ch", 2).expect_err("the second TUN's name is too long");
+        assert!(error.contains("tun.name: \"a-name-of-15-ch1\" is no name of an interface"), "{error}");
+    }
+
+    #[test]
     fn errors_name_file_line_key_and_what_was_expected() {
         for (from, to, expected) in [
             ("pop = 1", "pop = 0", "msp-core.toml:3:7: pop: 0 stands for none"),
@@ -447,6 +478,11 @@ announce = ["sites"]
                 "[[bgp.neighbor]]",
                 "[[bgp.cache]]\nname = \"a\"\naddress = \"192.0.2.1\"\nport = 0\n[[bgp.neighbor]]",
                 "msp-core.toml:14:8: bgp.cache[0].port: 0 is no port",
+            ),
+            (
+                "[\"sites\"]",
+                "[\"sites\"]\n[[egress]]\nname = \"all\"\ntransits = [\"transit\"]",
+                "msp-core.toml:18:13: egress[0].transits[0]: nothing is taken of \"transit\"",
             ),
             ("[\"sites\"]", "[\"all\"]", "msp-core.toml:15:13: bgp.neighbor[0].announce[0]: unknown variant `all`"),
         ] {

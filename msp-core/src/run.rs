@@ -76,9 +76,12 @@ async fn serve(signals: Signals, path: &Path, loaded: Loaded, host: &mut Host) -
     };
     let control = ControlSocket::bind(&config.control)?;
     let sockets = listen(&config)?;
-    let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
-    host.set(&routes::wanted(&config.tun.name, sites.prefixes(), config.egress.first())).await?;
-    let (dataplane, events) = Dataplane::start(node, tun, sockets)?;
+    let mut tuns = Vec::new();
+    for name in config.tuns() {
+        tuns.push(host.open_tun(name, config.tun.mtu).await?);
+    }
+    host.set(&routes::wanted(&config, sites.prefixes())).await?;
+    let (dataplane, events) = Dataplane::start(node, tuns, sockets)?;
     let (questions, asked) = mpsc::channel(1);
     let serving = tokio::spawn(control.serve(move |command| ask(questions.clone(), command)));
     let result = match Core::start(path, config, surroundings, sites, dataplane.handle(), host) {
@@ -381,7 +384,7 @@ impl Core<'_> {
         // Before the routes, of which there may be many.
         self.announce();
         // The sites are in force: a route that cannot be set is an error to show, and no reason to go back.
-        let wanted = routes::wanted(&self.config.tun.name, self.sites.prefixes(), self.config.egress.first());
+        let wanted = routes::wanted(&self.config, self.sites.prefixes());
         self.host.set(&wanted).await.map_err(|error| vec![error.to_string()])
     }
 

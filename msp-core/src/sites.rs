@@ -27,6 +27,8 @@ pub(crate) struct Site {
     pub(crate) peer: PeerConfig,
     /// How long after its last path went down it is withdrawn; `None` is never.
     pub(crate) withdraw_after: Option<Duration>,
+    /// The egress choice that its packets leave by, if there are any.
+    pub(crate) egress: Option<String>,
 }
 
 /// What the sites are judged by, besides each other.
@@ -36,6 +38,8 @@ pub(crate) struct Surroundings {
     pub(crate) key: SecretKey,
     /// For sites that say nothing.
     pub(crate) withdraw_after: Option<Duration>,
+    /// The names of the egress choices, by their places. The first is for sites that say nothing.
+    pub(crate) egress: Vec<String>,
     /// The core's own addresses and its neighbours', with a word for each: a site that had one of them would cut the
     /// core off.
     pub(crate) reserved: Vec<(IpAddr, String)>,
@@ -53,8 +57,22 @@ impl Surroundings {
             reserved.extend(neighbor.next_hop_v4.map(|address| (address.into(), "a BGP next hop".to_owned())));
             reserved.extend(neighbor.next_hop_v6.map(|address| (address.into(), "a BGP next hop".to_owned())));
         }
+        let egress = config.egress.iter().map(|choice| choice.name.clone()).collect();
         let (withdraw_after, holdings) = (config.withdraw_after, config.holdings.clone());
-        Surroundings { key: key.clone(), withdraw_after, reserved, holdings }
+        Surroundings { key: key.clone(), withdraw_after, egress, reserved, holdings }
+    }
+}
+
+impl Surroundings {
+    /// Where the egress choice of this name stands among all. The error says what is there.
+    fn place_of(&self, name: &str) -> Result<u8, String> {
+        match self.egress.iter().zip(0..).find(|(known, _)| *known == name) {
+            Some((_, place)) => Ok(place),
+            None if self.egress.is_empty() => {
+                Err(format!("there is no egress choice {name:?}: the core's file has no [[egress]]; leave this out"))
+            }
+            None => Err(format!("there is no egress choice {name:?}: expected one of {}", self.egress.join(", "))),
+        }
     }
 }
 
@@ -79,6 +97,7 @@ struct File {
     name: String,
     prefixes: Vec<Text<IpNet>>,
     withdraw_after: Option<Text<Option<Duration>>>,
+    egress: Option<String>,
     middlebox: Option<Middlebox>,
     client: Option<Client>,
 }
@@ -194,15 +213,21 @@ impl Read {
                 return Err(document.error("", "neither [middlebox] nor [client] is there: expected one of them"));
             }
         };
+        let egress = match &file.egress {
+            None => 0,
+            Some(name) => surroundings.place_of(name).map_err(|problem| document.error("egress", problem))?,
+        };
         let peer = PeerConfig {
             id: PeerId(file.id),
             name: file.name,
             kind,
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
+            egress,
             paths,
         };
         let withdraw_after = file.withdraw_after.map_or(surroundings.withdraw_after, |after| after.0);
-        Ok(Read { site: Site { peer, withdraw_after }, middlebox, document, path })
+        let egress = surroundings.egress.get(usize::from(egress)).cloned();
+        Ok(Read { site: Site { peer, withdraw_after, egress }, middlebox, document, path })
     }
 
     fn name(&self) -> &str {

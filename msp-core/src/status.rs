@@ -51,6 +51,9 @@ pub(crate) struct SiteStatus {
     doubtful: Vec<(IpNet, String)>,
     /// Seconds until it is withdrawn, where that is due.
     withdraw_in_s: Option<f64>,
+    /// The egress choice that its packets leave by; the main table, if there is none.
+    #[serde(default)]
+    egress: Option<String>,
 }
 
 /// A site's liveness, in a word.
@@ -136,6 +139,7 @@ impl SiteStatus {
             not_announced,
             doubtful: doubtful.map(|(prefix, why)| (*prefix, why.to_string())).collect(),
             withdraw_in_s,
+            egress: site.egress.clone(),
         }
     }
 
@@ -428,6 +432,7 @@ mod tests {
             name: "home".into(),
             kind: PeerKind::Middlebox,
             prefixes: vec![prefix()],
+            egress: 0,
             paths: Vec::new(),
         };
         let withdraw_after = Some(Duration::from_secs(60));
@@ -435,7 +440,8 @@ mod tests {
         liveness.set_sites(seconds(0), [announce::Site { id: HOME, prefixes: vec![prefix()], withdraw_after }]);
         live(&mut liveness);
         let admission = Admission::new(64500, true);
-        SiteStatus::new(seconds(100), &Site { peer, withdraw_after }, &liveness, neighbors, &admission)
+        let site = Site { peer, withdraw_after, egress: None };
+        SiteStatus::new(seconds(100), &site, &liveness, neighbors, &admission)
     }
 
     #[test]

@@ -271,6 +271,7 @@ impl Config {
                 prefixes: everywhere
                     .map(|address| IpNet::new(address, 0).expect("0 is a length of prefixes of both families"))
                     .to_vec(),
+                egress: 0,
                 paths,
             }],
         }

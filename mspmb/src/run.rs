@@ -56,7 +56,7 @@ async fn serve(config: &Config, host: &mut Host) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
     let control = ControlSocket::bind(&config.control)?;
     let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
-    let (dataplane, mut events) = Dataplane::start(config.node(), tun, Vec::new())?;
+    let (dataplane, mut events) = Dataplane::start(config.node(), vec![tun], Vec::new())?;
     let handle = dataplane.handle();
     let news = Arc::new(Notify::new());
     let mut site = Site::new(config, host, handle.clone(), news.clone());

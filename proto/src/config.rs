@@ -59,6 +59,9 @@ pub struct PeerConfig {
     pub kind: PeerKind,
     /// What lies behind it: packets to these go to it, packets from it must come from these.
     pub prefixes: Vec<IpNet>,
+    /// The place of the TUN that its packets are delivered to, among those that the caller has: what becomes of them
+    /// there is the host's routing's to say. 0 where there is one.
+    pub egress: u8,
     /// Its paths, at most one a slot.
     pub paths: Vec<PathConfig>,
 }
@@ -260,6 +263,7 @@ mod tests {
             name: format!("site-{id}"),
             kind: PeerKind::Middlebox,
             prefixes: prefixes.iter().map(|p| p.parse().expect("a prefix")).collect(),
+            egress: 0,
             paths: Vec::new(),
         }
     }

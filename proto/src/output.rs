@@ -30,16 +30,31 @@ pub struct Output {
     arena: Vec<u8>,
     used: usize,
     transmits: Vec<Transmit>,
-    /// Packets for the TUN, each behind `headroom` bytes; only the first `delivered` are meaningful.
-    deliveries: Vec<Vec<u8>>,
-    delivered: usize,
+    /// What was lent last, and is not kept yet.
+    lent: Vec<u8>,
+    /// Of each TUN, by its place.
+    deliveries: Vec<Deliveries>,
     headroom: usize,
 }
 
+/// Packets for one TUN, each behind the headroom; only the first `count` are meaningful.
+#[derive(Debug, Default)]
+struct Deliveries {
+    packets: Vec<Vec<u8>>,
+    count: usize,
+}
+
 impl Output {
-    /// Buffers whose packets for the TUN have `headroom` bytes in front (for a virtio header).
+    /// Buffers whose packets for a TUN have `headroom` bytes in front (for a virtio header).
     pub fn new(headroom: usize) -> Self {
-        Output { arena: Vec::new(), used: 0, transmits: Vec::new(), deliveries: Vec::new(), delivered: 0, headroom }
+        Output {
+            arena: Vec::new(),
+            used: 0,
+            transmits: Vec::new(),
+            lent: Vec::new(),
+            deliveries: vec![Deliveries::default()],
+            headroom,
+        }
     }
 
     /// Datagrams to send, in order.
@@ -52,22 +67,22 @@ impl Output {
         &self.arena[..self.used]
     }
 
-    /// Packets for the TUN, in order, each behind `headroom` bytes. The caller may change them at will (merge them for
-    /// GSO, say), but leaves the vector its elements.
-    pub fn deliveries(&mut self) -> &mut [Vec<u8>] {
-        &mut self.deliveries[..self.delivered]
+    /// Packets for each TUN, by its place ([`crate::PeerConfig::egress`]), in order, each behind `headroom` bytes. The
+    /// caller may change them at will (merge them for GSO, say), but leaves the vector its elements.
+    pub fn deliveries(&mut self) -> impl Iterator<Item = &mut [Vec<u8>]> {
+        self.deliveries.iter_mut().map(|tun| &mut tun.packets[..tun.count])
     }
 
     /// Nothing to send and nothing to deliver.
     pub fn is_empty(&self) -> bool {
-        self.transmits.is_empty() && self.delivered == 0
+        self.transmits.is_empty() && self.deliveries.iter().all(|tun| tun.count == 0)
     }
 
     /// Forgets the content and keeps the memory.
     pub fn clear(&mut self) {
         self.used = 0;
         self.transmits.clear();
-        self.delivered = 0;
+        self.deliveries.iter_mut().for_each(|tun| tun.count = 0);
     }
 
     /// Lets `fill` write a datagram of at most `max` bytes and say its length and where it goes; `None` sends nothing.
@@ -93,21 +108,27 @@ impl Output {
         }
     }
 
-    /// Lends a buffer of `max` bytes for a packet to the TUN; [`Output::deliver`] keeps it, otherwise the next call
+    /// Lends a buffer of `max` bytes for a packet to a TUN; [`Output::deliver`] keeps it, otherwise the next call
     /// lends it again.
     pub(crate) fn lend(&mut self, max: usize) -> &mut [u8] {
-        if self.deliveries.len() == self.delivered {
-            self.deliveries.push(Vec::new());
-        }
-        let buffer = &mut self.deliveries[self.delivered];
-        buffer.resize(self.headroom + max, 0);
-        &mut buffer[self.headroom..]
+        self.lent.resize(self.headroom + max, 0);
+        &mut self.lent[self.headroom..]
     }
 
-    /// Keeps the buffer lent last, with the packet's `len` bytes at its beginning.
-    pub(crate) fn deliver(&mut self, len: usize) {
-        self.deliveries[self.delivered].truncate(self.headroom + len);
-        self.delivered += 1;
+    /// Keeps the buffer lent last for the TUN at place `egress`, with the packet's `len` bytes at its beginning.
+    pub(crate) fn deliver(&mut self, egress: u8, len: usize) {
+        let egress = usize::from(egress);
+        if self.deliveries.len() <= egress {
+            self.deliveries.resize_with(egress + 1, Deliveries::default);
+        }
+        let Deliveries { packets, count } = &mut self.deliveries[egress];
+        if packets.len() == *count {
+            packets.push(Vec::new());
+        }
+        self.lent.truncate(self.headroom + len);
+        // What is lent next is a buffer that was used before.
+        std::mem::swap(&mut packets[*count], &mut self.lent);
+        *count += 1;
     }
 }
 

@@ -23,29 +23,36 @@ fn somewhere() -> SocketAddr {
 
 /// A core with one plain client.
 fn core() -> Node {
+    let peers = vec![site(0)];
+    let listen_key = peers[0].paths.first().map(|path| path.local_key.clone());
+    let identity = Identity { middlebox: 0, pop: 1 };
+    let config = NodeConfig { identity, mtu: 1380, local: Vec::new(), listen_key, peers };
+    Node::new(config, [7; 32], at(0)).expect("a sound configuration")
+}
+
+/// The client's site, whose packets go to the TUN at this place.
+fn site(egress: u8) -> PeerConfig {
     let key = SecretKey::from_bytes(CORE);
     let path = PathConfig {
         slot: 0,
         preference: None,
-        local_key: key.clone(),
+        local_key: key,
         remote_key: SecretKey::from_bytes(CLIENT).public(),
         link: None,
     };
-    let client = PeerConfig {
+    PeerConfig {
         id: PeerId(1),
         name: "client".into(),
         kind: PeerKind::Client,
         prefixes: vec!["198.51.100.0/24".parse().expect("a prefix")],
+        egress,
         paths: vec![path],
-    };
-    let config = NodeConfig {
-        identity: Identity { middlebox: 0, pop: 1 },
-        mtu: 1380,
-        local: Vec::new(),
-        listen_key: Some(key),
-        peers: vec![client],
-    };
-    Node::new(config, [7; 32], at(0)).expect("a sound configuration")
+    }
+}
+
+/// What is to be delivered, to whichever TUN.
+fn delivered(out: &mut Output) -> Vec<Vec<u8>> {
+    out.deliveries().flatten().map(|packet| packet.clone()).collect()
 }
 
 /// A client as others make them: boringtun alone, knowing nothing of us.
@@ -113,7 +120,7 @@ fn a_plain_client_reaches_and_is_reached() {
     assert_eq!(node.snapshot(at(10)).peers[0].paths[0].state, PathState::Up);
     let up = packet([198, 51, 100, 9], [8, 8, 8, 8]);
     let mut out = give(&mut node, at(20), somewhere(), &seal(&mut tunn, &up));
-    assert_eq!(out.deliveries(), [up]);
+    assert_eq!(delivered(&mut out), [up]);
     let mut out = Output::new(0);
     node.handle_ip(at(30), Duration::ZERO, [&mut down[..]], &mut out);
     assert_eq!(out.transmits().len(), 1);
@@ -221,11 +228,29 @@ fn many_unconfirmed_handshakes_do_not_replace_the_live_session() {
     }
     let up = packet([198, 51, 100, 9], [8, 8, 8, 8]);
     let mut out = give(&mut node, at(200), somewhere(), &seal(&mut tunn, &up));
-    assert_eq!(out.deliveries(), [up]);
+    assert_eq!(delivered(&mut out), [up]);
     let mut down = packet([8, 8, 8, 8], [198, 51, 100, 9]);
     let mut out = Output::new(0);
     node.handle_ip(at(300), Duration::ZERO, [&mut down[..]], &mut out);
     assert_eq!(take(&mut tunn, out.bytes()), down);
+}
+
+#[test]
+fn packets_are_delivered_to_the_tun_of_their_site_also_when_that_changes() {
+    let (mut node, mut tunn) = (core(), client(CLIENT));
+    let out = give(&mut node, at(0), somewhere(), &initiation(&mut tunn));
+    let confirmation = take(&mut tunn, out.bytes());
+    give(&mut node, at(10), somewhere(), &confirmation);
+    let up = packet([198, 51, 100, 9], [8, 8, 8, 8]);
+    for (time, egress) in [(20, 0), (30, 3), (40, 1)] {
+        node.set_peers(at(time), vec![site(egress)]).expect("a sound site");
+        let mut out = give(&mut node, at(time), somewhere(), &seal(&mut tunn, &up));
+        let places: Vec<usize> = out.deliveries().map(|packets| packets.len()).collect();
+        let expected: Vec<usize> = (0..=egress).map(|place| usize::from(place == egress)).collect();
+        assert_eq!(places, expected);
+        out.clear();
+        assert!(out.is_empty());
+    }
 }
 
 #[test]

@@ -2,20 +2,25 @@
 
 use crate::bgp::rib::{Accept, ChoiceConfig};
 use crate::bgp::routing::Transit;
-use dataplane::settings::{Document, SettingsError, Text};
+use dataplane::settings::{Document, SettingsError, Text, check_interface};
 use serde::Deserialize;
 use std::time::Duration;
 
 /// The most egress choices: each has a TUN, rules and a table of its own, and a full table takes a hundred megabytes of the
 /// kernel's memory in each.
 const MOST_CHOICES: usize = 16;
-/// The kernel's tables of the choices, from this number on: named after the routes' protocol numbers, and nobody else's.
-const FIRST_TABLE: u32 = 78_001;
+/// The kernel's table of the sites, which packets of every choice look into before their choice's own: named after the
+/// routes' protocol number, and nobody else's.
+pub(crate) const SITES_TABLE: u32 = 78_000;
+/// The kernel's tables of the choices, from this number on.
+const FIRST_TABLE: u32 = SITES_TABLE + 1;
 
 /// An egress choice: by whom packets leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Egress {
     pub(crate) name: String,
+    /// The TUN that its sites' packets come out of.
+    pub(crate) tun: String,
     /// The kernel's table.
     pub(crate) table: u32,
     /// Places of neighbours, the preferred first; those together are equals.
@@ -68,10 +73,22 @@ pub(super) struct MaxPrefixes {
     pub(super) restart: Option<Text<Duration>>,
 }
 
-/// Checks the choices against the neighbours.
+/// The name of a choice's TUN: the first has the one that is configured, and the next ones count on from it, as msp0,
+/// msp1, msp2 do.
+fn tun(first: &str, place: usize) -> String {
+    let stem = first.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number: usize = first[stem.len()..].parse().unwrap_or(0);
+    match place {
+        0 => first.to_owned(),
+        _ => format!("{stem}{}", number + place),
+    }
+}
+
+/// Checks the choices against the neighbours, with the first one's TUN.
 pub(super) fn check(
     tables: Vec<EgressTable>,
     transits: &[Transit],
+    first_tun: &str,
     document: &Document,
 ) -> Result<Vec<Egress>, SettingsError> {
     if tables.len() > MOST_CHOICES {
@@ -80,9 +97,6 @@ pub(super) fn check(
     let mut choices: Vec<Egress> = Vec::new();
     for (index, table) in tables.into_iter().enumerate() {
         let error = |key: String, problem: String| Err(document.error(&format!("egress[{index}].{key}"), problem));
-        if index > 0 {
-            return error("name".into(), "one choice is all that can be used yet: there is one TUN".into());
-        }
         if table.name.is_empty() || choices.iter().any(|choice| choice.name == table.name) {
             return error("name".into(), "expected a name that no other choice has".into());
         }
@@ -114,7 +128,9 @@ pub(super) fn check(
             }
             places.push(equals);
         }
-        choices.push(Egress { name: table.name, table: FIRST_TABLE + index as u32, transits: places });
+        let tun = tun(first_tun, index);
+        check_interface(document, "tun.name", &tun)?;
+        choices.push(Egress { name: table.name, tun, table: FIRST_TABLE + index as u32, transits: places });
     }
     Ok(choices)
 }

@@ -5,6 +5,7 @@ fn surroundings() -> Surroundings {
     Surroundings {
         key: SecretKey::from_bytes([1; 32]),
         withdraw_after: Some(Duration::from_secs(60)),
+        egress: vec!["fast".into(), "cheap".into()],
         reserved: vec![("203.0.113.1".parse().expect("an address"), "the BGP neighbour transit".into())],
         holdings: ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32"]
             .map(|text| text.parse().expect("a prefix"))
@@ -55,6 +56,20 @@ fn a_box_and_a_client_become_peers() {
     assert_eq!(preferences, [(0, Some(1)), (1, Some(3)), (2, Some(0))]);
     assert_eq!((office.peer.kind, office.peer.paths.len()), (PeerKind::Client, 1));
     assert_eq!(office.withdraw_after, Some(Duration::from_secs(60)));
+}
+
+#[test]
+fn a_site_names_its_egress_choice_or_has_the_first() {
+    let named =
+        |name: &str| load(&[("a.toml", &office().replacen("id = 2", &format!("id = 2\negress = {name:?}"), 1))]);
+    let choice = |sites: Result<Sites, Vec<String>>| {
+        let site = sites.expect("a good file").list.remove(0);
+        (site.peer.egress, site.egress)
+    };
+    assert_eq!(choice(load(&[("a.toml", &office())])), (0, Some("fast".into())));
+    assert_eq!(choice(named("cheap")), (1, Some("cheap".into())));
+    let errors = named("cheep").expect_err("no such choice");
+    assert_eq!(errors, ["a.toml:3:10: egress: there is no egress choice \"cheep\": expected one of fast, cheap"]);
 }
 
 #[test]

@@ -163,7 +163,7 @@ impl Peer {
         clamp_mss(&view, packet, current.map_or(ctx.mtu, |path| path.packet_mtu(ctx.mtu)));
         self.last_traffic = Some(ctx.now);
         self.rx.add(len);
-        ctx.out.deliver(len);
+        ctx.out.deliver(self.config.egress, len);
         Ok(())
     }
 

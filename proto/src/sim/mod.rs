@@ -270,7 +270,7 @@ impl World {
             mtu: MTU,
             local,
             listen_key: (side == Side::Core).then(|| core_secret.clone()),
-            peers: vec![PeerConfig { id: PEER, name: "peer".into(), kind, prefixes, paths }],
+            peers: vec![PeerConfig { id: PEER, name: "peer".into(), kind, prefixes, egress: 0, paths }],
         };
         let node = Node::with_suite(config, (world.suite)(), seed, now);
         let mut node = node.expect("the world's own configuration is sound");
@@ -558,7 +558,7 @@ impl World {
             end.events.push((now, event));
         }
         let mut out = std::mem::replace(&mut end.out, Output::new(0));
-        for packet in out.deliveries() {
+        for packet in out.deliveries().flatten() {
             self.traffic.arrive(side, packet, now);
             self.delivered[side as usize].clone_from(packet);
         }

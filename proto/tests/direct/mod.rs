@@ -29,6 +29,7 @@ pub(crate) fn site(secret: u8) -> PeerConfig {
         name: "site".into(),
         kind: PeerKind::Middlebox,
         prefixes: vec!["198.51.100.0/24".parse().expect("a prefix")],
+        egress: 0,
         paths: vec![PathConfig {
             slot: 0,
             preference: None,
@@ -102,7 +103,7 @@ impl Direct {
                 while self.ends[end].poll_event().is_some() {}
                 let [of_box, of_core] = &mut self.outs;
                 let (from, to) = if end == BOX { (of_box, of_core) } else { (of_core, of_box) };
-                self.delivered[end] += from.deliveries().len();
+                self.delivered[end] += from.deliveries().flatten().count();
                 let fitting = from.transmits().iter().filter(|transmit| transmit.range.len() <= self.largest);
                 let datagrams = fitting.map(|transmit| Datagram {
                     link: LinkId(0),
