@@ -262,6 +262,9 @@ pub(crate) fn look(path: &Path, command: &Command) -> anyhow::Result<()> {
         Command::Announced => {
             let status: Status = ask(&control, "status")?;
             out.write_all(announced(&status, |_| true).as_bytes())?;
+            for neighbor in status.without_policy() {
+                writeln!(out, "nothing to {neighbor}: it has no `announce = [\"sites\"]` (RFC 8212)")?;
+            }
             Ok(())
         }
         Command::Explain { prefix, json } => {

@@ -412,6 +412,7 @@ impl Core<'_> {
             draining: self.wanted.borrow().graceful_shutdown,
             strangers: self.bgp_listening.as_ref().map_or(0, Serving::strangers),
             caches: self.caches.borrow().status(now),
+            without_policy: neighbors.iter().filter(|(_, announce)| !announce).map(|(n, _)| n.name.clone()).collect(),
             neighbors: neighbors.into_iter().map(|(status, _)| status).collect(),
         });
         let reload = self.reload.clone();

@@ -80,6 +80,9 @@ pub(crate) struct BgpStatus {
     /// The neighbours are told that the routes will go soon (RFC 8326).
     pub(crate) draining: bool,
     pub(crate) neighbors: Vec<NeighborStatus>,
+    /// The names of those to which nothing is announced, for want of a policy (RFC 8212).
+    #[serde(default)]
+    pub(crate) without_policy: Vec<String>,
     /// The RPKI caches, the preferred first.
     #[serde(default)]
     pub(crate) caches: Vec<CacheStatus>,
@@ -201,6 +204,11 @@ impl Status {
         self.sessions().iter().flat_map(|session| {
             session.not_announced.iter().map(|(prefix, why)| (session.name.as_str(), *prefix, why.as_str()))
         })
+    }
+
+    /// The neighbours to which nothing is announced, for want of a policy.
+    pub(crate) fn without_policy(&self) -> impl Iterator<Item = &str> {
+        self.bgp.iter().flat_map(|bgp| bgp.without_policy.iter().map(String::as_str))
     }
 
     /// Which prefix is announced though other networks may refuse it, and why.

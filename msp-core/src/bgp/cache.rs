@@ -4,7 +4,7 @@
 //! there, the first whose data has not expired; if there is none, nothing is known, and no route is invalid.
 
 use super::origin::Origins;
-use super::rtr::{Answer, Client, Fault, MOST_VRPS, Serial, Timing};
+use super::rtr::{Answer, Client, Fault, MOST_VRPS, NO_DATA, Serial, Timing};
 use dataplane::clock;
 use proto::Instant;
 use serde::{Deserialize, Serialize};
@@ -244,6 +244,7 @@ fn report(before: Option<usize>, caches: &Caches) {
 struct Memory {
     origins: Arc<Origins>,
     serial: Option<Serial>,
+    answers: u64,
     /// It speaks RFC 6810 alone.
     old: bool,
     timing: Timing,
@@ -270,22 +271,29 @@ async fn attend(place: usize, address: SocketAddr, hear: mpsc::Sender<Heard>) {
     let mut memory = Memory::default();
     let mut wait = RETRY_FIRST;
     loop {
-        let known = (memory.serial, memory.old);
+        let (answers, old) = (memory.answers, memory.old);
         let Err(ended) = converse(place, address, &mut memory, &hear).await;
-        if known.0 != memory.serial {
+        let answered = memory.answers != answers;
+        if answered {
             wait = RETRY_FIRST;
         }
         let pause = match &ended {
             Ended::Unheard => return,
             // It was told that it may be spoken to in its own version.
-            _ if known.1 != memory.old => Duration::ZERO,
-            Ended::Fault(Fault::Reported { code: 2, .. } | Fault::Slow) => wait,
+            _ if memory.old != old => Duration::ZERO,
+            Ended::Fault(Fault::Reported { code: NO_DATA, .. } | Fault::Slow) | Ended::Connect(_) => wait,
             Ended::Fault(_) => {
                 // What it says does not fit: from the beginning, then.
                 memory.serial = None;
                 memory.timing.retry.max(wait)
             }
-            Ended::Connect(_) | Ended::Lost(_) | Ended::Closed => wait,
+            Ended::Lost(_) | Ended::Closed => {
+                // StayRTR closes where it is asked about a life before its own; a Cache Reset would be the word for that.
+                if !answered && memory.serial.take().is_some() {
+                    wait = RETRY_FIRST;
+                }
+                wait
+            }
         };
         wait = (wait * 2).min(RETRY_MAX);
         if hear.send(Heard::Failed { place, reason: ended.to_string() }).await.is_err() {
@@ -309,15 +317,18 @@ async fn converse(
     loop {
         write(&mut stream, &mut client).await?;
         let wait = client.poll_timeout().since(clock::now());
-        let result = match tokio::time::timeout(wait, stream.read(&mut buffer)).await {
-            Err(_) => client.handle_timeout(clock::now()).map_err(Ended::Fault),
+        let mut result = Ok(());
+        match tokio::time::timeout(wait, stream.read(&mut buffer)).await {
+            Err(_) => {}
             Ok(Ok(0)) => return Err(Ended::Closed),
             Ok(Ok(length)) => {
                 client.received(&buffer[..length]);
-                take(place, &mut client, memory, hear).await
+                result = take(place, &mut client, memory, hear).await;
             }
             Ok(Err(error)) => return Err(Ended::Lost(error)),
         };
+        // Also where there is always something to read: who never stops talking puts off no deadline.
+        let result = result.and_then(|()| client.handle_timeout(clock::now()).map_err(Ended::Fault));
         memory.old = client.is_old();
         if let Err(ended) = result {
             if let Ended::Fault(fault) = &ended {
@@ -344,6 +355,7 @@ async fn take(place: usize, client: &mut Client, memory: &mut Memory, hear: &mps
         memory.origins = made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         memory.serial = Some(serial);
         memory.timing = timing;
+        memory.answers += 1;
         let heard = Heard::Answered { place, origins: memory.origins.clone(), serial, timing };
         hear.send(heard).await.map_err(|_| Ended::Unheard)?;
     }

@@ -56,6 +56,8 @@ mod pdu {
     pub(super) const ERROR_REPORT: u8 = 10;
 }
 
+/// The error of a cache that has just started, and no fault of anybody's (RFC 8210, section 12).
+pub(crate) const NO_DATA: u16 = 2;
 /// The error that says that another version is to be spoken (RFC 8210, section 12).
 const UNSUPPORTED_VERSION: u16 = 4;
 
@@ -97,7 +99,7 @@ fn error_name(code: u16) -> String {
     let name = match code {
         0 => "corrupt data",
         1 => "internal error",
-        2 => "no data available yet",
+        NO_DATA => "no data available yet",
         3 => "invalid request",
         UNSUPPORTED_VERSION => "unsupported protocol version",
         5 => "unsupported PDU type",
@@ -431,6 +433,7 @@ fn reported(code: u16, mut body: BytesMut) -> Fault {
     Fault::Reported { code, text }
 }
 
+/// For people.
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of session {}", self.serial, self.session)

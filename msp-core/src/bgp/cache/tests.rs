@@ -99,4 +99,37 @@ async fn a_connection_that_breaks_is_made_again_and_what_is_known_goes_on() {
     stream.read_exact(&mut query).await.expect("a reset query");
     stream.write_all(&[&response[..], &prefix(1, 3), &end(3)].concat()).await.expect("it is read");
     until(&mut known, |caches| caches.origins() == Some(&set(3))).await;
+
+    // It is another one that does not know what it is asked about, and closes: it is asked for everything.
+    drop(stream);
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    let mut query = [0; 12];
+    stream.read_exact(&mut query).await.expect("a serial query");
+    drop(stream);
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    let mut query = [0; 8];
+    stream.read_exact(&mut query).await.expect("a reset query");
+    assert_eq!(query, [1, 2, 0, 0, 0, 0, 0, 8]);
+}
+
+#[tokio::test]
+async fn a_cache_that_never_stops_talking_is_asked_all_the_same() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let _known = start(vec![Config { name: "a".into(), address }]);
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    let mut query = [0; 8];
+    stream.read_exact(&mut query).await.expect("a reset query");
+    let response = [1, 3, 0, 7, 0, 0, 0, 8];
+    // Refresh after 1 s.
+    let end = [1, 7, 0, 7, 0, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 28, 32];
+    stream.write_all(&[&response[..], &end].concat()).await.expect("it is read");
+    let (mut questions, mut words) = stream.into_split();
+    let nothing_new = [1, 0, 0, 7, 0, 0, 0, 12, 0, 0, 0, 1].repeat(5000);
+    let talk = tokio::spawn(async move { while words.write_all(&nothing_new).await.is_ok() {} });
+    let mut query = [0; 12];
+    let asked = tokio::time::timeout(Duration::from_secs(20), questions.read_exact(&mut query)).await;
+    asked.expect("in time").expect("a serial query");
+    assert_eq!(query, [1, 1, 0, 7, 0, 0, 0, 12, 0, 0, 0, 1]);
+    talk.abort();
 }
