@@ -2,7 +2,9 @@
 
 mod egress;
 mod ingress;
+mod rpki;
 
+use crate::bgp::cache;
 use crate::bgp::ingress::Export;
 use crate::bgp::role::Role;
 use crate::bgp::routing::Transit;
@@ -14,6 +16,7 @@ use egress::{AcceptWord, EgressTable, MaxPrefixes};
 pub(crate) use egress::{Egress, SITES_TABLE};
 pub(crate) use ingress::Ingress;
 use ingress::{AggregateTable, IngressTable};
+use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -35,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<SocketAddr>,
     /// The folder of site files.
     pub(crate) sites: PathBuf,
+    /// What the provider may announce: a site's prefixes lie within. Anything, if nothing is listed.
+    pub(crate) holdings: Vec<IpNet>,
     /// How long after its last path went down a site is withdrawn, where its file says nothing; `None` is never.
     pub(crate) withdraw_after: Option<Duration>,
     pub(crate) control: PathBuf,
@@ -57,6 +62,8 @@ pub(crate) struct Bgp {
     pub(crate) neighbors: Vec<(Neighbor, Export)>,
     /// What is taken of each of them, in the same order.
     pub(crate) transits: Vec<Transit>,
+    /// Who says which AS may announce what, the preferred first.
+    pub(crate) caches: Vec<cache::Config>,
 }
 
 #[derive(Deserialize)]
@@ -68,6 +75,8 @@ struct File {
     private_key_file: PathBuf,
     listen: Vec<Text<SocketAddr>>,
     sites: PathBuf,
+    #[serde(default)]
+    holdings: Vec<Text<IpNet>>,
     #[serde(default = "default_withdraw_after")]
     withdraw_after: Text<Option<Duration>>,
     #[serde(default = "default_control")]
@@ -101,6 +110,8 @@ struct BgpTable {
     listen: Vec<Text<SocketAddr>>,
     #[serde(default)]
     neighbor: Vec<NeighborTable>,
+    #[serde(default)]
+    cache: Vec<rpki::CacheTable>,
 }
 
 #[derive(Deserialize)]
@@ -206,6 +217,7 @@ impl Config {
             private_key_file: document.resolve(&file.private_key_file),
             listen: file.listen.iter().map(|listen| listen.0).collect(),
             sites: document.resolve(&file.sites),
+            holdings: file.holdings.iter().map(|prefix| prefix.0).collect(),
             withdraw_after: file.withdraw_after.0,
             control: file.control,
             tun: file.tun,
@@ -242,7 +254,8 @@ impl BgpTable {
             neighbors.push(neighbor.map_err(|(key, problem)| document.error(&place(key), problem))?);
         }
         let listen = self.listen.iter().map(|listen| listen.0).collect();
-        Ok(Bgp { local_as: self.local_as, router_id, listen, neighbors, transits })
+        let caches = rpki::check(self.cache, document)?;
+        Ok(Bgp { local_as: self.local_as, router_id, listen, neighbors, transits, caches })
     }
 }
 
@@ -478,6 +491,11 @@ announce = ["sites"]
                 "64501",
                 "64501\nadd_path = true\naccept = [\"table\"]",
                 "msp-core.toml:15:12: bgp.neighbor[0].add_path: sever",
+            ),
+            (
+                "[[bgp.neighbor]]",
+                "[[bgp.cache]]\nname = \"a\"\naddress = \"192.0.2.1\"\nport = 0\n[[bgp.neighbor]]",
+                "msp-core.toml:14:8: bgp.cache[0].port: 0 is no port",
             ),
             (
                 "[\"sites\"]",

@@ -40,7 +40,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// What the neighbours have been told
+    /// What the neighbours have been told, and what not, and why
     Announced {
         /// Print JSON
         #[arg(long)]
@@ -385,7 +385,18 @@ pub(crate) fn look(path: &Path, command: &Command) -> anyhow::Result<()> {
             let explained: ExplainDocument = ask(&control, &format!("bgp explain {prefix}"))?;
             match json {
                 true => writeln!(out, "{}", serde_json::to_string(&explained)?)?,
-                false => out.write_all(explanation(prefix, &explained).as_bytes())?,
+                false => {
+                    out.write_all(explanation(prefix, &explained).as_bytes())?;
+                    // A site's prefix is not only routed: it is announced, or it is not.
+                    if explained.own {
+                        let status: Status = ask(&control, "status")?;
+                        let about = |other: &IpNet| other.contains(prefix) || prefix.contains(other);
+                        for (neighbor, prefix) in status.announced().filter(|(_, prefix)| about(prefix)) {
+                            writeln!(out, "{prefix}  to {neighbor}")?;
+                        }
+                        out.write_all(withheld(&status, about).as_bytes())?;
+                    }
+                }
             }
             Ok(())
         }
@@ -416,7 +427,24 @@ fn announced(control: &Path, json: bool, out: &mut impl Write) -> anyhow::Result
         let left = left_s.map_or("until it is removed".into(), |left| format!("for {left:.0} s yet"));
         writeln!(out, "blackhole {prefix}, at {to}, {left}")?;
     }
+    let status: Status = ask(control, "status")?;
+    out.write_all(withheld(&status, |_| true).as_bytes())?;
+    for neighbor in status.without_policy() {
+        writeln!(out, "nothing to {neighbor}: it has no `announce = [\"sites\"]` (RFC 8212)")?;
+    }
     Ok(())
+}
+
+/// What of some prefixes the neighbours have not been told, or other networks may refuse, and why.
+fn withheld(status: &Status, about: impl Fn(&IpNet) -> bool) -> String {
+    let mut text = String::new();
+    for (neighbor, prefix, why) in status.not_announced().filter(|(_, prefix, _)| about(prefix)) {
+        let _ = writeln!(text, "{prefix}  not to {neighbor}: {why}");
+    }
+    for (prefix, why) in status.doubtful().filter(|(prefix, _)| about(prefix)) {
+        let _ = writeln!(text, "{prefix}  may be refused by other networks: {why}");
+    }
+    text
 }
 
 fn neighbors(control: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()> {

@@ -1,6 +1,8 @@
 //! The daemon: it starts the parts, passes on what each has to tell the others, and ends them in an order that leaves
 //! nothing behind.
 
+use crate::bgp::admission::Admission;
+use crate::bgp::cache::{self, Caches};
 use crate::bgp::ingress::{Blackhole, Export, Ingress};
 use crate::bgp::message::Notification;
 use crate::bgp::routing::{Looker, Routing};
@@ -24,7 +26,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// Runs the core until it is told to end.
@@ -177,6 +179,8 @@ struct Core<'a> {
     surroundings: Surroundings,
     sites: Sites,
     packets: Handle,
+    /// What the RPKI caches say.
+    caches: watch::Receiver<Caches>,
     ingress: Ingress,
     /// The neighbours are told that the routes will go soon (RFC 8326).
     draining: bool,
@@ -231,9 +235,12 @@ impl Core<'_> {
             neighbors.push(Neighbor { handle, export: *export });
         }
         let bgp_listening = bgp_listener.map(|listener| listener.serve(doors));
+        let caches = cache::start(config.bgp.as_ref().map_or(&[][..], |bgp| &bgp.caches).to_vec());
+        let local_as = config.bgp.as_ref().map_or(0, |bgp| bgp.local_as);
+        let admission = Admission::new(local_as, caches.borrow().settled());
         let aggregator = config.bgp.as_ref().map(|bgp| Aggregator { asn: bgp.local_as, router_id: bgp.router_id });
         let exports: Vec<Export> = neighbors.iter().map(|neighbor| neighbor.export).collect();
-        let mut ingress = Ingress::new(config.ingress.policy.clone(), aggregator, &exports);
+        let mut ingress = Ingress::new(config.ingress.policy.clone(), aggregator, admission, &exports);
         ingress.set_sites(started, sites.announcements());
         Ok(Core {
             host,
@@ -242,6 +249,7 @@ impl Core<'_> {
             surroundings,
             sites,
             packets,
+            caches,
             ingress,
             draining: false,
             neighbors,
@@ -282,6 +290,7 @@ impl Core<'_> {
                     None => break,
                 },
                 () = due => self.ingress.handle_timeout(clock::now()),
+                Ok(()) = self.caches.changed() => self.origins().await,
                 Some(question) = questions.recv() => match question {
                     Question::Status(answer) => self.answer(answer).await,
                     Question::Drain(draining, answer) => {
@@ -339,6 +348,15 @@ impl Core<'_> {
         tracing::info!(draining, "graceful shutdown (RFC 8326)");
         self.draining = draining;
         self.neighbors.iter().for_each(|neighbor| neighbor.handle.tell(Tell::GracefulShutdown(draining)));
+    }
+
+    /// The RPKI caches have said something.
+    async fn origins(&mut self) {
+        let caches = self.caches.borrow_and_update().clone();
+        self.ingress.set_origins(caches.origins().cloned(), caches.settled());
+        // What is out comes first, then what others say.
+        self.announce();
+        self.routing.set_origins(caches.origins().cloned().unwrap_or_default()).await;
     }
 
     /// Tells the neighbours' tasks what is new for them.
@@ -492,7 +510,13 @@ impl Core<'_> {
         let now = clock::now();
         let mut neighbors = Vec::new();
         for neighbor in &self.neighbors {
-            neighbors.extend(neighbor.handle.status().await.map(|status| (status, neighbor.export)));
+            let Some(mut status) = neighbor.handle.status().await else { continue };
+            if neighbor.export.sites {
+                let refused = self.ingress.refused().iter().map(|(prefix, why)| (*prefix, why.to_string()));
+                status.not_announced.extend(refused);
+                status.not_announced.sort_unstable();
+            }
+            neighbors.push((status, neighbor.export));
         }
         let sites = self.sites.list.iter();
         let sites: Vec<_> = sites.map(|site| SiteStatus::new(now, site, &self.ingress, &neighbors)).collect();
@@ -501,6 +525,8 @@ impl Core<'_> {
             router_id: bgp.router_id,
             draining: self.draining,
             strangers: self.bgp_listening.as_ref().map_or(0, Serving::strangers),
+            caches: self.caches.borrow().status(now),
+            without_policy: neighbors.iter().filter(|(_, export)| !export.sites).map(|(n, _)| n.name.clone()).collect(),
             neighbors: neighbors.into_iter().map(|(status, _)| status).collect(),
         });
         let reload = self.reload.clone();

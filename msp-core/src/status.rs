@@ -2,6 +2,7 @@
 //!
 //! Part of the interface: fields are added, never renamed; readers skip what they do not know.
 
+use crate::bgp::cache::CacheStatus;
 use crate::bgp::ingress::{Export, Ingress, Standing};
 use crate::bgp::session::State;
 use crate::bgp::transport::NeighborStatus;
@@ -44,6 +45,9 @@ pub(crate) struct SiteStatus {
     announced_to: Vec<String>,
     /// Why it is not announced to all of them that should know it.
     not_announced: Option<String>,
+    /// Prefixes that other networks may refuse, though they are announced, and why.
+    #[serde(default)]
+    doubtful: Vec<(IpNet, String)>,
     /// Seconds until it is withdrawn, where that is due.
     withdraw_in_s: Option<f64>,
     /// The egress choice that its packets leave by; the main table, if there is none.
@@ -75,6 +79,12 @@ pub(crate) struct BgpStatus {
     /// The neighbours are told that the routes will go soon (RFC 8326).
     pub(crate) draining: bool,
     pub(crate) neighbors: Vec<NeighborStatus>,
+    /// The names of those to which nothing is announced, for want of a policy (RFC 8212).
+    #[serde(default)]
+    pub(crate) without_policy: Vec<String>,
+    /// The RPKI caches, the preferred first.
+    #[serde(default)]
+    pub(crate) caches: Vec<CacheStatus>,
 }
 
 /// How reloading the sites went.
@@ -121,6 +131,7 @@ impl SiteStatus {
             }
             _ => missing.into_iter().next(),
         };
+        let doubtful = site.peer.prefixes.iter().filter_map(|prefix| Some((*prefix, ingress.doubt(&prefix.trunc())?)));
         let (state, withdraw_in_s) = match standing {
             Standing::NeverUp => (SiteState::NeverUp, None),
             Standing::Up => (SiteState::Up, None),
@@ -136,6 +147,7 @@ impl SiteStatus {
             state,
             announced_to,
             not_announced,
+            doubtful: doubtful.map(|(prefix, why)| (prefix, why.to_string())).collect(),
             withdraw_in_s,
             egress: site.egress.clone(),
         }
@@ -155,7 +167,8 @@ impl SiteStatus {
     fn announced_text(&self) -> String {
         let yes = (!self.announced_to.is_empty()).then(|| format!("to {}", self.announced_to.join(", ")));
         let no = self.not_announced.as_ref().map(|why| format!("no ({why})"));
-        [yes, no].into_iter().flatten().collect::<Vec<_>>().join("; ")
+        let doubtful = self.doubtful.first().map(|(prefix, why)| format!("other networks may refuse {prefix}: {why}"));
+        [yes, no, doubtful].into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -191,6 +204,31 @@ impl Status {
     /// Our identifier towards BGP neighbours.
     pub(crate) fn router_id(&self) -> Option<Ipv4Addr> {
         Some(self.bgp.as_ref()?.router_id)
+    }
+
+    /// Which neighbour is not told which prefix that it should be, and why.
+    pub(crate) fn not_announced(&self) -> impl Iterator<Item = (&str, IpNet, &str)> {
+        self.sessions().iter().flat_map(|session| {
+            session.not_announced.iter().map(|(prefix, why)| (session.name.as_str(), *prefix, why.as_str()))
+        })
+    }
+
+    /// The neighbours to which nothing is announced, for want of a policy.
+    pub(crate) fn without_policy(&self) -> impl Iterator<Item = &str> {
+        self.bgp.iter().flat_map(|bgp| bgp.without_policy.iter().map(String::as_str))
+    }
+
+    /// Which prefix is announced though other networks may refuse it, and why.
+    pub(crate) fn doubtful(&self) -> impl Iterator<Item = (IpNet, &str)> {
+        self.sites.iter().flat_map(|site| site.doubtful.iter().map(|(prefix, why)| (*prefix, why.as_str())))
+    }
+
+    /// Which neighbour has been told which prefix.
+    pub(crate) fn announced(&self) -> impl Iterator<Item = (&str, IpNet)> {
+        let of = |session: &'_ NeighborStatus| -> Vec<IpNet> { session.announced.clone() };
+        self.sessions()
+            .iter()
+            .flat_map(move |session| of(session).into_iter().map(|prefix| (session.name.as_str(), prefix)))
     }
 
     /// What `sites` prints.
@@ -235,6 +273,10 @@ impl Status {
             let draining = if bgp.draining { ", draining: neighbours are asked to prefer other routes" } else { "" };
             text += &format!("\nAS {}, router id {}{draining}\n", bgp.local_as, bgp.router_id);
             text += &table(&bgp.rows());
+            if !bgp.caches.is_empty() {
+                text.push('\n');
+                text += &table(&bgp.cache_rows());
+            }
         }
         let drops: Vec<_> = self.node.drops.iter().filter(|(_, count)| *count > 0).collect();
         if !drops.is_empty() {
@@ -274,6 +316,29 @@ impl BgpStatus {
                 duration(Duration::try_from_secs_f64(neighbor.since_s).unwrap_or_default()),
                 format!("{}{missing}", neighbor.announced.len()),
                 printable(neighbor.last_error.as_deref().unwrap_or("-")),
+            ]
+        }));
+        rows
+    }
+}
+
+impl BgpStatus {
+    fn cache_rows(&self) -> Vec<[String; 7]> {
+        let header = ["RPKI CACHE", "ADDRESS", "STATE", "VRPS", "CONFIRMED", "EXPIRES IN", "LAST ERROR"];
+        let mut rows = vec![header.map(str::to_owned)];
+        let time = |seconds: Option<f64>| {
+            seconds.map_or("-".into(), |seconds| duration(Duration::try_from_secs_f64(seconds).unwrap_or_default()))
+        };
+        rows.extend(self.caches.iter().map(|cache| {
+            let counts = if cache.counts { ", counts" } else { "" };
+            [
+                printable(&cache.name),
+                cache.address.to_string(),
+                format!("{}{counts}", if cache.connected { "up" } else { "down" }),
+                cache.vrps.map_or("-".into(), |vrps| vrps.to_string()),
+                time(cache.confirmed_s),
+                time(cache.expires_in_s),
+                printable(cache.last_error.as_deref().unwrap_or("-")),
             ]
         }));
         rows
@@ -342,6 +407,7 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bgp::admission::Admission;
     use crate::bgp::ingress::{self, Policy};
     use crate::bgp::session::Counters as SessionCounters;
     use proto::{PeerConfig, PeerKind};
@@ -389,7 +455,7 @@ mod tests {
         };
         let withdraw_after = Some(Duration::from_secs(60));
         let exports: Vec<Export> = neighbors.iter().map(|(_, export)| *export).collect();
-        let mut ingress = Ingress::new(Policy::default(), None, &exports);
+        let mut ingress = Ingress::new(Policy::default(), None, Admission::new(64500, true), &exports);
         let site = ingress::Site { id: HOME, name: "home".into(), prefixes: vec![prefix()], withdraw_after };
         ingress.set_sites(seconds(0), [site]);
         live(&mut ingress);

@@ -185,9 +185,10 @@ impl Files {
             .collect();
         let mut text = format!(
             "schema = 1\npop = {}\nprivate_key_file = \"private.key\"\nlisten = [{}]\nsites = \"sites.d\"\n\
-             withdraw_after = \"{}\"\ncontrol = \"{}\"\n[tun]\nname = \"msp0\"\nmtu = {}\n",
+             holdings = {}\nwithdraw_after = \"{}\"\ncontrol = \"{}\"\n[tun]\nname = \"msp0\"\nmtu = {}\n",
             core.pop,
             listen.join(", "),
+            quoted(&core.holdings),
             core.withdraw_after,
             self.control(name).display(),
             core.mtu,

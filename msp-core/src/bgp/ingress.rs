@@ -6,8 +6,8 @@
 //!
 //! ```text
 //!   events of paths --> liveness --.
-//!   rules, aggregates -------------+--> wanted, of each neighbour --> what has changed in it --> its Advertised
-//!   blackholes, refusals ----------'
+//!   rules, aggregates -------------+--> may it leave? --> wanted, of each neighbour --> what has changed in it
+//!   blackholes --------------------'
 //! ```
 //!
 //! One event costs what one site costs: of ten thousand others nothing is looked at.
@@ -18,6 +18,8 @@ mod policy;
 pub(crate) use liveness::{Liveness, Site, Standing};
 pub(crate) use policy::{Aggregate, Announce, AnyCommunity, Pattern, Policy, Rule, Slots, When};
 
+use super::admission::{Admission, Refusal};
+use super::origin::Origins;
 use super::update::{Aggregator, Community, ExtendedCommunity, LargeCommunity};
 use ipnet::IpNet;
 use liveness::Life;
@@ -94,8 +96,8 @@ pub(crate) struct Ingress {
     aggregator: Option<Aggregator>,
     liveness: Liveness,
     blackholes: BTreeMap<IpNet, Blackhole>,
-    /// Prefixes that are announced to nobody, each with the reason.
-    refused: BTreeMap<IpNet, String>,
+    /// Which of the prefixes may leave.
+    admission: Admission,
     tables: Vec<Table>,
 }
 
@@ -127,10 +129,15 @@ impl Table {
 
 impl Ingress {
     /// For these neighbours, in the order of their places.
-    pub(crate) fn new(policy: Policy, aggregator: Option<Aggregator>, neighbors: &[Export]) -> Ingress {
+    pub(crate) fn new(
+        policy: Policy,
+        aggregator: Option<Aggregator>,
+        admission: Admission,
+        neighbors: &[Export],
+    ) -> Ingress {
         let tables = neighbors.iter().map(|&export| Table { export, ..Table::default() }).collect();
-        let (liveness, blackholes, refused) = Default::default();
-        let mut ingress = Ingress { policy, aggregator, liveness, blackholes, refused, tables };
+        let (liveness, blackholes) = Default::default();
+        let mut ingress = Ingress { policy, aggregator, liveness, blackholes, admission, tables };
         ingress.rebuild();
         ingress
     }
@@ -148,21 +155,20 @@ impl Ingress {
         self.rebuild();
     }
 
-    #[expect(dead_code, reason = "origin validation will say it")]
-    /// The prefixes that are announced to nobody from now on, each with the reason. An address within one is not
-    /// blackholed either.
-    pub(crate) fn set_refused(&mut self, refused: BTreeMap<IpNet, String>) {
-        if self.refused != refused {
-            self.refused = refused;
-            self.rebuild();
-        }
+    /// The RPKI caches say this now; see [`Admission::set_origins`].
+    pub(crate) fn set_origins(&mut self, origins: Option<Arc<Origins>>, settled: bool) {
+        self.admission.set_origins(origins, settled);
+        self.rebuild();
     }
 
-    #[expect(dead_code, reason = "origin validation will ask it")]
-    /// All that could be announced, whatever is up: sites' prefixes and aggregates.
-    pub(crate) fn candidates(&self) -> impl Iterator<Item = IpNet> {
-        let sites = self.liveness.iter().flat_map(|life| life.site.prefixes.iter().map(IpNet::trunc));
-        sites.chain(self.policy.aggregates.iter().map(|aggregate| aggregate.prefix))
+    /// What would be announced and may not leave, with the reasons.
+    pub(crate) fn refused(&self) -> &BTreeMap<IpNet, Refusal> {
+        self.admission.refused()
+    }
+
+    /// Why other networks may refuse a prefix that is announced, if they may.
+    pub(crate) fn doubt(&self, prefix: &IpNet) -> Option<&Refusal> {
+        self.admission.doubt(prefix)
     }
 
     /// A path of a site came up, or went down.
@@ -257,7 +263,7 @@ impl Ingress {
         }
         let aggregates = self.policy.aggregates.iter().map(|aggregate| aggregate.prefix);
         let mut candidates = life.site.prefixes.iter().map(IpNet::trunc).chain(aggregates);
-        match candidates.find_map(|prefix| self.refused.get_key_value(&prefix)) {
+        match candidates.find_map(|prefix| self.refused().get_key_value(&prefix)) {
             Some((prefix, why)) => Err(format!("{prefix} is not announced: {why}")),
             None => Err("the policy in [[ingress]] announces nothing of it there".to_owned()),
         }
@@ -277,27 +283,67 @@ impl Ingress {
 
     fn update_site(&mut self, id: PeerId) {
         let Some(life) = self.liveness.get(id) else { return };
-        let own = life.site.prefixes.iter().map(IpNet::trunc);
-        let holes = self.blackholes.keys().filter(|hole| life.site.prefixes.iter().any(|own| own.contains(*hole)));
-        let prefixes: Vec<IpNet> = own.chain(holes.copied()).collect();
-        for place in 0..self.tables.len() {
-            let new: Vec<_> = prefixes.iter().map(|prefix| (*prefix, self.route(place, life, prefix))).collect();
-            let within = self.aggregates_of(place, life);
-            let table = &mut self.tables[place];
-            new.into_iter().for_each(|(prefix, said)| table.set(prefix, said));
-            for number in 0..self.policy.aggregates.len() {
-                let table = &mut self.tables[place];
+        let places = 0..self.tables.len();
+        let exact = |prefix: IpNet| (prefix, places.clone().map(|place| self.exact(place, life, &prefix)).collect());
+        let own: Vec<(IpNet, Vec<_>)> = life.site.prefixes.iter().map(IpNet::trunc).map(exact).collect();
+        let within: Vec<_> = places.map(|place| self.aggregates_of(place, life)).collect();
+        own.into_iter().for_each(|(prefix, said)| self.set(prefix, said));
+        for number in 0..self.policy.aggregates.len() {
+            let mut news = false;
+            for (table, within) in self.tables.iter_mut().zip(&within) {
                 let sites = &mut table.within[number];
                 let before = sites.is_empty();
                 match within.contains(&number) {
                     true => sites.insert(id),
                     false => sites.remove(&id),
                 };
-                if before != sites.is_empty() {
-                    let said = self.aggregate(place, number);
-                    self.tables[place].set(self.policy.aggregates[number].prefix, said);
+                news |= before != sites.is_empty();
+            }
+            if news {
+                self.update_aggregate(number);
+            }
+        }
+        if !self.blackholes.is_empty() {
+            self.update_blackholes(id);
+        }
+    }
+
+    fn update_aggregate(&mut self, number: usize) {
+        let said = (0..self.tables.len()).map(|place| self.aggregate(place, number)).collect();
+        self.set(self.policy.aggregates[number].prefix, said);
+    }
+
+    /// A site's blackholes are there while a route is that leads to them.
+    fn update_blackholes(&mut self, id: PeerId) {
+        let Some(life) = self.liveness.get(id) else { return };
+        let own: BTreeSet<IpNet> = life.site.prefixes.iter().map(IpNet::trunc).collect();
+        let around = self.policy.aggregates.iter().map(|aggregate| aggregate.prefix);
+        let routes: Vec<IpNet> = own.iter().copied().chain(around).collect();
+        let is_there = |prefix: &IpNet| self.tables.iter().any(|table| table.wanted.contains_key(prefix));
+        let routes: Vec<IpNet> = routes.into_iter().filter(is_there).collect();
+        let holes = self.blackholes.iter().filter(|(hole, _)| own.iter().any(|own| own.contains(*hole)));
+        for (hole, blackhole) in holes {
+            let leads = routes.iter().any(|route| route.contains(hole));
+            for (place, table) in self.tables.iter_mut().enumerate() {
+                match leads && blackhole.asks(place, table) {
+                    true => table.set(*hole, Some(Arc::new(Said::blackhole()))),
+                    // It may be a site of one address.
+                    false if own.contains(hole) => {}
+                    false => table.set(*hole, None),
                 }
             }
+        }
+    }
+
+    /// Sets what is to be said of a prefix, to each neighbour, as far as it may leave.
+    fn set(&mut self, prefix: IpNet, said: Vec<Option<Arc<Said>>>) {
+        let wanted = said.iter().any(Option::is_some);
+        if !wanted {
+            self.admission.release(&prefix);
+        }
+        let leaves = wanted && self.admission.want(prefix);
+        for (table, said) in self.tables.iter_mut().zip(said) {
+            table.set(prefix, said.filter(|_| leaves));
         }
     }
 
@@ -309,14 +355,15 @@ impl Ingress {
         for table in &mut self.tables {
             table.within = vec![BTreeSet::new(); aggregates];
         }
+        let sites = self.liveness.iter().flat_map(|life| life.site.prefixes.iter().map(IpNet::trunc));
+        let configured: BTreeSet<IpNet> =
+            sites.chain(self.policy.aggregates.iter().map(|aggregate| aggregate.prefix)).collect();
+        let gone: Vec<IpNet> = self.admission.wanted().filter(|prefix| !configured.contains(prefix)).collect();
+        gone.iter().for_each(|prefix| self.admission.release(prefix));
+        self.admission.set_configured(configured);
+        (0..aggregates).for_each(|number| self.update_aggregate(number));
         let ids: Vec<PeerId> = self.liveness.iter().map(|life| life.site.id).collect();
         ids.into_iter().for_each(|id| self.update_site(id));
-        for place in 0..self.tables.len() {
-            for number in 0..aggregates {
-                let said = self.aggregate(place, number);
-                self.tables[place].set(self.policy.aggregates[number].prefix, said);
-            }
-        }
         for ((table, old), changes) in self.tables.iter_mut().zip(old).zip(changes) {
             table.changes = changes;
             for prefix in old.keys().filter(|prefix| !table.wanted.contains_key(*prefix)) {
@@ -328,19 +375,11 @@ impl Ingress {
         }
     }
 
-    /// What is to be said of a site's prefix, or of an address within it.
-    fn route(&self, place: usize, life: &Life, prefix: &IpNet) -> Option<Arc<Said>> {
-        let table = &self.tables[place];
-        let mut around = life.site.prefixes.iter().filter(|own| own.contains(prefix));
-        if !life.standing.announced() || around.any(|own| self.refused.contains_key(&own.trunc())) {
-            return None;
-        }
-        if self.blackholes.get(prefix).is_some_and(|blackhole| blackhole.asks(place, table)) {
-            return Some(Arc::new(Said::blackhole()));
-        }
-        let is_own = life.site.prefixes.iter().any(|own| own.trunc() == *prefix);
+    /// What is to be said of a site's prefix, if it may leave.
+    fn exact(&self, place: usize, life: &Life, prefix: &IpNet) -> Option<Arc<Said>> {
         let (announce, said) = self.policy(place, life, prefix);
-        (is_own && matches!(announce, Announce::Exact | Announce::Both)).then_some(said)
+        let exact = matches!(announce, Announce::Exact | Announce::Both);
+        (life.standing.announced() && exact).then_some(said)
     }
 
     /// What policy says of a site's prefix.
@@ -361,8 +400,10 @@ impl Ingress {
         if !life.standing.announced() {
             return Vec::new();
         }
-        let prefixes = life.site.prefixes.iter().filter(|prefix| !self.refused.contains_key(&prefix.trunc()));
-        let stand = prefixes
+        let stand = life
+            .site
+            .prefixes
+            .iter()
             .filter(|prefix| matches!(self.policy(place, life, prefix).0, Announce::Aggregate | Announce::Both));
         stand.filter_map(|prefix| self.policy.aggregate_of(prefix)).collect()
     }
@@ -372,7 +413,7 @@ impl Ingress {
     fn aggregate(&self, place: usize, number: usize) -> Option<Arc<Said>> {
         let (table, aggregate) = (&self.tables[place], &self.policy.aggregates[number]);
         let there = aggregate.always || !table.within[number].is_empty();
-        if !there || !table.export.sites || self.refused.contains_key(&aggregate.prefix) {
+        if !there || !table.export.sites {
             return None;
         }
         let rule = self.policy.of_aggregate(&aggregate.name, place);

@@ -370,6 +370,9 @@ impl Rib {
     /// The VRPs are these from now on: what they change of the routes that are here is worked out in pieces, as all that
     /// concerns many.
     pub fn set_origins(&mut self, origins: Arc<Origins>) {
+        if Arc::ptr_eq(&self.origins, &origins) {
+            return;
+        }
         let changed = self.origins.changed(&origins);
         self.origins = origins;
         if changed.is_empty() {

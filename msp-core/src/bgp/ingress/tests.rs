@@ -23,9 +23,14 @@ const HOME: PeerId = PeerId(1);
 
 const TRANSIT: Export = Export { sites: true, blackholes: true };
 
+/// No cache says anything.
+fn vetted() -> Admission {
+    Admission::new(64500, true)
+}
+
 /// One neighbour, and this policy.
 fn with(policy: Policy) -> Ingress {
-    Ingress::new(policy, None, &[TRANSIT])
+    Ingress::new(policy, None, vetted(), &[TRANSIT])
 }
 
 fn home(withdraw_after: Option<u64>) -> Ingress {
@@ -205,7 +210,7 @@ fn the_first_rule_that_fits_counts() {
         Rule { sites: patterns(&["site-*"]), said: prepend(2), ..rule() },
         Rule { said: prepend(3), ..rule() },
     ];
-    let mut ingress = Ingress::new(Policy { rules, aggregates: Vec::new() }, None, &[TRANSIT; 2]);
+    let mut ingress = Ingress::new(Policy { rules, aggregates: Vec::new() }, None, vetted(), &[TRANSIT; 2]);
     let other = Site { name: "home".into(), ..site(2, "203.0.113.0/24", None) };
     ingress.set_sites(seconds(0), [site(1, "198.51.100.0/24", None), other]);
     [1, 2].into_iter().for_each(|id| ingress.reachable(PeerId(id)));
@@ -301,7 +306,7 @@ fn a_rule_says_whether_site_aggregate_or_both_are_announced() {
             Rule { announce: Some(announce), ..rule() },
         ];
         let policy = Policy { rules, aggregates: vec![aggregate(false)] };
-        let mut ingress = Ingress::new(policy, Some(router), &[TRANSIT]);
+        let mut ingress = Ingress::new(policy, Some(router), vetted(), &[TRANSIT]);
         ingress.set_sites(seconds(0), [site(1, "198.51.100.0/29", None)]);
         ingress.reachable(HOME);
         assert_eq!(wanted(&ingress), prefixes(expected), "{announce:?}");
@@ -314,7 +319,7 @@ fn a_rule_says_whether_site_aggregate_or_both_are_announced() {
 #[test]
 fn only_an_address_of_a_site_that_is_announced_is_blackholed_and_only_where_that_is_wanted() {
     let silent = Export { sites: true, blackholes: false };
-    let mut ingress = Ingress::new(Policy::default(), None, &[TRANSIT, silent]);
+    let mut ingress = Ingress::new(Policy::default(), None, vetted(), &[TRANSIT, silent]);
     ingress.set_sites(seconds(0), [site(1, "198.51.100.0/24", Some(10))]);
     let (address, hole) = ("198.51.100.7".parse().expect("an address"), net("198.51.100.7/32"));
     let ask = Blackhole { neighbor: None, until: None };
@@ -343,6 +348,33 @@ fn only_an_address_of_a_site_that_is_announced_is_blackholed_and_only_where_that
     assert_eq!(ingress.blackhole(address, ask), Ok(()));
     ingress.set_sites(seconds(60), [site(2, "203.0.113.0/24", None)]);
     assert!(wanted(&ingress).is_empty());
+}
+
+/// A site too small to be announced is never asked about; its aggregate is.
+#[test]
+fn what_the_vrps_forbid_does_not_leave_and_nothing_within_it_is_blackholed() {
+    use crate::bgp::origin::Vrp;
+    let vrp = |text: &str, asn| Vrp { prefix: net(text), max_length: net(text).prefix_len(), asn };
+    let origins = |list: &[Vrp]| Some(Arc::new(Origins::new(list.to_vec())));
+    let mut ingress = with(Policy { rules: Vec::new(), aggregates: vec![aggregate(false)] });
+    ingress.set_origins(origins(&[vrp("198.51.100.0/24", 64999), vrp("203.0.113.0/24", 64999)]), true);
+    ingress.set_sites(seconds(0), [site(1, "198.51.100.0/29", None), site(2, "203.0.113.0/24", None)]);
+    [1, 2].into_iter().for_each(|id| ingress.reachable(PeerId(id)));
+    let ask = Blackhole { neighbor: None, until: None };
+    assert_eq!(ingress.blackhole("203.0.113.7".parse().expect("an address"), ask), Ok(()));
+    assert!(wanted(&ingress).is_empty());
+    assert_eq!(
+        ingress.refused().keys().copied().collect::<BTreeSet<_>>(),
+        prefixes(&["198.51.100.0/24", "203.0.113.0/24"])
+    );
+    let why = ingress.routes_of(PeerId(1), 0).expect_err("a reason");
+    assert!(why.starts_with("198.51.100.0/24 is not announced: AS 64500 may not announce it"), "{why}");
+    ingress.set_origins(origins(&[vrp("198.51.100.0/24", 64500), vrp("203.0.113.0/24", 64500)]), true);
+    assert_eq!(wanted(&ingress), prefixes(&["198.51.100.0/24", "203.0.113.0/24", "203.0.113.7/32"]));
+    // What has left stays, whatever a cache says later.
+    ingress.set_origins(origins(&[vrp("0.0.0.0/0", 0)]), true);
+    assert_eq!(wanted(&ingress).len(), 3);
+    assert!(ingress.doubt(&net("203.0.113.0/24")).is_some());
 }
 
 #[test]
