@@ -13,8 +13,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-/// How long a client may take for its line or for reading the answer. It is on the same host, and a person waits.
+/// How long a client may take for its line, and again for reading the answer. It is on the same host, and a person waits.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a daemon may take to answer: with ten thousand sites, on a busy machine, some seconds.
+const ANSWER: Duration = Duration::from_secs(20);
 /// The longest command line. There is one command of six letters yet; the bound is against memory.
 const LINE: u64 = 256;
 /// How many clients are served at a time; others wait in the kernel's queue.
@@ -90,12 +92,12 @@ impl ControlSocket {
         Ok(ControlSocket { listener, path: path.to_owned() })
     }
 
-    /// Answers clients for ever. `answer` gets the command and gives the document, or `None` for a command it does
+    /// Answers clients for ever. `answer` gets the command and gives the JSON document, or `None` for a command it does
     /// not know. A client that is slow or gone disturbs nobody.
     pub async fn serve<F, Answer>(self, answer: F)
     where
         F: Fn(String) -> Answer + Send + Sync + 'static,
-        Answer: Future<Output = Option<Value>> + Send + 'static,
+        Answer: Future<Output = Option<String>> + Send + 'static,
     {
         let answer = Arc::new(answer);
         let places = Arc::new(Semaphore::new(CLIENTS));
@@ -105,7 +107,7 @@ impl ControlSocket {
                 Ok((client, _)) => {
                     let answer = answer.clone();
                     tokio::spawn(async move {
-                        if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, converse(client, &*answer)).await {
+                        if let Err(error) = converse(client, &*answer).await {
                             tracing::debug!(%error, "a client of the control socket went away");
                         }
                         drop(place);
@@ -132,26 +134,30 @@ impl Drop for ControlSocket {
 async fn converse<F, Answer>(client: UnixStream, answer: &F) -> io::Result<()>
 where
     F: Fn(String) -> Answer,
-    Answer: Future<Output = Option<Value>>,
+    Answer: Future<Output = Option<String>>,
 {
     let (reader, mut writer) = client.into_split();
     let mut line = String::new();
-    BufReader::new(reader.take(LINE)).read_line(&mut line).await?;
+    tokio::time::timeout(PATIENCE, BufReader::new(reader.take(LINE)).read_line(&mut line)).await??;
     let command = line.trim().to_owned();
-    let document = match answer(command.clone()).await {
+    let mut document = match tokio::time::timeout(ANSWER, answer(command.clone())).await? {
         Some(document) => document,
-        None => json!({ "error": format!("the command {command:?} is not known here") }),
+        None => json!({ "error": format!("the command {command:?} is not known here") }).to_string(),
     };
-    writer.write_all(format!("{document}\n").as_bytes()).await?;
-    writer.shutdown().await
+    document.push('\n');
+    let write = async {
+        writer.write_all(document.as_bytes()).await?;
+        writer.shutdown().await
+    };
+    tokio::time::timeout(PATIENCE, write).await?
 }
 
-/// Asks the daemon behind `path`. Blocks for a few seconds at most.
+/// Asks the daemon behind `path`. Blocks for as long as an answer may take, some seconds at most.
 pub fn ask(path: &Path, command: &str) -> Result<Value, ControlError> {
     let failed = |cause| ControlError::Ask { path: path.to_owned(), cause };
     let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(failed)?;
     // Longer than the daemon's own patience, so that its answer, not our impatience, is what is shown.
-    stream.set_read_timeout(Some(PATIENCE * 2)).map_err(failed)?;
+    stream.set_read_timeout(Some(ANSWER + PATIENCE)).map_err(failed)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
     writeln!(stream, "{command}").map_err(failed)?;
     let mut text = String::new();
@@ -170,8 +176,9 @@ mod tests {
         let socket = ControlSocket::bind(&path).expect("a first bind");
         let mode = std::fs::metadata(&path).expect("the socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let server =
-            tokio::spawn(socket.serve(|command| async move { (command == "status").then(|| json!({ "schema": 1 })) }));
+        let server = tokio::spawn(
+            socket.serve(|command| async move { (command == "status").then(|| json!({ "schema": 1 }).to_string()) }),
+        );
         let asked = path.clone();
         tokio::task::spawn_blocking(move || {
             assert_eq!(ask(&asked, "status").expect("an answer"), json!({ "schema": 1 }));

@@ -52,7 +52,7 @@ pub enum Kind {
 impl Kind {
     /// What runs on a host, if anything does.
     pub fn of(host: &Host) -> Option<Self> {
-        if host.script.is_some() {
+        if host.script.as_ref().is_some_and(|script| !script.run.is_empty()) {
             Some(Kind::Script)
         } else if host.core.is_some() {
             Some(Kind::Core)

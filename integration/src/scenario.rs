@@ -235,6 +235,9 @@ pub struct Core {
     pub endpoints: Vec<SocketAddr>,
     /// How long the last path may be down before a site's prefixes are withdrawn: a time or "never".
     pub withdraw_after: String,
+    /// What it may announce at all; anything, if nothing is listed.
+    #[serde(default)]
+    pub holdings: Vec<IpNet>,
     /// The TUN's MTU.
     #[serde(default = "default_mtu")]
     pub mtu: u16,

@@ -33,6 +33,7 @@ const PACKAGES: &[Package] = &[
     package("gobgpd", "/usr/bin/gobgpd", "a transit's router"),
     package("openbgpd", "/usr/sbin/bgpctl", "a transit's router"),
     package("exabgp", "/usr/sbin/exabgp", "a transit's router, which says whatever octets it is told"),
+    package("stayrtr", "/usr/bin/stayrtr", "an RPKI cache"),
     package("wireguard-tools", "/usr/bin/wg", "configures the plain WireGuard client"),
     package("wireguard-go", "/usr/bin/wireguard-go", "the plain WireGuard client"),
     package("dnsmasq-base", "/usr/sbin/dnsmasq", "the ISPs' resolvers"),

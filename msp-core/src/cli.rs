@@ -24,7 +24,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the core, until SIGTERM; SIGHUP reloads the sites
+    /// Run the core, until SIGTERM; SIGHUP reloads the sites, and what is said of them ([[ingress]], [[aggregate]])
     Run,
     /// Check the configuration and all site files, and say what is wrong
     Check,
@@ -113,6 +113,7 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<Loaded> {
     // All that is wrong, a line each.
     let lines = |errors: Vec<SitesError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let sites = Sites::load(&config.sites, &surroundings).map_err(|errors| anyhow::Error::msg(lines(errors)))?;
+    config.ingress.check(&sites).map_err(anyhow::Error::msg)?;
     Ok(Loaded { config, key, surroundings, sites })
 }
 

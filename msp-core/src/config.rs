@@ -1,7 +1,11 @@
 //! The core's configuration file.
 
 mod egress;
+mod ingress;
+mod rpki;
 
+use crate::bgp::cache;
+use crate::bgp::ingress::Export;
 use crate::bgp::role::Role;
 use crate::bgp::routing::Transit;
 use crate::bgp::session;
@@ -10,6 +14,9 @@ use crate::bgp::transport::Neighbor;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
 use egress::{AcceptWord, EgressTable, MaxPrefixes};
 pub(crate) use egress::{Egress, SITES_TABLE};
+pub(crate) use ingress::Ingress;
+use ingress::{AggregateTable, IngressTable};
+use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<SocketAddr>,
     /// The folder of site files.
     pub(crate) sites: PathBuf,
+    /// What the provider may announce: a site's prefixes lie within. Anything, if nothing is listed.
+    pub(crate) holdings: Vec<IpNet>,
     /// How long after its last path went down a site is withdrawn, where its file says nothing; `None` is never.
     pub(crate) withdraw_after: Option<Duration>,
     pub(crate) control: PathBuf,
@@ -38,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) bgp: Option<Bgp>,
     /// By whom the sites' packets leave; by the main table, if none is given. The first is that of sites that name none.
     pub(crate) egress: Vec<Egress>,
+    /// By whom they come in.
+    pub(crate) ingress: Ingress,
 }
 
 /// The BGP speaker.
@@ -47,10 +58,12 @@ pub(crate) struct Bgp {
     pub(crate) router_id: Ipv4Addr,
     /// Where neighbours may connect to.
     pub(crate) listen: Vec<SocketAddr>,
-    /// The neighbours, each with whether the sites are announced to it.
-    pub(crate) neighbors: Vec<(Neighbor, bool)>,
+    /// The neighbours, each with what it may be told.
+    pub(crate) neighbors: Vec<(Neighbor, Export)>,
     /// What is taken of each of them, in the same order.
     pub(crate) transits: Vec<Transit>,
+    /// Who says which AS may announce what, the preferred first.
+    pub(crate) caches: Vec<cache::Config>,
 }
 
 #[derive(Deserialize)]
@@ -62,6 +75,8 @@ struct File {
     private_key_file: PathBuf,
     listen: Vec<Text<SocketAddr>>,
     sites: PathBuf,
+    #[serde(default)]
+    holdings: Vec<Text<IpNet>>,
     #[serde(default = "default_withdraw_after")]
     withdraw_after: Text<Option<Duration>>,
     #[serde(default = "default_control")]
@@ -71,6 +86,10 @@ struct File {
     bgp: Option<BgpTable>,
     #[serde(default)]
     egress: Vec<EgressTable>,
+    #[serde(default)]
+    ingress: Vec<IngressTable>,
+    #[serde(default)]
+    aggregate: Vec<AggregateTable>,
 }
 
 fn default_withdraw_after() -> Text<Option<Duration>> {
@@ -91,6 +110,8 @@ struct BgpTable {
     listen: Vec<Text<SocketAddr>>,
     #[serde(default)]
     neighbor: Vec<NeighborTable>,
+    #[serde(default)]
+    cache: Vec<rpki::CacheTable>,
 }
 
 #[derive(Deserialize)]
@@ -137,7 +158,10 @@ struct NeighborTable {
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Announce {
+    /// Sites' prefixes, and aggregates around them.
     Sites,
+    /// Addresses of sites that it is to drop packets for, when an operator asks for it.
+    Blackholes,
 }
 
 fn default_port() -> u16 {
@@ -187,16 +211,19 @@ impl Config {
         let bgp = file.bgp.map(|table| table.check(&document)).transpose()?;
         let transits = bgp.as_ref().map_or(&[][..], |bgp| &bgp.transits);
         let egress = egress::check(file.egress, transits, &file.tun.name, &document)?;
+        let ingress = ingress::check(file.ingress, file.aggregate, transits, &document)?;
         Ok(Config {
             pop: file.pop,
             private_key_file: document.resolve(&file.private_key_file),
             listen: file.listen.iter().map(|listen| listen.0).collect(),
             sites: document.resolve(&file.sites),
+            holdings: file.holdings.iter().map(|prefix| prefix.0).collect(),
             withdraw_after: file.withdraw_after.0,
             control: file.control,
             tun: file.tun,
             bgp,
             egress,
+            ingress,
         })
     }
 }
@@ -227,7 +254,8 @@ impl BgpTable {
             neighbors.push(neighbor.map_err(|(key, problem)| document.error(&place(key), problem))?);
         }
         let listen = self.listen.iter().map(|listen| listen.0).collect();
-        Ok(Bgp { local_as: self.local_as, router_id, listen, neighbors, transits })
+        let caches = rpki::check(self.cache, document)?;
+        Ok(Bgp { local_as: self.local_as, router_id, listen, neighbors, transits, caches })
     }
 }
 
@@ -254,7 +282,7 @@ impl NeighborTable {
         local_as: u32,
         router_id: Ipv4Addr,
         document: &Document,
-    ) -> Result<(Neighbor, bool), (&'static str, String)> {
+    ) -> Result<(Neighbor, Export), (&'static str, String)> {
         check_as(self.remote_as).map_err(|problem| ("remote_as", problem.to_owned()))?;
         let address = self.address.0;
         if address.is_unspecified() || address.is_multicast() {
@@ -304,8 +332,11 @@ impl NeighborTable {
             extended_next_hop: self.extended_next_hop,
         };
         let remote = SocketAddr::new(address, self.port);
-        let announce = self.announce.contains(&Announce::Sites);
-        Ok((Neighbor { name: self.name, remote, session, socket, next_hop_v4, next_hop_v6 }, announce))
+        let export = Export {
+            sites: self.announce.contains(&Announce::Sites),
+            blackholes: self.announce.contains(&Announce::Blackholes),
+        };
+        Ok((Neighbor { name: self.name, remote, session, socket, next_hop_v4, next_hop_v6 }, export))
     }
 }
 
@@ -402,8 +433,8 @@ announce = ["sites"]
         assert_eq!(config.control, Path::new("/run/msp-core/control.sock"));
         assert_eq!(config.tun, Tun { name: "msp0".into(), mtu: 1380 });
         let bgp = config.bgp.expect("a BGP table");
-        let (neighbor, announce) = &bgp.neighbors[0];
-        assert!(announce);
+        let (neighbor, export) = &bgp.neighbors[0];
+        assert_eq!(*export, Export { sites: true, blackholes: false });
         assert_eq!(neighbor.remote, "203.0.113.1:179".parse().expect("an address"));
         assert_eq!(neighbor.session.hold_time, 90);
         assert!(config.sites.is_absolute(), "relative to the file");
@@ -412,7 +443,7 @@ announce = ["sites"]
     #[test]
     fn nothing_is_announced_to_a_neighbour_without_policy() {
         let config = load(&GOOD.replace("announce = [\"sites\"]\n", "")).expect("a good file");
-        assert!(!config.bgp.expect("a BGP table").neighbors[0].1);
+        assert_eq!(config.bgp.expect("a BGP table").neighbors[0].1, Export::default());
     }
 
     #[test]
@@ -460,6 +491,11 @@ announce = ["sites"]
                 "64501",
                 "64501\nadd_path = true\naccept = [\"table\"]",
                 "msp-core.toml:15:12: bgp.neighbor[0].add_path: sever",
+            ),
+            (
+                "[[bgp.neighbor]]",
+                "[[bgp.cache]]\nname = \"a\"\naddress = \"192.0.2.1\"\nport = 0\n[[bgp.neighbor]]",
+                "msp-core.toml:14:8: bgp.cache[0].port: 0 is no port",
             ),
             (
                 "[\"sites\"]",

@@ -5,16 +5,18 @@ use crate::bgp::mrt;
 use crate::bgp::rib::{Because, Explained, Found, PageRoute, Rejected};
 use crate::bgp::routing::{Looker, Overview};
 use crate::bgp::session::State;
+use crate::bgp::update::Attributes;
 use crate::config::Config;
 use crate::status::Status;
 use anyhow::{Context, bail};
+use dataplane::settings::Written;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// How many prefixes are looked at for a page: some hundred kilobytes of JSON, and less than a millisecond of the routes'
 /// own thread.
@@ -38,8 +40,27 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// What the neighbours have been told
-    Announced,
+    /// What the neighbours have been told, and what not, and why
+    Announced {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask neighbours to drop packets for an address of a site (RFC 7999), or, with --remove, no more
+    Blackhole {
+        /// The address
+        #[arg(value_name = "ADDRESS")]
+        address: IpAddr,
+        /// Ask this one alone [default: all that have "blackholes" in `announce`]
+        #[arg(long, value_name = "NAME")]
+        neighbor: Option<String>,
+        /// For so long, such as 1h or 30m [default: until it is removed, or the core restarts]
+        #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+        seconds: Option<u64>,
+        /// Take it back
+        #[arg(long, conflicts_with_all = ["neighbor", "seconds"])]
+        remove: bool,
+    },
     /// Why packets for a prefix or an address go where they go
     Explain {
         /// Such as 192.0.2.0/24 or 192.0.2.1
@@ -66,6 +87,72 @@ fn prefix(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "expected an IPv4 or IPv6 prefix or address, such as 8.8.8.0/24 or 8.8.8.8".to_owned())
 }
 
+fn seconds(text: &str) -> Result<u64, String> {
+    match Duration::read(text).map(|time| time.as_secs()) {
+        Ok(0) | Err(_) => Err(format!("expected {}, a second at least", Duration::EXPECTED)),
+        Ok(seconds) => Ok(seconds),
+    }
+}
+
+/// The question `bgp blackhole …`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Blackhole {
+    pub(crate) address: IpAddr,
+    pub(crate) neighbor: Option<String>,
+    pub(crate) seconds: Option<u64>,
+    pub(crate) remove: bool,
+}
+
+/// The answer to `bgp announced`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Announced {
+    routes: Vec<AnnouncedDocument>,
+    blackholes: Vec<BlackholeDocument>,
+}
+
+/// A route that a neighbour has been told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct AnnouncedDocument {
+    prefix: IpNet,
+    neighbor: String,
+    #[serde(flatten)]
+    said: SaidDocument,
+}
+
+/// An address for which neighbours are asked to drop packets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct BlackholeDocument {
+    prefix: IpNet,
+    /// The one that is asked; all that may be, if it is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    neighbor: Option<String>,
+    /// How long yet, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_s: Option<f64>,
+}
+
+impl Announced {
+    pub(crate) fn new(
+        neighbors: Vec<(String, Vec<(IpNet, Attributes)>)>,
+        blackholes: impl Iterator<Item = (IpNet, Option<String>, Option<Duration>)>,
+    ) -> Announced {
+        let routes = neighbors.into_iter().flat_map(|(neighbor, routes)| {
+            let document = move |(prefix, said): (IpNet, Attributes)| AnnouncedDocument {
+                prefix,
+                neighbor: neighbor.clone(),
+                said: SaidDocument::from(&said),
+            };
+            routes.into_iter().map(document)
+        });
+        let blackholes = blackholes.map(|(prefix, neighbor, left)| BlackholeDocument {
+            prefix,
+            neighbor,
+            left_s: left.map(|left| left.as_secs_f64()),
+        });
+        Announced { routes: routes.collect(), blackholes: blackholes.collect() }
+    }
+}
+
 /// Of a neighbour's routes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct NeighborRoutes {
@@ -90,6 +177,24 @@ struct OverviewDocument {
 struct RouteDocument {
     neighbor: String,
     next_hop: IpAddr,
+    #[serde(flatten)]
+    said: SaidDocument,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    stale: bool,
+    /// Why it is not used, whatever others there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unused: Option<String>,
+    /// The egress choices that use it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    used_by: Vec<String>,
+    /// The neighbour's place and the attributes as they stand in an UPDATE, for a dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wire: Option<(u16, Vec<u8>)>,
+}
+
+/// What is said of a route, by a neighbour or to one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct SaidDocument {
     as_path: String,
     origin: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,17 +209,36 @@ struct RouteDocument {
     large_communities: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     only_to_customer: Option<u32>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    stale: bool,
-    /// Why it is not used, whatever others there are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unused: Option<String>,
-    /// The egress choices that use it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    used_by: Vec<String>,
-    /// The neighbour's place and the attributes as they stand in an UPDATE, for a dump.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    wire: Option<(u16, Vec<u8>)>,
+}
+
+impl From<&Attributes> for SaidDocument {
+    fn from(said: &Attributes) -> SaidDocument {
+        SaidDocument {
+            as_path: said.as_path.to_string(),
+            origin: said.origin.to_string(),
+            med: said.med,
+            local_pref: said.local_pref,
+            communities: said.communities.iter().map(ToString::to_string).collect(),
+            extended_communities: said.extended_communities.iter().map(ToString::to_string).collect(),
+            large_communities: said.large_communities.iter().map(ToString::to_string).collect(),
+            only_to_customer: said.only_to_customer,
+        }
+    }
+}
+
+impl SaidDocument {
+    /// The communities of each kind there is, and numbers, each with its name.
+    fn lines(&self) -> impl Iterator<Item = String> {
+        let lists = [
+            ("communities", &self.communities),
+            ("extended communities", &self.extended_communities),
+            ("large communities", &self.large_communities),
+        ];
+        let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
+        let numbers = [("MED", self.med), ("LOCAL_PREF", self.local_pref), ("OTC", self.only_to_customer)];
+        let numbers = numbers.into_iter().filter_map(|(name, number)| Some(format!("{name} {}", number?)));
+        lists.map(|(name, list)| format!("{name} {}", list.join(" "))).chain(numbers)
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -165,18 +289,10 @@ impl Names {
 
     fn route(&self, route: PageRoute, wire: bool) -> RouteDocument {
         let PageRoute { neighbor, attributes: said, next_hop, stale, unused, used_by } = route;
-        let texts = |list: &[_]| list.iter().map(ToString::to_string).collect();
         RouteDocument {
             neighbor: self.neighbor(neighbor),
             next_hop: next_hop.address,
-            as_path: said.as_path.to_string(),
-            origin: said.origin.to_string(),
-            med: said.med,
-            local_pref: said.local_pref,
-            communities: texts(&said.communities),
-            extended_communities: said.extended_communities.iter().map(ToString::to_string).collect(),
-            large_communities: said.large_communities.iter().map(ToString::to_string).collect(),
-            only_to_customer: said.only_to_customer,
+            said: SaidDocument::from(&*said),
             stale,
             unused,
             used_by: used_by.into_iter().map(|choice| self.choice(choice)).collect(),
@@ -259,18 +375,28 @@ pub(crate) fn look(path: &Path, command: &Command) -> anyhow::Result<()> {
             }
             Ok(())
         }),
-        Command::Announced => {
-            let status: Status = ask(&control, "status")?;
-            for (neighbor, prefix) in status.announced() {
-                writeln!(out, "{prefix}  to {neighbor}")?;
-            }
-            Ok(())
+        Command::Announced { json } => announced(&control, *json, &mut out),
+        Command::Blackhole { address, neighbor, seconds, remove } => {
+            let (address, neighbor, seconds, remove) = (*address, neighbor.clone(), *seconds, *remove);
+            let asked = serde_json::to_string(&Blackhole { address, neighbor, seconds, remove })?;
+            ask::<serde_json::Value>(&control, &format!("bgp blackhole {asked}")).map(drop)
         }
         Command::Explain { prefix, json } => {
             let explained: ExplainDocument = ask(&control, &format!("bgp explain {prefix}"))?;
             match json {
                 true => writeln!(out, "{}", serde_json::to_string(&explained)?)?,
-                false => out.write_all(explanation(prefix, &explained).as_bytes())?,
+                false => {
+                    out.write_all(explanation(prefix, &explained).as_bytes())?;
+                    // A site's prefix is not only routed: it is announced, or it is not.
+                    if explained.own {
+                        let status: Status = ask(&control, "status")?;
+                        let about = |other: &IpNet| other.contains(prefix) || prefix.contains(other);
+                        for (neighbor, prefix) in status.announced().filter(|(_, prefix)| about(prefix)) {
+                            writeln!(out, "{prefix}  to {neighbor}")?;
+                        }
+                        out.write_all(withheld(&status, about).as_bytes())?;
+                    }
+                }
             }
             Ok(())
         }
@@ -283,6 +409,42 @@ pub(crate) fn look(path: &Path, command: &Command) -> anyhow::Result<()> {
         }
         result => result,
     }
+}
+
+fn announced(control: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+    let told: Announced = ask(control, "bgp announced")?;
+    if json {
+        writeln!(out, "{}", serde_json::to_string(&told)?)?;
+        return Ok(());
+    }
+    for AnnouncedDocument { prefix, neighbor, said } in &told.routes {
+        let rest: Vec<String> = said.lines().collect();
+        let path = if said.as_path.is_empty() { "(empty)" } else { &said.as_path };
+        writeln!(out, "{prefix:<20}  to {neighbor:<12}  path {path}  {}", rest.join(", "))?;
+    }
+    for BlackholeDocument { prefix, neighbor, left_s } in &told.blackholes {
+        let to = neighbor.as_deref().unwrap_or("all that take them");
+        let left = left_s.map_or("until it is removed".into(), |left| format!("for {left:.0} s yet"));
+        writeln!(out, "blackhole {prefix}, at {to}, {left}")?;
+    }
+    let status: Status = ask(control, "status")?;
+    out.write_all(withheld(&status, |_| true).as_bytes())?;
+    for neighbor in status.without_policy() {
+        writeln!(out, "nothing to {neighbor}: it has no `announce = [\"sites\"]` (RFC 8212)")?;
+    }
+    Ok(())
+}
+
+/// What of some prefixes the neighbours have not been told, or other networks may refuse, and why.
+fn withheld(status: &Status, about: impl Fn(&IpNet) -> bool) -> String {
+    let mut text = String::new();
+    for (neighbor, prefix, why) in status.not_announced().filter(|(_, prefix, _)| about(prefix)) {
+        let _ = writeln!(text, "{prefix}  not to {neighbor}: {why}");
+    }
+    for (prefix, why) in status.doubtful().filter(|(prefix, _)| about(prefix)) {
+        let _ = writeln!(text, "{prefix}  may be refused by other networks: {why}");
+    }
+    text
 }
 
 fn neighbors(control: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
@@ -330,8 +492,8 @@ fn lines(found: &FoundDocument) -> String {
             found.prefix.to_string(),
             route.next_hop,
             route.neighbor,
-            route.as_path,
-            route.origin
+            route.said.as_path,
+            route.said.origin
         );
         let _ = match &route.unused {
             Some(why) => writeln!(text, "  (not used: {why})"),
@@ -356,19 +518,9 @@ fn explanation(asked: &IpNet, explained: &ExplainDocument) -> String {
     }
     for route in explained.found.iter().flat_map(|found| &found.routes) {
         let _ = writeln!(text, "  from {}, via {}", route.neighbor, route.next_hop);
-        let _ = writeln!(text, "    path {}, {}", route.as_path, route.origin);
-        let lists = [
-            ("communities", &route.communities),
-            ("extended communities", &route.extended_communities),
-            ("large communities", &route.large_communities),
-        ];
-        for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
-            let _ = writeln!(text, "    {name} {}", list.join(" "));
-        }
-        for (name, number) in [("MED", route.med), ("LOCAL_PREF", route.local_pref), ("OTC", route.only_to_customer)] {
-            if let Some(number) = number {
-                let _ = writeln!(text, "    {name} {number}");
-            }
+        let _ = writeln!(text, "    path {}, {}", route.said.as_path, route.said.origin);
+        for line in route.said.lines() {
+            let _ = writeln!(text, "    {line}");
         }
         if let Some(why) = &route.unused {
             let _ = writeln!(text, "    not used: {why}");

@@ -20,7 +20,7 @@ const TO_SITES: u32 = 7_800;
 const TO_CHOICE: u32 = 7_801;
 
 /// What is to be in force on the host for these prefixes. The sites' packets leave by their egress choices; by the main
-/// table, if there are none.
+/// table, if there are none. What is in an aggregate and no site's is refused.
 pub(crate) fn wanted(config: &Config, prefixes: impl IntoIterator<Item = IpNet>) -> Vec<Change> {
     let sysctl = |key: String, value: &str| Change::Sysctl(Sysctl { key, value: value.into() });
     let to_sites = &config.tun.name;
@@ -35,6 +35,12 @@ pub(crate) fn wanted(config: &Config, prefixes: impl IntoIterator<Item = IpNet>)
     // From one site to another there is no way out: each choice's packets look for a site first. That has a table of its
     // own, and is not in each choice's: with many sites and choices those would be many routes.
     let tables = if config.egress.is_empty() { &[MAIN][..] } else { &[MAIN, SITES_TABLE] };
+    for aggregate in &config.ingress.policy.aggregates {
+        // The transits send packets for all of it, and would get back what is no site's.
+        let prefix = aggregate.prefix;
+        let route = |&table| Change::Route(Route { prefix, table, metric: BEHIND, target: Target::Unreachable });
+        changes.extend(tables.iter().map(route));
+    }
     for prefix in prefixes {
         for &table in tables {
             // What is behind comes first: at no moment is the prefix the default route's.
@@ -120,6 +126,17 @@ accept = ["table"]
             assert_eq!(routes(&changes, prefix, MAIN), way);
         }
         assert!(!changes.iter().any(|change| matches!(change, Change::Rule(_))));
+    }
+
+    /// Else a packet for an address of it that no site has would go round between us and the transit.
+    #[test]
+    fn what_is_in_an_aggregate_and_no_site_s_is_refused() {
+        let changes = changes(
+            "[[egress]]\nname = \"x\"\ntransits = [\"a\"]\n[[aggregate]]\nname = \"p\"\nprefix = \"198.51.0.0/16\"\n",
+        );
+        for table in [MAIN, SITES_TABLE] {
+            assert_eq!(routes(&changes, "198.51.0.0/16", table), [(BEHIND, Target::Unreachable)]);
+        }
     }
 
     #[test]

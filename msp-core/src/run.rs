@@ -1,13 +1,16 @@
 //! The daemon: it starts the parts, passes on what each has to tell the others, and ends them in an order that leaves
 //! nothing behind.
 
-use crate::bgp::announce::Liveness;
+use crate::bgp::admission::Admission;
+use crate::bgp::cache::{self, Caches};
+use crate::bgp::ingress::{Blackhole, Export, Ingress};
 use crate::bgp::message::Notification;
 use crate::bgp::routing::{Looker, Routing};
 use crate::bgp::socket::{Listener, Serving};
-use crate::bgp::transport::{self, Learning, Wanted};
+use crate::bgp::transport::{self, Learning, Tell};
+use crate::bgp::update::Aggregator;
 use crate::cli::{Loaded, entropy, load};
-use crate::config::{Config, Egress};
+use crate::config::{self, Config, Egress};
 use crate::sites::{Sites, Surroundings};
 use crate::status::{BgpStatus, Reload, SiteStatus, Status};
 use crate::{look, routes};
@@ -17,12 +20,14 @@ use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, EngineError, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::udp::Socket;
-use proto::{Event, Identity, Instant, LinkId, NodeConfig};
+use ipnet::IpNet;
+use proto::{Event, Identity, Instant, LinkId, NodeConfig, PathState};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// Runs the core until it is told to end.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
@@ -91,6 +96,11 @@ async fn serve(signals: Signals, path: &Path, loaded: Loaded, host: &mut Host) -
     result.and(ended.map_err(anyhow::Error::from))
 }
 
+/// What is ours, and learnt of nobody: the sites' prefixes, and the aggregates around them.
+fn own(config: &Config, sites: &Sites) -> Vec<IpNet> {
+    sites.prefixes().chain(config.ingress.policy.aggregates.iter().map(|aggregate| aggregate.prefix)).collect()
+}
+
 /// The sockets that tunnels come in on, each a link of its own.
 fn listen(config: &Config) -> anyhow::Result<Vec<(LinkId, Socket)>> {
     let open = |(address, link): (&std::net::SocketAddr, u16)| {
@@ -110,26 +120,55 @@ enum Question {
     Drain(bool, oneshot::Sender<()>),
     /// Who can be asked for routes.
     Routes(oneshot::Sender<(Looker, look::Names)>),
+    /// What the neighbours have been told, and which addresses they are asked to drop packets for.
+    Announced(oneshot::Sender<look::Announced>),
+    /// Neighbours are to drop packets for an address, or no more; the answer may be why not.
+    Blackhole(look::Blackhole, oneshot::Sender<Result<(), String>>),
 }
 
-async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<serde_json::Value> {
-    if let Some(command) = command.strip_prefix("bgp ") {
-        let (answer, answered) = oneshot::channel();
-        questions.send(Question::Routes(answer)).await.ok()?;
-        let (looker, names) = answered.await.ok()?;
-        return look::answer(&looker, &names, command).await;
+/// The answer to a command, a JSON document.
+async fn ask(questions: mpsc::Sender<Question>, command: String) -> Option<String> {
+    match command.as_str() {
+        "status" => {
+            let (answer, answered) = oneshot::channel();
+            questions.send(Question::Status(answer)).await.ok()?;
+            serde_json::to_string(&answered.await.ok()?).ok()
+        }
+        "drain" | "drain end" => {
+            let (answer, answered) = oneshot::channel();
+            questions.send(Question::Drain(command == "drain", answer)).await.ok()?;
+            answered.await.ok().map(|()| "{}".into())
+        }
+        "bgp announced" => {
+            let (answer, answered) = oneshot::channel();
+            questions.send(Question::Announced(answer)).await.ok()?;
+            serde_json::to_string(&answered.await.ok()?).ok()
+        }
+        command => {
+            let command = command.strip_prefix("bgp ")?;
+            if let Some(asked) = command.strip_prefix("blackhole ") {
+                return Some(blackhole(&questions, asked).await?.to_string());
+            }
+            let (answer, answered) = oneshot::channel();
+            questions.send(Question::Routes(answer)).await.ok()?;
+            let (looker, names) = answered.await.ok()?;
+            look::answer(&looker, &names, command).await.map(|document| document.to_string())
+        }
     }
-    if let "drain" | "drain end" = command.as_str() {
-        let (answer, answered) = oneshot::channel();
-        questions.send(Question::Drain(command == "drain", answer)).await.ok()?;
-        return answered.await.ok().map(|()| serde_json::json!({}));
-    }
-    if command != "status" {
-        return None;
-    }
+}
+
+async fn blackhole(questions: &mpsc::Sender<Question>, asked: &str) -> Option<serde_json::Value> {
+    let refused = |why: String| Some(serde_json::json!({ "error": why }));
+    let asked = match serde_json::from_str(asked) {
+        Ok(asked) => asked,
+        Err(error) => return refused(error.to_string()),
+    };
     let (answer, answered) = oneshot::channel();
-    questions.send(Question::Status(answer)).await.ok()?;
-    serde_json::to_value(answered.await.ok()?).ok()
+    questions.send(Question::Blackhole(asked, answer)).await.ok()?;
+    match answered.await.ok()? {
+        Ok(()) => Some(serde_json::json!({})),
+        Err(why) => refused(why),
+    }
 }
 
 /// What the daemon's one task owns.
@@ -140,9 +179,11 @@ struct Core<'a> {
     surroundings: Surroundings,
     sites: Sites,
     packets: Handle,
-    liveness: Liveness,
-    /// What neighbours with the policy to announce sites are to be told.
-    wanted: watch::Sender<Arc<Wanted>>,
+    /// What the RPKI caches say.
+    caches: watch::Receiver<Caches>,
+    ingress: Ingress,
+    /// The neighbours are told that the routes will go soon (RFC 8326).
+    draining: bool,
     neighbors: Vec<Neighbor>,
     routing: Routing,
     bgp_listening: Option<Serving>,
@@ -152,7 +193,7 @@ struct Core<'a> {
 
 struct Neighbor {
     handle: transport::Handle,
-    announce: bool,
+    export: Export,
 }
 
 impl Core<'_> {
@@ -165,8 +206,6 @@ impl Core<'_> {
         host: &'a mut Host,
     ) -> anyhow::Result<Core<'a>> {
         let started = clock::now();
-        let (wanted, _) = watch::channel(Arc::default());
-        let (nothing, _) = watch::channel(Arc::default());
         let bgp_listener = match &config.bgp {
             Some(bgp) => {
                 let neighbors = bgp.neighbors.iter().map(|(neighbor, _)| (neighbor.remote.ip(), &neighbor.socket));
@@ -177,28 +216,32 @@ impl Core<'_> {
         let transits = config.bgp.as_ref().map_or(&[][..], |bgp| &bgp.transits);
         let (orders, ordered): (Vec<_>, Vec<_>) = transits.iter().map(|_| mpsc::channel(1)).unzip();
         let choices = config.egress.iter().map(Egress::choice).collect();
-        let routing = Routing::start(transits.to_vec(), choices, sites.prefixes(), orders)
+        let routing = Routing::start(transits.to_vec(), choices, own(&config, &sites), orders)
             .context("cannot write routes to the kernel; the daemon needs CAP_NET_ADMIN, and Linux 5.3 or later")?;
         let mut neighbors = Vec::new();
         let mut doors = HashMap::new();
         let configured = config.bgp.iter().flat_map(|bgp| bgp.neighbors.iter().zip(&bgp.transits));
-        for (place, (((neighbor, announce), transit), orders)) in configured.zip(ordered).enumerate() {
-            if !announce {
+        for (place, (((neighbor, export), transit), orders)) in configured.zip(ordered).enumerate() {
+            if !export.sites {
                 tracing::warn!(
                     neighbor = neighbor.name,
                     "nothing is announced to this neighbour: it has no `announce = [\"sites\"]` (RFC 8212)"
                 );
             }
-            let told = if *announce { wanted.subscribe() } else { nothing.subscribe() };
             let learning = Learning { feed: routing.feed(place), orders, restart: transit.restart };
             let seed = u64::from_ne_bytes(entropy()?);
-            let handle = transport::spawn(neighbor.clone(), told, Some(learning), seed);
+            let handle = transport::spawn(neighbor.clone(), Some(learning), seed);
             doors.insert(neighbor.remote.ip(), handle.door());
-            neighbors.push(Neighbor { handle, announce: *announce });
+            neighbors.push(Neighbor { handle, export: *export });
         }
         let bgp_listening = bgp_listener.map(|listener| listener.serve(doors));
-        let mut liveness = Liveness::default();
-        liveness.set_sites(started, sites.announcements());
+        let caches = cache::start(config.bgp.as_ref().map_or(&[][..], |bgp| &bgp.caches).to_vec());
+        let local_as = config.bgp.as_ref().map_or(0, |bgp| bgp.local_as);
+        let admission = Admission::new(local_as, caches.borrow().settled());
+        let aggregator = config.bgp.as_ref().map(|bgp| Aggregator { asn: bgp.local_as, router_id: bgp.router_id });
+        let exports: Vec<Export> = neighbors.iter().map(|neighbor| neighbor.export).collect();
+        let mut ingress = Ingress::new(config.ingress.policy.clone(), aggregator, admission, &exports);
+        ingress.set_sites(started, sites.announcements());
         Ok(Core {
             host,
             path,
@@ -206,8 +249,9 @@ impl Core<'_> {
             surroundings,
             sites,
             packets,
-            liveness,
-            wanted,
+            caches,
+            ingress,
+            draining: false,
             neighbors,
             routing,
             bgp_listening,
@@ -224,11 +268,18 @@ impl Core<'_> {
         mut signals: Signals,
     ) -> anyhow::Result<()> {
         tracing::info!(sites = self.sites.list.len(), listen = ?self.config.listen, "the core is running");
+        let mut loading: Option<JoinHandle<_>> = None;
         loop {
-            let due = self.liveness.poll_timeout().map(|at| at.since(clock::now()));
+            let due = self.ingress.poll_timeout().map(|at| at.since(clock::now()));
             let due = async {
                 match due {
                     Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let loaded = async {
+                match &mut loading {
+                    Some(task) => task.await,
                     None => std::future::pending().await,
                 }
             };
@@ -238,7 +289,8 @@ impl Core<'_> {
                     // The loop's own error says why.
                     None => break,
                 },
-                () = due => self.liveness.handle_timeout(clock::now()),
+                () = due => self.ingress.handle_timeout(clock::now()),
+                Ok(()) = self.caches.changed() => self.origins().await,
                 Some(question) = questions.recv() => match question {
                     Question::Status(answer) => self.answer(answer).await,
                     Question::Drain(draining, answer) => {
@@ -248,8 +300,15 @@ impl Core<'_> {
                     }
                     // Here too.
                     Question::Routes(answer) => drop(answer.send((self.routing.looker(), self.names()))),
+                    Question::Announced(answer) => drop(answer.send(self.announced().await)),
+                    Question::Blackhole(asked, answer) => drop(answer.send(self.blackhole(&asked))),
                 },
-                _ = signals.hangup.recv() => self.reload().await,
+                // If one is under way, its files were read too early.
+                _ = signals.hangup.recv() => loading = Some(self.load()),
+                loaded = loaded => {
+                    loading = None;
+                    self.reload(loaded.unwrap_or_else(|error| Err(vec![error.to_string()]))).await;
+                }
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
             }
@@ -265,66 +324,135 @@ impl Core<'_> {
     }
 
     fn note(&mut self, event: Event) {
+        let works = |state| matches!(state, PathState::Up | PathState::Suspect | PathState::Impaired);
         let name = |id| self.sites.name(id).unwrap_or("(removed)");
         match event {
             Event::Path { path, from, to, reason } => {
                 tracing::info!(site = name(path.peer), slot = path.slot, ?from, ?to, reason, "path");
+                self.ingress.path(path.peer, path.slot, works(to));
             }
             Event::Reachable(id) => {
                 tracing::info!(site = name(id), "reachable");
-                self.liveness.reachable(id);
+                self.ingress.reachable(id);
             }
             Event::Unreachable(id) => {
                 tracing::warn!(site = name(id), "unreachable");
-                self.liveness.unreachable(clock::now(), id);
+                self.ingress.unreachable(clock::now(), id);
             }
             Event::Moved { peer, class, from, to } => tracing::info!(site = name(peer), %class, ?from, ?to, "moved"),
         }
     }
 
     /// From now on the neighbours are told that the routes will go soon, or that they stay after all.
-    fn drain(&self, draining: bool) {
+    fn drain(&mut self, draining: bool) {
         tracing::info!(draining, "graceful shutdown (RFC 8326)");
-        self.wanted.send_if_modified(|old| {
-            let news = old.graceful_shutdown != draining;
-            if news {
-                *old = Arc::new(Wanted { graceful_shutdown: draining, ..Wanted::clone(old) });
-            }
-            news
-        });
+        self.draining = draining;
+        self.neighbors.iter().for_each(|neighbor| neighbor.handle.tell(Tell::GracefulShutdown(draining)));
     }
 
-    /// Tells the neighbours' tasks, if there is news.
-    fn announce(&self) {
-        let prefixes = self.liveness.wanted();
-        self.wanted.send_if_modified(|old| {
-            let news = old.prefixes != prefixes;
-            if news {
-                for prefix in prefixes.difference(&old.prefixes) {
-                    tracing::info!(%prefix, "to be announced");
-                }
-                for prefix in old.prefixes.difference(&prefixes) {
-                    tracing::info!(%prefix, "to be withdrawn");
-                }
-                *old = Arc::new(Wanted { prefixes, ..Wanted::clone(old) });
-            }
-            news
-        });
+    /// The RPKI caches have said something.
+    async fn origins(&mut self) {
+        let caches = self.caches.borrow_and_update().clone();
+        self.ingress.set_origins(caches.origins().cloned(), caches.settled());
+        // What is out comes first, then what others say.
+        self.announce();
+        self.routing.set_origins(caches.origins().cloned().unwrap_or_default()).await;
     }
 
-    /// Puts the files' sites in force, all of them or none.
-    async fn reload(&mut self) {
-        self.reload.count += 1;
-        match Config::load(self.path) {
-            Ok(config) if config == self.config => {}
-            Ok(_) => {
-                tracing::warn!("{} has changed: that takes a restart, a reload is of the sites", self.path.display())
+    /// Tells the neighbours' tasks what is new for them.
+    fn announce(&mut self) {
+        for (place, neighbor) in self.neighbors.iter().enumerate() {
+            let changes = self.ingress.take_changes(place);
+            if changes.is_empty() {
+                continue;
             }
-            Err(error) => tracing::warn!("the next start would fail: {error}"),
+            for (prefix, said) in &changes {
+                let what = if said.is_some() { "to be announced" } else { "to be withdrawn" };
+                tracing::info!(%prefix, neighbor = self.neighbor(place), "{what}");
+            }
+            neighbor.handle.tell(Tell::Routes(changes));
         }
-        let result = match Sites::load(&self.config.sites, &self.surroundings) {
-            Ok(sites) => self.put_in_force(sites).await,
-            Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
+    }
+
+    fn neighbor(&self, place: usize) -> &str {
+        self.config.bgp.as_ref().and_then(|bgp| bgp.neighbors.get(place)).map_or("", |(neighbor, _)| &neighbor.name)
+    }
+
+    /// Has neighbours drop packets for an address, or no more.
+    fn blackhole(&mut self, asked: &look::Blackhole) -> Result<(), String> {
+        let address = asked.address;
+        if asked.remove {
+            if !self.ingress.end_blackhole(&address.into()) {
+                return Err(format!("{address} is not blackholed; see `msp-core bgp announced`"));
+            }
+            tracing::info!(%address, "blackhole removed");
+            return Ok(());
+        }
+        let neighbors = self.config.bgp.iter().flat_map(|bgp| &bgp.neighbors);
+        let neighbor = match &asked.neighbor {
+            None => None,
+            Some(name) => match neighbors.enumerate().find(|(_, (neighbor, _))| neighbor.name == *name) {
+                Some((_, (_, export))) if !export.blackholes => {
+                    return Err(format!("{name} is told of no blackholes: its `announce` lacks \"blackholes\""));
+                }
+                Some((place, _)) => Some(place),
+                None => return Err(format!("there is no neighbour {name:?}; see `msp-core bgp neighbors`")),
+            },
+        };
+        let until = asked.seconds.map(|seconds| clock::now() + Duration::from_secs(seconds));
+        self.ingress.blackhole(address, Blackhole { neighbor, until }).map_err(|error| error.to_string())?;
+        tracing::warn!(%address, neighbor = asked.neighbor, seconds = asked.seconds, "blackhole (RFC 7999)");
+        Ok(())
+    }
+
+    /// What the neighbours have been told.
+    async fn announced(&self) -> look::Announced {
+        let now = clock::now();
+        let mut neighbors = Vec::new();
+        for (place, neighbor) in self.neighbors.iter().enumerate() {
+            let routes = neighbor.handle.announced().await.unwrap_or_default();
+            neighbors.push((self.neighbor(place).to_owned(), routes));
+        }
+        let blackholes = self.ingress.blackholes().iter().map(|(prefix, blackhole)| {
+            let neighbor = blackhole.neighbor.map(|place| self.neighbor(place).to_owned());
+            (*prefix, neighbor, blackhole.until.map(|until| until.since(now)))
+        });
+        look::Announced::new(neighbors, blackholes)
+    }
+
+    /// Reads the files, in a thread of its own: of ten thousand sites that takes a second, in which nobody's time is to run out
+    /// unnoticed.
+    fn load(&self) -> JoinHandle<Result<(Config, Sites), Vec<String>>> {
+        let (path, folder, surroundings) = (self.path.to_owned(), self.config.sites.clone(), self.surroundings.clone());
+        tokio::task::spawn_blocking(move || {
+            let config = Config::load(&path).map_err(|error| vec![error.to_string()]);
+            let sites = Sites::load(&folder, &surroundings)
+                .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>());
+            match (config, sites) {
+                (Ok(config), Ok(sites)) => {
+                    config.ingress.check(&sites).map_err(|error| vec![error])?;
+                    Ok((config, sites))
+                }
+                (Err(errors), Err(more)) => Err([errors, more].concat()),
+                (Err(errors), Ok(_)) | (Ok(_), Err(errors)) => Err(errors),
+            }
+        })
+    }
+
+    /// Puts the files' sites and what is said of them in force, all of it or nothing.
+    async fn reload(&mut self, loaded: Result<(Config, Sites), Vec<String>>) {
+        self.reload.count += 1;
+        let result = match loaded {
+            Ok((config, sites)) => {
+                if (Config { ingress: config.ingress.clone(), ..self.config.clone() }) != config {
+                    tracing::warn!(
+                        "{} has changed: a reload is of the sites, [[ingress]] and [[aggregate]]; the rest takes a restart",
+                        self.path.display()
+                    );
+                }
+                self.put_in_force(config.ingress, sites).await
+            }
+            Err(errors) => Err(errors),
         };
         match result {
             Ok(()) => {
@@ -340,7 +468,7 @@ impl Core<'_> {
         }
     }
 
-    async fn put_in_force(&mut self, sites: Sites) -> Result<(), Vec<String>> {
+    async fn put_in_force(&mut self, policy: config::Ingress, sites: Sites) -> Result<(), Vec<String>> {
         let peers = sites.peers();
         let set = self.packets.call(move |node, _, now| node.set_peers(now, peers).map(|()| node.snapshot(now)));
         let snapshot = match set.await {
@@ -349,14 +477,17 @@ impl Core<'_> {
             Err(ended) => return Err(vec![ended.to_string()]),
         };
         let now = clock::now();
-        self.liveness.set_sites(now, sites.announcements());
+        // One change of the whole, of which nothing is told before it is complete.
+        self.ingress.set_policy(policy.policy.clone());
+        self.ingress.set_sites(now, sites.announcements());
+        self.config.ingress = policy;
         self.sites = sites;
-        self.routing.set_own(self.sites.prefixes().collect()).await;
+        self.routing.set_own(own(&self.config, &self.sites)).await;
         // A site that kept its number and lost its keys is another one: what the node says counts.
         for peer in &snapshot.peers {
             match peer.reachable {
-                true => self.liveness.reachable(peer.id),
-                false => self.liveness.unreachable(now, peer.id),
+                true => self.ingress.reachable(peer.id),
+                false => self.ingress.unreachable(now, peer.id),
             }
         }
         // Before the routes, of which there may be many.
@@ -379,15 +510,23 @@ impl Core<'_> {
         let now = clock::now();
         let mut neighbors = Vec::new();
         for neighbor in &self.neighbors {
-            neighbors.extend(neighbor.handle.status().await.map(|status| (status, neighbor.announce)));
+            let Some(mut status) = neighbor.handle.status().await else { continue };
+            if neighbor.export.sites {
+                let refused = self.ingress.refused().iter().map(|(prefix, why)| (*prefix, why.to_string()));
+                status.not_announced.extend(refused);
+                status.not_announced.sort_unstable();
+            }
+            neighbors.push((status, neighbor.export));
         }
         let sites = self.sites.list.iter();
-        let sites: Vec<_> = sites.map(|site| SiteStatus::new(now, site, &self.liveness, &neighbors)).collect();
+        let sites: Vec<_> = sites.map(|site| SiteStatus::new(now, site, &self.ingress, &neighbors)).collect();
         let bgp = self.config.bgp.as_ref().map(|bgp| BgpStatus {
             local_as: bgp.local_as,
             router_id: bgp.router_id,
-            draining: self.wanted.borrow().graceful_shutdown,
+            draining: self.draining,
             strangers: self.bgp_listening.as_ref().map_or(0, Serving::strangers),
+            caches: self.caches.borrow().status(now),
+            without_policy: neighbors.iter().filter(|(_, export)| !export.sites).map(|(n, _)| n.name.clone()).collect(),
             neighbors: neighbors.into_iter().map(|(status, _)| status).collect(),
         });
         let reload = self.reload.clone();

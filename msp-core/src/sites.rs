@@ -1,6 +1,6 @@
 //! The registry of sites: a folder with a file for each, in force together or not at all.
 
-use crate::bgp::announce;
+use crate::bgp::ingress;
 use crate::config::Config;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text};
 use ipnet::IpNet;
@@ -18,6 +18,8 @@ use std::time::Duration;
 pub(crate) struct Sites {
     /// In the order of their file names.
     pub(crate) list: Vec<Site>,
+    /// The place of each in the list.
+    places: HashMap<PeerId, usize>,
 }
 
 /// A site.
@@ -43,6 +45,8 @@ pub(crate) struct Surroundings {
     /// The core's own addresses and its neighbours', with a word for each: a site that had one of them would cut the
     /// core off.
     pub(crate) reserved: Vec<(IpAddr, String)>,
+    /// What the provider may announce; anything, if nothing is listed.
+    pub(crate) holdings: Vec<IpNet>,
 }
 
 impl Surroundings {
@@ -56,7 +60,8 @@ impl Surroundings {
             reserved.extend(neighbor.next_hop_v6.map(|address| (address.into(), "a BGP next hop".to_owned())));
         }
         let egress = config.egress.iter().map(|choice| choice.name.clone()).collect();
-        Surroundings { key: key.clone(), withdraw_after: config.withdraw_after, egress, reserved }
+        let (withdraw_after, holdings) = (config.withdraw_after, config.holdings.clone());
+        Surroundings { key: key.clone(), withdraw_after, egress, reserved, holdings }
     }
 }
 
@@ -140,7 +145,9 @@ impl Sites {
             errors.extend(conflict(&read).err());
         }
         if errors.is_empty() {
-            Ok(Sites { list: read.into_iter().map(|read| read.site).collect() })
+            let list: Vec<Site> = read.into_iter().map(|read| read.site).collect();
+            let places = list.iter().enumerate().map(|(place, site)| (site.peer.id, place)).collect();
+            Ok(Sites { list, places })
         } else {
             Err(errors)
         }
@@ -152,9 +159,10 @@ impl Sites {
     }
 
     /// For the announcements.
-    pub(crate) fn announcements(&self) -> impl Iterator<Item = announce::Site> {
-        self.list.iter().map(|site| announce::Site {
+    pub(crate) fn announcements(&self) -> impl Iterator<Item = ingress::Site> {
+        self.list.iter().map(|site| ingress::Site {
             id: site.peer.id,
+            name: site.peer.name.clone(),
             prefixes: site.peer.prefixes.clone(),
             withdraw_after: site.withdraw_after,
         })
@@ -162,7 +170,7 @@ impl Sites {
 
     /// A site's name.
     pub(crate) fn name(&self, id: PeerId) -> Option<&str> {
-        self.list.iter().find(|site| site.peer.id == id).map(|site| site.peer.name.as_str())
+        self.list.get(*self.places.get(&id)?).map(|site| site.peer.name.as_str())
     }
 
     /// All that is routed to sites.
@@ -196,7 +204,7 @@ impl Read {
             return Err(document.error("prefixes", "a site has at least one: expected [\"198.51.100.0/24\"], say"));
         }
         for (index, Text(prefix)) in file.prefixes.iter().enumerate() {
-            check_prefix(prefix, &surroundings.reserved)
+            check_prefix(prefix, surroundings)
                 .map_err(|problem| document.error(&format!("prefixes[{index}]"), format!("{prefix} {problem}")))?;
         }
         let middlebox = file.middlebox.as_ref().map(|middlebox| middlebox.id);
@@ -270,7 +278,7 @@ fn path_to(slot: u8, preference: Option<u8>, local_key: &SecretKey, remote_key: 
 }
 
 /// Is this what a site can have and a core can announce? The error completes "PREFIX …".
-fn check_prefix(prefix: &IpNet, reserved: &[(IpAddr, String)]) -> Result<(), String> {
+fn check_prefix(prefix: &IpNet, surroundings: &Surroundings) -> Result<(), String> {
     // Broader than any allocation to one organisation (RFC 7020's registries hand out /8 and /12 at most to
     // themselves): a slip of the pen, and a default if it were let through.
     let (broadest, special) = match prefix {
@@ -288,6 +296,10 @@ fn check_prefix(prefix: &IpNet, reserved: &[(IpAddr, String)]) -> Result<(), Str
     }
     if special {
         return Err("is not unicast space that can be routed to a site".into());
+    }
+    let Surroundings { reserved, holdings, .. } = surroundings;
+    if !holdings.is_empty() && !holdings.iter().any(|held| held.contains(prefix)) {
+        return Err("is not within what this provider may announce: see to it, or add it to `holdings`".into());
     }
     match reserved.iter().find(|(address, _)| prefix.contains(address)) {
         Some((address, what)) => {

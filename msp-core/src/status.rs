@@ -2,7 +2,8 @@
 //!
 //! Part of the interface: fields are added, never renamed; readers skip what they do not know.
 
-use crate::bgp::announce::{Liveness, Standing};
+use crate::bgp::cache::CacheStatus;
+use crate::bgp::ingress::{Export, Ingress, Standing};
 use crate::bgp::session::State;
 use crate::bgp::transport::NeighborStatus;
 use crate::sites::Site;
@@ -40,10 +41,13 @@ pub(crate) struct SiteStatus {
     name: String,
     prefixes: Vec<IpNet>,
     state: SiteState,
-    /// The BGP neighbours that have been told all of its prefixes.
+    /// The BGP neighbours that have been told all routes that stand for it there: its own prefixes or aggregates.
     announced_to: Vec<String>,
     /// Why it is not announced to all of them that should know it.
     not_announced: Option<String>,
+    /// Prefixes that other networks may refuse, though they are announced, and why.
+    #[serde(default)]
+    doubtful: Vec<(IpNet, String)>,
     /// Seconds until it is withdrawn, where that is due.
     withdraw_in_s: Option<f64>,
     /// The egress choice that its packets leave by; the main table, if there is none.
@@ -75,6 +79,12 @@ pub(crate) struct BgpStatus {
     /// The neighbours are told that the routes will go soon (RFC 8326).
     pub(crate) draining: bool,
     pub(crate) neighbors: Vec<NeighborStatus>,
+    /// The names of those to which nothing is announced, for want of a policy (RFC 8212).
+    #[serde(default)]
+    pub(crate) without_policy: Vec<String>,
+    /// The RPKI caches, the preferred first.
+    #[serde(default)]
+    pub(crate) caches: Vec<CacheStatus>,
 }
 
 /// How reloading the sites went.
@@ -87,19 +97,31 @@ pub(crate) struct Reload {
 }
 
 impl SiteStatus {
-    /// `neighbors` are the BGP neighbours, each with whether sites are announced to it.
+    /// `neighbors` are all BGP neighbours, each with what it may be told.
     pub(crate) fn new(
         now: Instant,
         site: &Site,
-        liveness: &Liveness,
-        neighbors: &[(NeighborStatus, bool)],
+        ingress: &Ingress,
+        neighbors: &[(NeighborStatus, Export)],
     ) -> SiteStatus {
-        let prefixes = &site.peer.prefixes;
-        let standing = liveness.standing(site.peer.id).unwrap_or(Standing::NeverUp);
-        let told = |neighbor: &NeighborStatus| prefixes.iter().all(|prefix| neighbor.announced.contains(prefix));
-        let due = neighbors.iter().filter(|(_, announce)| *announce).map(|(neighbor, _)| neighbor);
-        let (announced_to, missing): (Vec<_>, Vec<_>) = due.partition(|neighbor| told(neighbor));
+        let standing = ingress.standing(site.peer.id).unwrap_or(Standing::NeverUp);
         let ago = |since: Instant| duration(now.since(since));
+        let (mut announced_to, mut missing) = (Vec::new(), Vec::new());
+        let due = neighbors.iter().enumerate().filter(|(_, (_, export))| export.sites && standing.announced());
+        for (place, (neighbor, _)) in due {
+            let routes = ingress.routes_of(site.peer.id, place);
+            // In order, both: of ten thousand sites each looks for a few of some ten thousand.
+            let untold = |prefix: &&IpNet| neighbor.announced.binary_search(prefix).is_err();
+            match routes.as_ref().map(|routes| routes.iter().find(untold)) {
+                Ok(None) => announced_to.push(neighbor.name.clone()),
+                Ok(Some(prefix)) => {
+                    let why = neighbor.not_announced.binary_search_by_key(prefix, |(prefix, _)| *prefix);
+                    let why = why.map_or("waiting to be sent", |place| neighbor.not_announced[place].1.as_str());
+                    missing.push(format!("{}: {why}", neighbor.name));
+                }
+                Err(why) => missing.push(format!("{}: {why}", neighbor.name)),
+            }
+        }
         let not_announced = match standing {
             Standing::NeverUp => Some("no path has been up yet".to_owned()),
             Standing::Withdrawn { since } => Some(format!("withdrawn: no path is up, for {}", ago(since))),
@@ -107,11 +129,9 @@ impl SiteStatus {
             _ if announced_to.is_empty() && missing.is_empty() => {
                 Some("no neighbour has `announce = [\"sites\"]`".to_owned())
             }
-            _ => missing.first().map(|neighbor| {
-                let why = neighbor.not_announced.iter().find(|(prefix, _)| prefixes.contains(prefix));
-                format!("{}: {}", neighbor.name, why.map_or("waiting to be sent", |(_, why)| why.as_str()))
-            }),
+            _ => missing.into_iter().next(),
         };
+        let doubtful = site.peer.prefixes.iter().filter_map(|prefix| Some((*prefix, ingress.doubt(&prefix.trunc())?)));
         let (state, withdraw_in_s) = match standing {
             Standing::NeverUp => (SiteState::NeverUp, None),
             Standing::Up => (SiteState::Up, None),
@@ -123,10 +143,11 @@ impl SiteStatus {
         SiteStatus {
             id: site.peer.id,
             name: site.peer.name.clone(),
-            prefixes: prefixes.clone(),
+            prefixes: site.peer.prefixes.clone(),
             state,
-            announced_to: announced_to.into_iter().map(|neighbor| neighbor.name.clone()).collect(),
+            announced_to,
             not_announced,
+            doubtful: doubtful.map(|(prefix, why)| (prefix, why.to_string())).collect(),
             withdraw_in_s,
             egress: site.egress.clone(),
         }
@@ -146,7 +167,8 @@ impl SiteStatus {
     fn announced_text(&self) -> String {
         let yes = (!self.announced_to.is_empty()).then(|| format!("to {}", self.announced_to.join(", ")));
         let no = self.not_announced.as_ref().map(|why| format!("no ({why})"));
-        [yes, no].into_iter().flatten().collect::<Vec<_>>().join("; ")
+        let doubtful = self.doubtful.first().map(|(prefix, why)| format!("other networks may refuse {prefix}: {why}"));
+        [yes, no, doubtful].into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -184,6 +206,23 @@ impl Status {
         Some(self.bgp.as_ref()?.router_id)
     }
 
+    /// Which neighbour is not told which prefix that it should be, and why.
+    pub(crate) fn not_announced(&self) -> impl Iterator<Item = (&str, IpNet, &str)> {
+        self.sessions().iter().flat_map(|session| {
+            session.not_announced.iter().map(|(prefix, why)| (session.name.as_str(), *prefix, why.as_str()))
+        })
+    }
+
+    /// The neighbours to which nothing is announced, for want of a policy.
+    pub(crate) fn without_policy(&self) -> impl Iterator<Item = &str> {
+        self.bgp.iter().flat_map(|bgp| bgp.without_policy.iter().map(String::as_str))
+    }
+
+    /// Which prefix is announced though other networks may refuse it, and why.
+    pub(crate) fn doubtful(&self) -> impl Iterator<Item = (IpNet, &str)> {
+        self.sites.iter().flat_map(|site| site.doubtful.iter().map(|(prefix, why)| (*prefix, why.as_str())))
+    }
+
     /// Which neighbour has been told which prefix.
     pub(crate) fn announced(&self) -> impl Iterator<Item = (&str, IpNet)> {
         let of = |session: &'_ NeighborStatus| -> Vec<IpNet> { session.announced.clone() };
@@ -213,7 +252,9 @@ impl Status {
             ["SITE", "STATE", "PATH", "STATE", "SINCE", "RTT", "LOSS", "MTU", "ENDPOINT", "SENT", "RECEIVED", "REASON"];
         let mut rows = vec![header.map(str::to_owned)];
         for site in &self.sites {
-            let peer = self.node.peers.iter().find(|peer| peer.id == site.id);
+            // They are in the order of their numbers.
+            let peer = self.node.peers.binary_search_by_key(&site.id, |peer| peer.id).ok();
+            let peer = peer.map(|place| &self.node.peers[place]);
             let paths = peer.into_iter().flat_map(|peer| peer.paths.iter().map(move |path| (peer, path)));
             let mut first = Some([printable(&site.name), site.state_text()]);
             // A box has eight slots, and seldom as many uplinks.
@@ -232,6 +273,10 @@ impl Status {
             let draining = if bgp.draining { ", draining: neighbours are asked to prefer other routes" } else { "" };
             text += &format!("\nAS {}, router id {}{draining}\n", bgp.local_as, bgp.router_id);
             text += &table(&bgp.rows());
+            if !bgp.caches.is_empty() {
+                text.push('\n');
+                text += &table(&bgp.cache_rows());
+            }
         }
         let drops: Vec<_> = self.node.drops.iter().filter(|(_, count)| *count > 0).collect();
         if !drops.is_empty() {
@@ -271,6 +316,29 @@ impl BgpStatus {
                 duration(Duration::try_from_secs_f64(neighbor.since_s).unwrap_or_default()),
                 format!("{}{missing}", neighbor.announced.len()),
                 printable(neighbor.last_error.as_deref().unwrap_or("-")),
+            ]
+        }));
+        rows
+    }
+}
+
+impl BgpStatus {
+    fn cache_rows(&self) -> Vec<[String; 7]> {
+        let header = ["RPKI CACHE", "ADDRESS", "STATE", "VRPS", "CONFIRMED", "EXPIRES IN", "LAST ERROR"];
+        let mut rows = vec![header.map(str::to_owned)];
+        let time = |seconds: Option<f64>| {
+            seconds.map_or("-".into(), |seconds| duration(Duration::try_from_secs_f64(seconds).unwrap_or_default()))
+        };
+        rows.extend(self.caches.iter().map(|cache| {
+            let counts = if cache.counts { ", counts" } else { "" };
+            [
+                printable(&cache.name),
+                cache.address.to_string(),
+                format!("{}{counts}", if cache.connected { "up" } else { "down" }),
+                cache.vrps.map_or("-".into(), |vrps| vrps.to_string()),
+                time(cache.confirmed_s),
+                time(cache.expires_in_s),
+                printable(cache.last_error.as_deref().unwrap_or("-")),
             ]
         }));
         rows
@@ -339,7 +407,8 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bgp::announce;
+    use crate::bgp::admission::Admission;
+    use crate::bgp::ingress::{self, Policy};
     use crate::bgp::session::Counters as SessionCounters;
     use proto::{PeerConfig, PeerKind};
 
@@ -354,7 +423,7 @@ mod tests {
     }
 
     /// A neighbour to which sites are announced, as it stands after 100 s.
-    fn neighbor(announced: bool) -> (NeighborStatus, bool) {
+    fn neighbor(announced: bool) -> (NeighborStatus, Export) {
         let status = NeighborStatus {
             name: "transit".into(),
             remote: "203.0.113.1:179".parse().expect("an address"),
@@ -371,11 +440,11 @@ mod tests {
             last_error: None,
             counters: SessionCounters::default(),
         };
-        (status, true)
+        (status, Export { sites: true, blackholes: false })
     }
 
     /// What is shown of a site after 100 s of a life that this made.
-    fn shown(live: impl FnOnce(&mut Liveness), neighbors: &[(NeighborStatus, bool)]) -> SiteStatus {
+    fn shown(live: impl FnOnce(&mut Ingress), neighbors: &[(NeighborStatus, Export)]) -> SiteStatus {
         let peer = PeerConfig {
             id: HOME,
             name: "home".into(),
@@ -386,23 +455,25 @@ mod tests {
             paths: Vec::new(),
         };
         let withdraw_after = Some(Duration::from_secs(60));
-        let mut liveness = Liveness::default();
-        liveness.set_sites(seconds(0), [announce::Site { id: HOME, prefixes: vec![prefix()], withdraw_after }]);
-        live(&mut liveness);
-        SiteStatus::new(seconds(100), &Site { peer, withdraw_after, egress: None }, &liveness, neighbors)
+        let exports: Vec<Export> = neighbors.iter().map(|(_, export)| *export).collect();
+        let mut ingress = Ingress::new(Policy::default(), None, Admission::new(64500, true), &exports);
+        let site = ingress::Site { id: HOME, name: "home".into(), prefixes: vec![prefix()], withdraw_after };
+        ingress.set_sites(seconds(0), [site]);
+        live(&mut ingress);
+        SiteStatus::new(seconds(100), &Site { peer, withdraw_after, egress: None }, &ingress, neighbors)
     }
 
     #[test]
     fn a_site_says_where_it_is_announced_or_why_not() {
         let down_since = |since| {
-            move |liveness: &mut Liveness| {
-                liveness.reachable(HOME);
-                liveness.unreachable(seconds(since), HOME);
-                liveness.handle_timeout(seconds(100));
+            move |ingress: &mut Ingress| {
+                ingress.reachable(HOME);
+                ingress.unreachable(seconds(since), HOME);
+                ingress.handle_timeout(seconds(100));
             }
         };
-        let up = |liveness: &mut Liveness| liveness.reachable(HOME);
-        let unasked = (neighbor(false).0, false);
+        let up = |ingress: &mut Ingress| ingress.reachable(HOME);
+        let unasked = (neighbor(false).0, Export::default());
         for (site, state, announced) in [
             (shown(|_| {}, &[neighbor(false)]), "never up", "no (no path has been up yet)"),
             (shown(up, &[neighbor(true)]), "up", "to transit"),

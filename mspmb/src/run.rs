@@ -171,7 +171,7 @@ impl<'a> Site<'a> {
 fn answers(
     handle: Handle,
     shown: watch::Receiver<Shown>,
-) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Option<serde_json::Value>> + Send>> + Send + Sync {
+) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Option<String>> + Send>> + Send + Sync {
     let started = Instant::now();
     move |command| {
         let (handle, Shown { uplinks, unused }) = (handle.clone(), shown.borrow().clone());
@@ -180,7 +180,7 @@ fn answers(
                 return None;
             }
             let (node, dataplane) = handle.snapshot().await.ok()?;
-            serde_json::to_value(Status {
+            serde_json::to_string(&Status {
                 schema: status::SCHEMA,
                 daemon: status::DAEMON.into(),
                 version: env!("CARGO_PKG_VERSION").into(),

@@ -221,7 +221,7 @@ fn with_next_hop(octets: &[u8], from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
 }
 
 /// A daemon that is killed when it is dropped.
-struct Daemon(Child);
+pub(super) struct Daemon(pub(super) Child);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
@@ -322,7 +322,7 @@ fn join(here: &Namespace, transit: &Namespace, place: u8) -> Result<()> {
     ip(here, &["link", "set", "lo", "up"])
 }
 
-fn ip(namespace: &Namespace, arguments: &[&str]) -> Result<()> {
+pub(super) fn ip(namespace: &Namespace, arguments: &[&str]) -> Result<()> {
     output(namespace, arguments).map(drop)
 }
 
@@ -543,7 +543,7 @@ fn routes(here: &Namespace) -> Result<BTreeMap<String, String>> {
 }
 
 /// Resident memory and the most of it so far, in MiB.
-fn memory(pid: u32) -> Result<(f64, f64)> {
+pub(super) fn memory(pid: u32) -> Result<(f64, f64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let of = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key))?;
@@ -553,7 +553,7 @@ fn memory(pid: u32) -> Result<(f64, f64)> {
 }
 
 /// Processor time used so far, of the process itself and of the kernel for it.
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |place: usize| fields.get(place).and_then(|field| field.parse::<f64>().ok());

@@ -3,6 +3,7 @@
 pub mod availability;
 pub mod bgp;
 pub mod failover;
+pub mod sites;
 
 use anyhow::Result;
 
@@ -17,6 +18,8 @@ pub enum Bench {
     /// What a cut costs, by its kind, round trip and rate: longest gap, packets lost, doubled, out of order, and octets
     /// spent; with the real daemons, in the simulator, and with what is run today.
     Failover(failover::Arguments),
+    /// Ten thousand sites that come up and go down at one core, and how soon BIRD knows. Needs root; measures real time.
+    Sites(sites::Arguments),
 }
 
 /// Measures, and says whether all bars are met.
@@ -25,5 +28,6 @@ pub fn bench(bench: &Bench) -> Result<bool> {
         Bench::Availability(arguments) => availability::run(arguments),
         Bench::Bgp(arguments) => bgp::run(arguments),
         Bench::Failover(arguments) => failover::run(arguments),
+        Bench::Sites(arguments) => sites::run(arguments),
     }
 }

@@ -189,9 +189,10 @@ impl Files {
             .collect();
         let mut text = format!(
             "schema = 1\npop = {}\nprivate_key_file = \"private.key\"\nlisten = [{}]\nsites = \"sites.d\"\n\
-             withdraw_after = \"{}\"\ncontrol = \"{}\"\n[tun]\nname = \"msp0\"\nmtu = {}\n",
+             holdings = {}\nwithdraw_after = \"{}\"\ncontrol = \"{}\"\n[tun]\nname = \"msp0\"\nmtu = {}\n",
             core.pop,
             listen.join(", "),
+            quoted(&core.holdings),
             core.withdraw_after,
             self.control(name).display(),
             core.mtu,
@@ -202,7 +203,7 @@ impl Files {
             let _ = write!(
                 text,
                 "[bgp]\nlocal_as = {}\nrouter_id = \"{}\"\n[[bgp.neighbor]]\nname = \"{}\"\naddress = \"{}\"\n\
-                 remote_as = {}\nannounce = [\"sites\"]\n",
+                 remote_as = {}\n",
                 bgp.local_as, bgp.router_id, bgp.neighbor, bgp.neighbor_address, neighbor.local_as,
             );
             if let Some(next_hop) = bgp.next_hop_v4 {
@@ -210,6 +211,9 @@ impl Files {
             }
             if let Some(next_hop) = bgp.next_hop_v6 {
                 let _ = writeln!(text, "next_hop_v6 = \"{next_hop}\"");
+            }
+            if !bgp.settings.iter().any(|setting| setting.starts_with("announce ")) {
+                text.push_str("announce = [\"sites\"]\n");
             }
             for setting in &bgp.settings {
                 let _ = writeln!(text, "{setting}");

@@ -36,8 +36,11 @@ pub struct Nat64 {
 #[serde(deny_unknown_fields)]
 pub struct Script {
     /// Sets everything up, and ends as the program that stays (`exec`). What it leaves in the background ends with the run.
+    /// Without it the host runs what it would run without a script, and has `functions` and `environment` for `check`.
+    #[serde(default)]
     pub run: String,
     /// A second script, which fails as long as not all is well: traffic waits for it.
+    #[serde(default)]
     pub ready: String,
     /// Shell functions for both, and for `check`.
     #[serde(default)]

@@ -1,125 +1,44 @@
-//! What is announced: which sites are to be, and the UPDATEs that bring a neighbour from what it has to what it should
-//! have.
+//! The UPDATEs that bring a neighbour from what it has to what it should have: which prefixes, with which attributes, when.
 //!
-//! The set that leaves is a function of configuration, of the sites' liveness and of the withdraw timer, and of nothing
-//! else: [`Liveness::wanted`] draws on the configured prefixes of sites alone, so a default or a learnt route has no
-//! way in.
+//! Prefixes with equal attributes go together, in messages as full as the neighbour takes them. A prefix is announced at most
+//! three times in any minute, and what it is told then is what is wanted then; withdrawals never wait:
+//!
+//! ```text
+//!   seconds   0   1   5   7   9  20              60
+//!   wanted    A   B   A   B   A   -    A
+//!   told      A   B   A           -               A
+//! ```
 
-use super::message::{AS_TRANS, Refresh};
+use super::attribute::{self, AsPath, Attributes};
+use super::ingress::Said;
+use super::message::{HEADER, Kind, Refresh, header};
 use super::session::{Config, Negotiated};
 use super::update::Community;
 use super::{Families, Family};
-use bgpkit_parser::models::{
-    Afi, AsPath, Asn, AsnLength, AttrFlags, Attribute, AttributeValue, BgpMessage, BgpUpdateMessage,
-    Community as WireCommunity, NetworkPrefix, Nlri, Origin, Safi,
-};
 use bytes::Bytes;
 use ipnet::IpNet;
-use proto::{Instant, PeerId};
+use proto::Instant;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// LOCAL_PREF on internal sessions: the value that every implementation takes for neutral.
+/// LOCAL_PREF on internal sessions where policy says nothing: the value that every implementation takes for neutral.
 const LOCAL_PREF: u32 = 100;
+/// In any span of this length a prefix is announced to a neighbour [`MOST`] times at most: 20 s apart on average, as RFC 4271
+/// has it with its MinRouteAdvertisementInterval of 30 s (section 9.2.1.1), but without a wait for the first of them. With the
+/// withdrawals between them it stays below what RFC 7196 lets flap damping hold for a flapping route: six in some minutes.
+const WINDOW: Duration = Duration::from_secs(60);
+/// See there. A link that fails, comes back and fails again is told of as it happens.
+const MOST: usize = 3;
+/// The first change goes at once, what follows it within this time goes together: ten thousand sites that come up within
+/// some seconds are some dozens of full messages, and nobody notices a tenth of a second beside what a route takes to get
+/// round the world.
+const GATHER: Duration = Duration::from_millis(100);
 
-/// One site, as far as announcing goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Site {
-    pub(crate) id: PeerId,
-    pub(crate) prefixes: Vec<IpNet>,
-    /// How long after its last path went down it is withdrawn; never, if none.
-    pub(crate) withdraw_after: Option<Duration>,
-}
-
-/// Whether a site is announced, and why or why not.
+/// What holds for every route that is announced on one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// No path has been up since the core started or the site was added.
-    NeverUp,
-    /// At least one path is up.
-    Up,
-    /// No path is up since then, and it is announced still.
-    Lingering { since: Instant },
-    /// No path is up since then, for so long that it was withdrawn.
-    Withdrawn { since: Instant },
-}
-
-impl Standing {
-    /// Is it announced?
-    pub(crate) fn announced(self) -> bool {
-        matches!(self, Standing::Up | Standing::Lingering { .. })
-    }
-}
-
-/// The sites' liveness: announced at once when the first path is up, withdrawn some time after the last one went down.
-#[derive(Debug, Default)]
-pub(crate) struct Liveness {
-    sites: BTreeMap<PeerId, (Site, Standing)>,
-}
-
-impl Liveness {
-    /// Puts another set of sites in force. What stays keeps its standing; what goes is wanted no more at once.
-    pub(crate) fn set_sites(&mut self, now: Instant, sites: impl IntoIterator<Item = Site>) {
-        let mut old = std::mem::take(&mut self.sites);
-        for site in sites {
-            let standing = old.remove(&site.id).map_or(Standing::NeverUp, |(_, standing)| standing);
-            self.sites.insert(site.id, (site, standing));
-        }
-        // A shorter time to withdrawal may have passed already.
-        self.handle_timeout(now);
-    }
-
-    /// The first path of a site came up.
-    pub(crate) fn reachable(&mut self, id: PeerId) {
-        if let Some((_, standing)) = self.sites.get_mut(&id) {
-            *standing = Standing::Up;
-        }
-    }
-
-    /// The last path of a site went down.
-    pub(crate) fn unreachable(&mut self, now: Instant, id: PeerId) {
-        if let Some((_, standing @ Standing::Up)) = self.sites.get_mut(&id) {
-            *standing = Standing::Lingering { since: now };
-        }
-        self.handle_timeout(now);
-    }
-
-    /// Withdraws what is due.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        for (site, standing) in self.sites.values_mut() {
-            if let (Standing::Lingering { since }, Some(after)) = (*standing, site.withdraw_after)
-                && since + after <= now
-            {
-                *standing = Standing::Withdrawn { since };
-            }
-        }
-    }
-
-    /// When the next site is due.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let due = |(site, standing): &(Site, Standing)| match standing {
-            Standing::Lingering { since } => Some(*since + site.withdraw_after?),
-            _ => None,
-        };
-        self.sites.values().filter_map(due).min()
-    }
-
-    /// A site's standing.
-    pub(crate) fn standing(&self, id: PeerId) -> Option<Standing> {
-        self.sites.get(&id).map(|&(_, standing)| standing)
-    }
-
-    /// The prefixes to be announced.
-    pub(crate) fn wanted(&self) -> BTreeSet<IpNet> {
-        let announced = self.sites.values().filter(|(_, standing)| standing.announced());
-        announced.flat_map(|(site, _)| site.prefixes.iter().map(IpNet::trunc)).collect()
-    }
-}
-
-/// What is said of every route to one neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RouteAttributes {
+pub(crate) struct Terms {
     pub(crate) local_as: u32,
     pub(crate) internal: bool,
     pub(crate) four_octet_as: bool,
@@ -139,20 +58,20 @@ pub(crate) struct RouteAttributes {
     pub(crate) graceful_shutdown: bool,
 }
 
-impl RouteAttributes {
+impl Terms {
     /// For a session just established from `local` (its own address, the next hop where none is configured).
     pub(crate) fn new(
         config: &Config,
         negotiated: &Negotiated,
         (v4, v6): (Option<Ipv4Addr>, Option<Ipv6Addr>),
         local: IpAddr,
-    ) -> RouteAttributes {
+    ) -> Terms {
         let (local_v4, local_v6) = match local.to_canonical() {
             IpAddr::V4(address) => (Some(address), None),
             // A link-local address is no next hop for others (RFC 2545, section 3).
             IpAddr::V6(address) => (None, Some(address).filter(|address| !address.is_unicast_link_local())),
         };
-        RouteAttributes {
+        Terms {
             local_as: config.local_as,
             internal: config.internal(),
             four_octet_as: negotiated.four_octet_as,
@@ -187,47 +106,89 @@ impl RouteAttributes {
         }
     }
 
-    /// ORIGIN, AS_PATH and what else goes with every route, in the order of their types (RFC 4271, section 5).
-    fn values(&self, next_hop: Option<IpAddr>) -> Vec<AttributeValue> {
-        let path = |asn| if self.internal { AsPath::default() } else { AsPath::from_sequence([asn]) };
-        let fits = self.four_octet_as || self.local_as <= u32::from(u16::MAX);
-        let mut values = vec![
-            AttributeValue::Origin(Origin::IGP),
-            AttributeValue::AsPath(path(if fits { self.local_as } else { AS_TRANS.into() })),
-        ];
-        values.extend(next_hop.map(AttributeValue::NextHop));
-        if self.internal {
+    /// All that is said of a route to which policy says this.
+    pub(crate) fn attributes(&self, said: &Said) -> Attributes {
+        // Our own AS again and again makes the path longer, and means nothing within it.
+        let own = vec![self.local_as; if self.internal { 0 } else { 1 + usize::from(said.prepend) }];
+        let local_pref = match self.graceful_shutdown {
             // RFC 8326, section 4: inside the AS it is said by the least preference.
-            values.push(AttributeValue::LocalPreference(if self.graceful_shutdown { 0 } else { LOCAL_PREF }));
+            true => 0,
+            false => said.local_pref.unwrap_or(LOCAL_PREF),
+        };
+        let mut communities = said.communities.to_vec();
+        communities.extend(self.graceful_shutdown.then_some(Community::GRACEFUL_SHUTDOWN));
+        Attributes {
+            as_path: AsPath::sequence(&own),
+            med: said.med,
+            local_pref: self.internal.then_some(local_pref),
+            aggregator: said.aggregator,
+            communities: communities.into(),
+            extended_communities: said.extended_communities.clone(),
+            large_communities: said.large_communities.clone(),
+            only_to_customer: self.only_to_customer,
+            ..Attributes::default()
         }
-        if self.graceful_shutdown {
-            let Community(number) = Community::GRACEFUL_SHUTDOWN;
-            let (defined_by, value) = (Asn::new_16bit((number >> 16) as u16), number as u16);
-            values.push(AttributeValue::Communities(vec![WireCommunity::Custom(defined_by, value)]));
-        }
-        if !self.internal && !fits {
-            // RFC 6793, section 4.2.2: the neighbour reads two octets, and passes the whole path on unread.
-            values.push(AttributeValue::As4Path(path(self.local_as)));
-        }
-        values.extend(self.only_to_customer.map(|asn| AttributeValue::OnlyToCustomer(asn.into())));
-        values
     }
 }
 
 /// What one neighbour has been told, and what it is to be told yet.
 #[derive(Debug, Default)]
 pub(crate) struct Advertised {
-    told: BTreeSet<IpNet>,
-    /// Told, and to be told again.
-    again: BTreeSet<IpNet>,
-    /// Told, and to be withdrawn.
-    surplus: BTreeSet<IpNet>,
-    /// To be announced.
-    missing: BTreeSet<IpNet>,
+    /// While the session is established.
+    terms: Option<Terms>,
+    routes: BTreeMap<IpNet, Route>,
+    /// To be announced with this; sorted so that what goes into one message lies together.
+    announce: BTreeSet<(Arc<Said>, IpNet)>,
+    withdraw: BTreeSet<IpNet>,
+    /// Not to be spoken of before then.
+    later: BTreeSet<(Instant, IpNet)>,
+    /// What is to be said may be said now.
+    open: bool,
+    /// When more may be said.
+    next: Option<Instant>,
     /// Families of which is to be said that they are told again (RFC 7313), before they are.
     beginning: Families,
-    /// What is to be said when nothing is missing.
+    /// What is to be said when nothing else is.
     marks: Vec<Mark>,
+}
+
+/// A prefix, as far as one neighbour is concerned.
+#[derive(Debug, Default)]
+struct Route {
+    wanted: Option<Arc<Said>>,
+    told: Option<Arc<Said>>,
+    /// To be told again, whether or not it is news.
+    again: bool,
+    /// When it was announced last with something new, and the times before.
+    recent: [Option<Instant>; MOST],
+    place: Place,
+}
+
+/// In which set a prefix is.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Place {
+    #[default]
+    Nowhere,
+    Announce(Arc<Said>),
+    Withdraw,
+    Later(Instant),
+}
+
+impl Route {
+    /// From when on it may be announced.
+    fn free_at(&self) -> Option<Instant> {
+        self.recent[MOST - 1].map(|at| at + WINDOW)
+    }
+
+    /// When nothing of it needs to be remembered.
+    fn forgotten_at(&self) -> Option<Instant> {
+        self.recent[0].map(|at| at + WINDOW)
+    }
+
+    fn note(&mut self, now: Instant) {
+        self.recent.rotate_right(1);
+        self.recent[0] = Some(now);
+    }
 }
 
 /// What is said about all that was said before.
@@ -240,24 +201,52 @@ pub(crate) enum Mark {
 }
 
 impl Advertised {
-    /// The neighbour has forgotten everything: the session ended.
-    pub(crate) fn clear(&mut self) {
-        *self = Advertised::default();
+    /// The session is there: everything is to be told on these terms.
+    pub(crate) fn establish(&mut self, now: Instant, terms: Terms) {
+        self.terms = Some(terms);
+        self.settle_all(now);
     }
 
-    /// It is to be told everything of these families again; to be followed by [`Advertised::want`].
-    pub(crate) fn repeat(&mut self, families: Families) {
-        self.again.extend(self.told.iter().filter(|prefix| families.contains(Family::of(prefix))));
+    /// The neighbour has forgotten everything: the session ended.
+    pub(crate) fn clear(&mut self) {
+        let routes = std::mem::take(&mut self.routes);
+        let kept = routes.into_iter().filter(|(_, route)| route.wanted.is_some());
+        let routes = kept.map(|(prefix, route)| (prefix, Route { wanted: route.wanted, ..Route::default() })).collect();
+        *self = Advertised { routes, ..Advertised::default() };
+    }
+
+    /// From now on it is to be told this of a prefix, or, without it, that the prefix is gone.
+    pub(crate) fn want(&mut self, now: Instant, prefix: IpNet, said: Option<Arc<Said>>) {
+        self.routes.entry(prefix).or_default().wanted = said;
+        self.settle(now, prefix);
+        self.open(now);
+    }
+
+    /// The routes will go soon, or stay after all: it is told so of each of them.
+    pub(crate) fn set_graceful_shutdown(&mut self, now: Instant, soon: bool) {
+        if let Some(terms) = &mut self.terms
+            && std::mem::replace(&mut terms.graceful_shutdown, soon) != soon
+        {
+            self.repeat(now, Families::ALL);
+        }
+    }
+
+    /// It is to be told everything of these families again.
+    pub(crate) fn repeat(&mut self, now: Instant, families: Families) {
+        for (_, route) in self.routes.iter_mut().filter(|(prefix, _)| families.contains(Family::of(prefix))) {
+            route.again = route.told.is_some();
+        }
+        self.settle_all(now);
     }
 
     /// The same, between the marks of RFC 7313. Asked for again before it is over, it is still one: who asks without
     /// reading costs us no memory.
-    pub(crate) fn repeat_marked(&mut self, family: Family) {
+    pub(crate) fn repeat_marked(&mut self, now: Instant, family: Family) {
         if !self.marks.contains(&Mark::EndOfRefresh(family)) {
             self.beginning.insert(family);
             self.marks.push(Mark::EndOfRefresh(family));
         }
-        self.repeat(Families::NONE.with(family));
+        self.repeat(now, Families::NONE.with(family));
     }
 
     /// It is to be told this when it has been told everything.
@@ -267,123 +256,243 @@ impl Advertised {
         }
     }
 
-    /// What it has been told.
-    pub(crate) fn told(&self) -> &BTreeSet<IpNet> {
-        &self.told
+    /// What it has been told, with all that was said of it.
+    pub(crate) fn told(&self) -> impl Iterator<Item = (IpNet, Attributes)> {
+        let told = self.routes.iter().filter_map(|(prefix, route)| Some((*prefix, route.told.as_ref()?)));
+        told.filter_map(|(prefix, said)| Some((prefix, self.terms.as_ref()?.attributes(said))))
     }
 
-    /// It is to be told this, as far as it can be, and nothing else.
-    pub(crate) fn want(&mut self, wanted: &BTreeSet<IpNet>, attributes: &RouteAttributes) {
-        let can = |prefix: &&IpNet| attributes.why_not(Family::of(prefix)).is_none();
-        let is_missing = |prefix: &&IpNet| !self.told.contains(prefix) || self.again.contains(prefix);
-        self.missing = wanted.iter().filter(can).filter(is_missing).copied().collect();
-        self.surplus = self.told.iter().filter(|prefix| !wanted.contains(prefix) || !can(prefix)).copied().collect();
+    /// The prefixes that it has been told, in order.
+    pub(crate) fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        self.routes.iter().filter(|(_, route)| route.told.is_some()).map(|(prefix, _)| *prefix)
     }
 
-    /// The next message, withdrawals first; nothing if the neighbour has been told everything. As full as the message's
-    /// limit allows, so that ten thousand sites are some twenty messages.
-    pub(crate) fn next_message(&mut self, attributes: &RouteAttributes) -> Option<Bytes> {
+    /// What it should be told and has not been, in order, each with the reason.
+    pub(crate) fn untold(&self) -> impl Iterator<Item = (IpNet, &'static str)> {
+        let untold = self.routes.iter().filter(|(_, route)| route.wanted.is_some() && route.told.is_none());
+        untold.map(|(prefix, route)| match (&self.terms, &route.place) {
+            (None, _) => (*prefix, "the session is not established"),
+            (_, Place::Later(_)) => (*prefix, "it has come and gone too often in the last minute"),
+            (Some(terms), _) => (*prefix, terms.why_not(Family::of(prefix)).unwrap_or("waiting to be sent")),
+        })
+    }
+
+    /// When [`Advertised::handle_timeout`] is to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let next = self.next.filter(|_| !self.open && self.has_something());
+        [next, self.later.first().map(|(at, _)| *at)].into_iter().flatten().min()
+    }
+
+    /// What had to wait until now is to be told.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        while let Some(&(at, prefix)) = self.later.first()
+            && at <= now
+        {
+            self.settle(now, prefix);
+        }
+        self.open(now);
+    }
+
+    fn settle_all(&mut self, now: Instant) {
+        let prefixes: Vec<IpNet> = self.routes.keys().copied().collect();
+        prefixes.into_iter().for_each(|prefix| self.settle(now, prefix));
+        self.open(now);
+    }
+
+    /// Is there anything to be said that need not wait for its pace?
+    fn has_something(&self) -> bool {
+        !self.announce.is_empty() || !self.withdraw.is_empty()
+    }
+
+    /// Lets what is to be said go, unless something went just now.
+    fn open(&mut self, now: Instant) {
+        if self.has_something() && !self.open && self.next.is_none_or(|next| next <= now) {
+            self.open = true;
+            self.next = Some(now + GATHER);
+        }
+    }
+
+    /// Puts a prefix where it belongs.
+    fn settle(&mut self, now: Instant, prefix: IpNet) {
+        let Some(route) = self.routes.get_mut(&prefix) else { return };
+        match std::mem::take(&mut route.place) {
+            Place::Nowhere => {}
+            Place::Announce(said) => drop(self.announce.remove(&(said, prefix))),
+            Place::Withdraw => drop(self.withdraw.remove(&prefix)),
+            Place::Later(at) => drop(self.later.remove(&(at, prefix))),
+        }
+        let can = self.terms.as_ref().is_some_and(|terms| terms.why_not(Family::of(&prefix)).is_none());
+        let wanted = route.wanted.as_ref().filter(|_| can);
+        let wait = route.free_at().filter(|&at| at > now);
+        route.place = match (wanted, &route.told, wait) {
+            (None, Some(_), _) => Place::Withdraw,
+            (None, None, _) => match route.forgotten_at().filter(|&at| at > now) {
+                Some(at) => Place::Later(at),
+                None if route.wanted.is_none() => {
+                    self.routes.remove(&prefix);
+                    return;
+                }
+                None => Place::Nowhere,
+            },
+            (Some(wanted), Some(told), _) if wanted == told && !route.again => Place::Nowhere,
+            (Some(wanted), Some(told), _) if wanted == told => Place::Announce(wanted.clone()),
+            (Some(wanted), _, None) => Place::Announce(wanted.clone()),
+            // What is told again meanwhile is what it has been told.
+            (Some(_), Some(told), Some(_)) if route.again => Place::Announce(told.clone()),
+            (Some(_), _, Some(at)) => Place::Later(at),
+        };
+        match &route.place {
+            Place::Nowhere => {}
+            Place::Announce(said) => drop(self.announce.insert((said.clone(), prefix))),
+            Place::Withdraw => drop(self.withdraw.insert(prefix)),
+            Place::Later(at) => drop(self.later.insert((*at, prefix))),
+        }
+    }
+
+    /// The next message; nothing if the neighbour has been told all that it can be now. Announcements first: what takes the
+    /// place of something is there before that goes. As full as the message's limit allows, so that ten thousand sites are
+    /// some twenty messages.
+    pub(crate) fn next_message(&mut self, now: Instant) -> Option<Bytes> {
+        let terms = self.terms?;
         if let Some(family) = self.beginning.iter().next() {
             self.beginning.remove(family);
             return Some(Refresh::Begin(family).encode());
         }
-        if let Some(family) = self.surplus.first().map(Family::of) {
-            let gone = fill(&self.surplus, family, withdrawal(Vec::new(), family), attributes);
-            for prefix in &gone {
-                self.surplus.remove(prefix);
-                self.again.remove(prefix);
-                self.told.remove(prefix);
+        if self.open {
+            if let Some((said, first)) = self.announce.first() {
+                let (said, first) = (said.clone(), *first);
+                return Some(self.announcement(now, &terms, &said, first));
             }
-            return Some(encode(withdrawal(gone, family), attributes));
-        }
-        if let Some(family) = self.missing.first().map(Family::of) {
-            let new = fill(&self.missing, family, announcement(Vec::new(), family, attributes), attributes);
-            for prefix in &new {
-                self.missing.remove(prefix);
-                self.again.remove(prefix);
-                self.told.insert(*prefix);
+            if let Some(first) = self.withdraw.first() {
+                let family = Family::of(first);
+                return Some(self.withdrawal(now, &terms, family));
             }
-            return Some(encode(announcement(new, family, attributes), attributes));
+            self.open = false;
         }
-        (!self.marks.is_empty()).then(|| match self.marks.remove(0) {
-            Mark::EndOfRib(family) => encode(withdrawal(Vec::new(), family), attributes),
+        if self.has_something() || self.marks.is_empty() {
+            return None;
+        }
+        Some(match self.marks.remove(0) {
+            Mark::EndOfRib(Family::Ipv4) => update(&[], &[], &[]),
+            Mark::EndOfRib(family) => update(&[], &multiprotocol(attribute::MP_UNREACH, family, None, &[]), &[]),
             Mark::EndOfRefresh(family) => Refresh::End(family).encode(),
         })
     }
-}
 
-/// As many prefixes of the family as fit into a message that has this much without them.
-fn fill(
-    prefixes: &BTreeSet<IpNet>,
-    family: Family,
-    empty: BgpUpdateMessage,
-    attributes: &RouteAttributes,
-) -> Vec<IpNet> {
-    let mut left = attributes.max_message - encode(empty, attributes).len();
-    let of_family = prefixes.iter().copied().filter(|prefix| Family::of(prefix) == family);
-    of_family
-        .map_while(|prefix| {
-            left = left.checked_sub(1 + usize::from(prefix.prefix_len().div_ceil(8)))?;
-            Some(prefix)
-        })
-        .collect()
-}
-
-fn nlri(prefixes: Vec<IpNet>) -> Vec<NetworkPrefix> {
-    prefixes.into_iter().map(|prefix| NetworkPrefix::new(prefix, None)).collect()
-}
-
-fn withdrawal(prefixes: Vec<IpNet>, family: Family) -> BgpUpdateMessage {
-    match family {
-        Family::Ipv4 => BgpUpdateMessage { withdrawn_prefixes: nlri(prefixes), ..Default::default() },
-        Family::Ipv6 => BgpUpdateMessage {
-            attributes: [multiprotocol(AttributeValue::MpUnreachNlri(mp_nlri(family, prefixes, None)))]
-                .into_iter()
-                .collect(),
-            ..Default::default()
-        },
+    /// As many of the prefixes from this one on as can be said in one message.
+    fn announcement(&mut self, now: Instant, terms: &Terms, said: &Arc<Said>, first: IpNet) -> Bytes {
+        let family = Family::of(&first);
+        let next_hop = terms.next_hop(family);
+        let own = match next_hop {
+            Some(IpAddr::V4(address)) if family == Family::Ipv4 => Some(address),
+            _ => None,
+        };
+        let mut attributes = Vec::new();
+        terms.attributes(said).write(&mut attributes, own, terms.four_octet_as);
+        let mut fixed = EMPTY_UPDATE + attributes.len();
+        if own.is_none() {
+            fixed += multiprotocol(attribute::MP_REACH, family, next_hop, &[]).len();
+        }
+        let like_it = self.announce.range((said.clone(), first)..).take_while(|(other, _)| other == said);
+        let (prefixes, nlri) = fill(like_it.map(|(_, prefix)| prefix), family, terms.max_message.saturating_sub(fixed));
+        for prefix in prefixes {
+            if let Some(route) = self.routes.get_mut(&prefix) {
+                if route.told.as_ref() != Some(said) {
+                    route.note(now);
+                }
+                (route.told, route.again) = (Some(said.clone()), false);
+            }
+            self.settle(now, prefix);
+        }
+        match own {
+            Some(_) => update(&[], &attributes, &nlri),
+            None => {
+                // RFC 7606, section 5.1: first, so that a reader finds the prefixes whatever is wrong with the rest.
+                let reach = multiprotocol(attribute::MP_REACH, family, next_hop, &nlri);
+                update(&[], &[reach, attributes].concat(), &[])
+            }
+        }
     }
-}
 
-fn announcement(prefixes: Vec<IpNet>, family: Family, attributes: &RouteAttributes) -> BgpUpdateMessage {
-    match (family, attributes.next_hop(family)) {
-        (Family::Ipv4, next_hop @ Some(IpAddr::V4(_))) => BgpUpdateMessage {
-            attributes: attributes.values(next_hop).into_iter().collect(),
-            announced_prefixes: nlri(prefixes),
-            ..Default::default()
-        },
-        (family, next_hop) => {
-            let reach = multiprotocol(AttributeValue::MpReachNlri(mp_nlri(family, prefixes, next_hop)));
-            // RFC 7606, section 5.1: first, so that a reader finds the prefixes whatever is wrong with the rest.
-            let attributes = std::iter::once(reach).chain(attributes.values(None).into_iter().map(Attribute::from));
-            BgpUpdateMessage { attributes: attributes.collect(), ..Default::default() }
+    fn withdrawal(&mut self, now: Instant, terms: &Terms, family: Family) -> Bytes {
+        let fixed = match family {
+            Family::Ipv4 => EMPTY_UPDATE,
+            Family::Ipv6 => EMPTY_UPDATE + multiprotocol(attribute::MP_UNREACH, family, None, &[]).len(),
+        };
+        let (prefixes, nlri) = fill(self.withdraw.iter(), family, terms.max_message - fixed);
+        for prefix in prefixes {
+            if let Some(route) = self.routes.get_mut(&prefix) {
+                (route.told, route.again) = (None, false);
+            }
+            self.settle(now, prefix);
+        }
+        match family {
+            Family::Ipv4 => update(&nlri, &[], &[]),
+            Family::Ipv6 => update(&[], &multiprotocol(attribute::MP_UNREACH, family, None, &nlri), &[]),
         }
     }
 }
 
-/// Both MP attributes are optional and not transitive (RFC 4760); a list of prefixes outgrows one octet of length.
-fn multiprotocol(value: AttributeValue) -> Attribute {
-    Attribute { value, flag: AttrFlags::OPTIONAL | AttrFlags::EXTENDED }
+/// Header, and the lengths of what is withdrawn and of the attributes.
+const EMPTY_UPDATE: usize = HEADER + 4;
+
+/// ```text
+/// | length of the withdrawn (2) | withdrawn | length of the attributes (2) | attributes | announced |
+/// ```
+fn update(withdrawn: &[u8], attributes: &[u8], announced: &[u8]) -> Bytes {
+    let length = |part: &[u8]| (part.len() as u16).to_be_bytes();
+    let parts = [&length(withdrawn), withdrawn, &length(attributes), attributes, announced];
+    let mut out = header(Kind::Update, parts.iter().map(|part| part.len()).sum());
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+    out.freeze()
 }
 
-fn mp_nlri(family: Family, prefixes: Vec<IpNet>, next_hop: Option<IpAddr>) -> Nlri {
-    Nlri {
-        afi: match family {
-            Family::Ipv4 => Afi::Ipv4,
-            Family::Ipv6 => Afi::Ipv6,
-        },
-        safi: Safi::Unicast,
-        next_hop: next_hop.map(Into::into),
-        prefixes: nlri(prefixes),
-        labeled_prefixes: None,
-        link_state_nlris: None,
-        flowspec_nlris: None,
+/// The prefixes of this family at the front, as many as fit, and how they are written: the length in bits, and no more octets
+/// than that needs.
+fn fill<'a>(prefixes: impl Iterator<Item = &'a IpNet>, family: Family, room: usize) -> (Vec<IpNet>, Vec<u8>) {
+    let (mut taken, mut nlri) = (Vec::new(), Vec::new());
+    for prefix in prefixes.take_while(|prefix| Family::of(prefix) == family) {
+        let octets = usize::from(prefix.prefix_len().div_ceil(8));
+        if nlri.len() + 1 + octets > room {
+            break;
+        }
+        nlri.push(prefix.prefix_len());
+        match prefix.network() {
+            IpAddr::V4(address) => nlri.extend_from_slice(&address.octets()[..octets]),
+            IpAddr::V6(address) => nlri.extend_from_slice(&address.octets()[..octets]),
+        }
+        taken.push(*prefix);
     }
+    (taken, nlri)
 }
 
-fn encode(update: BgpUpdateMessage, attributes: &RouteAttributes) -> Bytes {
-    let length = if attributes.four_octet_as { AsnLength::Bits32 } else { AsnLength::Bits16 };
-    BgpMessage::Update(update).encode(length).expect("the prefixes were counted to fit the message")
+/// MP_REACH_NLRI with a next hop, MP_UNREACH_NLRI without (RFC 4760, sections 3 and 4), the whole attribute.
+///
+/// ```text
+/// | AFI (2) | SAFI (1) | next hop's length (1) | next hop | reserved (1) | prefixes |
+/// | AFI (2) | SAFI (1) | prefixes |
+/// ```
+fn multiprotocol(kind: u8, family: Family, next_hop: Option<IpAddr>, nlri: &[u8]) -> Vec<u8> {
+    let (afi, safi) = family.afi_safi();
+    let mut value = vec![0, afi, safi];
+    if kind == attribute::MP_REACH {
+        match next_hop {
+            Some(IpAddr::V4(address)) => {
+                value.push(4);
+                value.extend_from_slice(&address.octets());
+            }
+            Some(IpAddr::V6(address)) => {
+                value.push(16);
+                value.extend_from_slice(&address.octets());
+            }
+            None => value.push(0),
+        }
+        value.push(0);
+    }
+    value.extend_from_slice(nlri);
+    let mut out = Vec::with_capacity(value.len() + 4);
+    attribute::put(&mut out, kind, &value);
+    out
 }
 
 #[cfg(test)]

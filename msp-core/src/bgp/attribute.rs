@@ -65,7 +65,7 @@ impl fmt::Display for Origin {
 }
 
 /// Who aggregated a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Aggregator {
     /// Its AS.
     pub asn: u32,
@@ -257,6 +257,8 @@ impl fmt::Display for AsPath {
 
 pub(super) const OPTIONAL: u8 = 0x80;
 pub(super) const TRANSITIVE: u8 = 0x40;
+/// The length has two octets.
+pub(super) const EXTENDED_LENGTH: u8 = 0x10;
 
 pub(super) const ORIGIN: u8 = 1;
 pub(super) const AS_PATH: u8 = 2;
@@ -441,6 +443,101 @@ fn has_confederation(mut value: &[u8], octets: usize) -> bool {
         value = rest.get(usize::from(*count) * octets..).unwrap_or_default();
     }
     false
+}
+
+impl Attributes {
+    /// Writes them as they stand in an UPDATE, in the order of their types (RFC 4271, section 5). A next hop that is not an
+    /// IPv4 address is in MP_REACH_NLRI, which is not written here. Without `four_octet_as`, what does not fit two octets
+    /// stands in AS4_PATH and AS4_AGGREGATOR (RFC 6793, section 4.2.2).
+    pub(super) fn write(&self, out: &mut Vec<u8>, next_hop: Option<Ipv4Addr>, four_octet_as: bool) {
+        let some = |number: Option<u32>| number.map(u32::to_be_bytes).into_iter().flatten().collect::<Vec<_>>();
+        let fits = |asn: u32| four_octet_as || asn <= u32::from(u16::MAX);
+        let long_path = self.as_path.segments().any(|segment| !segment.numbers.iter().all(|&asn| fits(asn)));
+        let long_aggregator = self.aggregator.is_some_and(|aggregator| !fits(aggregator.asn));
+        put(out, ORIGIN, &[self.origin as u8]);
+        put(out, AS_PATH, &self.as_path.wire(four_octet_as));
+        if let Some(address) = next_hop {
+            put(out, NEXT_HOP, &address.octets());
+        }
+        put_some(out, MED, &some(self.med));
+        put_some(out, LOCAL_PREF, &some(self.local_pref));
+        if self.atomic_aggregate {
+            put(out, ATOMIC_AGGREGATE, &[]);
+        }
+        if let Some(aggregator) = self.aggregator {
+            put(out, AGGREGATOR, &aggregator.wire(four_octet_as));
+        }
+        put_some(out, COMMUNITIES, &octets(&self.communities, |community| community.0.to_be_bytes()));
+        put_some(
+            out,
+            ORIGINATOR_ID,
+            &self.originator_id.map(|id| id.octets()).into_iter().flatten().collect::<Vec<_>>(),
+        );
+        put_some(out, CLUSTER_LIST, &octets(&self.cluster_list, |cluster| cluster.to_be_bytes()));
+        put_some(out, EXTENDED_COMMUNITIES, &octets(&self.extended_communities, |community| community.0));
+        if long_path {
+            put(out, AS4_PATH, &self.as_path.wire(true));
+        }
+        if let Some(aggregator) = self.aggregator.filter(|_| long_aggregator) {
+            put(out, AS4_AGGREGATOR, &aggregator.wire(true));
+        }
+        let large = self.large_communities.iter().flat_map(|community| community.0);
+        put_some(out, LARGE_COMMUNITIES, &large.flat_map(u32::to_be_bytes).collect::<Vec<_>>());
+        put_some(out, ONLY_TO_CUSTOMER, &some(self.only_to_customer));
+    }
+}
+
+impl AsPath {
+    fn wire(&self, four_octet_as: bool) -> Vec<u8> {
+        let mut out = Vec::new();
+        for segment in self.segments() {
+            out.extend_from_slice(&[segment.kind as u8, segment.numbers.len() as u8]);
+            segment.numbers.iter().for_each(|&asn| put_as(&mut out, asn, four_octet_as));
+        }
+        out
+    }
+}
+
+impl Aggregator {
+    fn wire(self, four_octet_as: bool) -> Vec<u8> {
+        let mut out = Vec::with_capacity(8);
+        put_as(&mut out, self.asn, four_octet_as);
+        out.extend_from_slice(&self.router_id.octets());
+        out
+    }
+}
+
+fn put_as(out: &mut Vec<u8>, asn: u32, four_octet_as: bool) {
+    match u16::try_from(asn) {
+        _ if four_octet_as => out.extend_from_slice(&asn.to_be_bytes()),
+        Ok(short) => out.extend_from_slice(&short.to_be_bytes()),
+        Err(_) => out.extend_from_slice(&super::message::AS_TRANS.to_be_bytes()),
+    }
+}
+
+/// Writes an attribute with the flags of its type, and the extended length where it is needed. MP_REACH_NLRI and
+/// MP_UNREACH_NLRI always have it: how long their lists of prefixes will be is not known where they begin.
+pub(super) fn put(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    let flags = rule(kind).map_or(OPTIONAL, |rule| rule.flags);
+    match u8::try_from(value.len()) {
+        Ok(length) if !matches!(kind, MP_REACH | MP_UNREACH) => out.extend_from_slice(&[flags, kind, length]),
+        _ => {
+            out.extend_from_slice(&[flags | EXTENDED_LENGTH, kind]);
+            out.extend_from_slice(&(value.len() as u16).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(value);
+}
+
+/// An empty value is none.
+fn put_some(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    if !value.is_empty() {
+        put(out, kind, value);
+    }
+}
+
+fn octets<T, const N: usize>(list: &[T], item: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
+    list.iter().flat_map(item).collect()
 }
 
 /// A number of two or four octets.

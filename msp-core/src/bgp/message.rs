@@ -5,7 +5,7 @@
 //! ```
 //! bgpkit-parser reads archives, where a bad marker or an odd length is history and no threat: it takes a KEEPALIVE of
 //! 25 octets and an OPEN whose parameters do not add up. A speaker must not (RFC 4271, section 6). So what comes in is
-//! framed and walked by us, and bgpkit-parser writes the UPDATEs that go out.
+//! framed and walked by us, and bgpkit-parser reads in tests what we write.
 
 use super::Family;
 use bytes::{Buf, BufMut, Bytes, BytesMut};

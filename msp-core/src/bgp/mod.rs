@@ -6,18 +6,25 @@
 //! | [`open`], [`role`] | what the two ends can do and are to each other | neither |
 //! | [`update`], `attribute` | what a received UPDATE says, and what becomes of a malformed one (RFC 7606) | neither |
 //! | [`origin`] | which AS may announce which prefix (RFC 6811) | neither |
+//! | [`rtr`] | what a cache says of that (RFC 8210) | time, as an argument |
+//! | `admission` | which of the sites' prefixes may leave, by that | neither |
 //! | [`rib`] | which received routes are let in, which is best, and what the kernel is told of it | neither |
 //! | `connection` | the state machine of one connection, from its OPEN on (RFC 4271, section 8) | time, as an argument |
 //! | `session` | the neighbour: when to connect, which connection stays, what is stale | time, as an argument |
 //! | `mrt` | how received routes are dumped for other programs (RFC 6396) | neither |
 //! | `routing` | nothing: the thread that has the routes, and the kernel's | both |
-//! | `announce` | what is to be announced, and the UPDATEs that bring a neighbour there | time, as an argument |
+//! | `cache` | whose word counts of several caches; and their tasks | both |
+//! | `ingress` | what each neighbour is to be told of which site | time, as an argument |
+//! | `announce` | the UPDATEs that bring a neighbour there, and when | time, as an argument |
 //! | `socket` | nothing: it listens, connects, and sets what protects a connection | sockets |
 //! | `transport` | nothing: it owns the TCP connections of a neighbour and moves bytes | both |
 
+pub(crate) mod admission;
 pub(crate) mod announce;
 mod attribute;
+pub(crate) mod cache;
 mod connection;
+pub(crate) mod ingress;
 pub mod message;
 pub(crate) mod mrt;
 pub mod open;
@@ -25,6 +32,7 @@ pub mod origin;
 pub mod rib;
 pub mod role;
 pub(crate) mod routing;
+pub mod rtr;
 pub(crate) mod session;
 pub(crate) mod socket;
 pub(crate) mod transport;

@@ -8,6 +8,7 @@
 //! ```
 
 use super::Family;
+use super::attribute;
 use super::update::{Attributes, NextHop};
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -81,61 +82,17 @@ pub(crate) fn prefix(out: &mut Vec<u8>, timestamp: u32, sequence: u32, prefix: &
 /// Path attributes as they stand in an UPDATE, with AS numbers of four octets, and of MP_REACH_NLRI nothing but the next hop
 /// (section 4.3.4).
 pub(crate) fn attributes(said: &Attributes, next_hop: NextHop) -> Vec<u8> {
-    const WELL_KNOWN: u8 = 0x40;
-    const OPTIONAL: u8 = 0x80;
-    const PASSED_ON: u8 = 0xc0;
     let mut out = Vec::with_capacity(128);
-    let mut put = |flags: u8, kind: u8, value: &[u8]| {
-        match u8::try_from(value.len()) {
-            Ok(length) => out.extend_from_slice(&[flags, kind, length]),
-            // The extended length bit: two octets of it.
-            Err(_) => {
-                out.extend_from_slice(&[flags | 0x10, kind]);
-                out.extend_from_slice(&(value.len() as u16).to_be_bytes());
-            }
-        }
-        out.extend_from_slice(value);
-    };
-    put(WELL_KNOWN, 1, &[said.origin as u8]);
-    let mut path = Vec::new();
-    for segment in said.as_path.segments() {
-        path.extend_from_slice(&[segment.kind as u8, segment.numbers.len() as u8]);
-        segment.numbers.iter().for_each(|asn| path.extend_from_slice(&asn.to_be_bytes()));
-    }
-    put(WELL_KNOWN, 2, &path);
-    if let IpAddr::V4(address) = next_hop.address {
-        put(WELL_KNOWN, 3, &address.octets());
-    }
-    let mut number = |flags, kind, value: Option<u32>| {
-        if let Some(value) = value {
-            put(flags, kind, &value.to_be_bytes());
+    let ipv4 = match next_hop.address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(address) => {
+            let local = next_hop.link_local.map(|address| address.octets());
+            let octets: Vec<u8> = address.octets().into_iter().chain(local.into_iter().flatten()).collect();
+            attribute::put(&mut out, attribute::MP_REACH, &[&[octets.len() as u8], &octets[..]].concat());
+            None
         }
     };
-    number(OPTIONAL, 4, said.med);
-    number(WELL_KNOWN, 5, said.local_pref);
-    if said.atomic_aggregate {
-        put(WELL_KNOWN, 6, &[]);
-    }
-    if let Some(aggregator) = said.aggregator {
-        put(PASSED_ON, 7, &[aggregator.asn.to_be_bytes(), aggregator.router_id.octets()].concat());
-    }
-    let mut list = |flags, kind, value: Vec<u8>| {
-        if !value.is_empty() {
-            put(flags, kind, &value);
-        }
-    };
-    list(PASSED_ON, 8, said.communities.iter().flat_map(|community| community.0.to_be_bytes()).collect());
-    list(OPTIONAL, 9, said.originator_id.iter().flat_map(Ipv4Addr::octets).collect());
-    list(OPTIONAL, 10, said.cluster_list.iter().flat_map(|cluster| cluster.to_be_bytes()).collect());
-    if let IpAddr::V6(address) = next_hop.address {
-        let local = next_hop.link_local.map(|address| address.octets());
-        let octets: Vec<u8> = address.octets().into_iter().chain(local.into_iter().flatten()).collect();
-        list(OPTIONAL, 14, [&[octets.len() as u8], &octets[..]].concat());
-    }
-    list(PASSED_ON, 16, said.extended_communities.iter().flat_map(|community| community.0).collect());
-    let large = said.large_communities.iter().flat_map(|community| community.0);
-    list(PASSED_ON, 32, large.flat_map(u32::to_be_bytes).collect());
-    list(PASSED_ON, 35, said.only_to_customer.iter().flat_map(|asn| asn.to_be_bytes()).collect());
+    said.write(&mut out, ipv4, true);
     out
 }
 

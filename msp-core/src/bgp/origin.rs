@@ -15,11 +15,13 @@
 //! ```
 //!
 //! What sorts last of all that does not sort after a route's prefix is its longest match or has it among its parents. So a
-//! verdict is one binary search and a few steps up: 0.3 µs in a set of 600,000, which takes 25 MB.
+//! verdict is one binary search and a few steps up. A set of 600,000 takes 23 MB and 0.1 s to make; a verdict takes 0.1 µs
+//! where routes come in order, and up to 1.5 µs where they do not and memory is waited for.
 
 use super::Family;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -51,6 +53,26 @@ pub enum Validity {
     Invalid,
     /// There is none for its prefix.
     NotFound,
+}
+
+/// A VRP comes or goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Or withdraw.
+    pub announce: bool,
+    /// Which.
+    pub vrp: Vrp,
+}
+
+/// Changes were told that do not fit the set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Inconsistent {
+    /// It was not there to be withdrawn.
+    #[error("withdrew {0}, which was not there")]
+    Unknown(Vrp),
+    /// It was there already.
+    #[error("announced {0}, which was there already")]
+    Duplicate(Vrp),
 }
 
 /// A whole set of VRPs.
@@ -206,6 +228,26 @@ impl Origins {
     pub fn covering(&self, prefix: &IpNet) -> impl Iterator<Item = Vrp> {
         let family = Family::of(prefix);
         self.tables[family as usize].containing(bits(prefix)).flat_map(move |place| self.vrps(family, place))
+    }
+
+    /// This set with some of it changed. It must have what is withdrawn, and not have what is announced (RFC 8210,
+    /// section 12): else it is not the set that the changes were made for.
+    pub fn with(&self, changes: &[Change]) -> Result<Origins, Inconsistent> {
+        let mut set: BTreeMap<Vrp, bool> = BTreeMap::new();
+        for &Change { announce, vrp } in changes {
+            let has = set.get(&vrp).copied().unwrap_or_else(|| self.contains(&vrp));
+            if has == announce {
+                return Err(if announce { Inconsistent::Duplicate(vrp) } else { Inconsistent::Unknown(vrp) });
+            }
+            set.insert(vrp, announce);
+        }
+        let mut vrps: Vec<Vrp> = self.iter().filter(|vrp| set.get(vrp) != Some(&false)).collect();
+        vrps.extend(set.iter().filter(|(vrp, has)| **has && !self.contains(vrp)).map(|(vrp, _)| vrp));
+        Ok(Origins::new(vrps))
+    }
+
+    fn contains(&self, vrp: &Vrp) -> bool {
+        self.covering(&vrp.prefix).any(|other| other == *vrp)
     }
 
     /// Why a route of this origin is invalid, for people: names a few of the VRPs that forbid it.

@@ -140,6 +140,8 @@ enum ChoreKind {
 
 /// How many numbers of a table one call looks through: about a millisecond's work.
 const STRIDE: Number = 64 * 1024;
+/// The same where origins are validated, which takes up to a microsecond for each route.
+const VALIDATED: Number = 2 * 1024;
 
 /// The table of routes. After each call, [`Rib::operations`] may have something.
 #[derive(Debug)]
@@ -370,6 +372,9 @@ impl Rib {
     /// The VRPs are these from now on: what they change of the routes that are here is worked out in pieces, as all that
     /// concerns many.
     pub fn set_origins(&mut self, origins: Arc<Origins>) {
+        if Arc::ptr_eq(&self.origins, &origins) {
+            return;
+        }
         let changed = self.origins.changed(&origins);
         self.origins = origins;
         if changed.is_empty() {
@@ -443,7 +448,8 @@ impl Rib {
     /// Does a piece of the work on many routes, if there is any.
     fn chore(&mut self) {
         let Some(mut chore) = self.chores.pop_front() else { return };
-        let end = self.tables[chore.family as usize].len().min(chore.next.saturating_add(STRIDE));
+        let stride = if chore.kind == ChoreKind::Validate { VALIDATED } else { STRIDE };
+        let end = self.tables[chore.family as usize].len().min(chore.next.saturating_add(stride));
         for number in chore.next..end {
             match chore.kind {
                 ChoreKind::Purge { neighbor } => self.remove(neighbor, chore.family, number),

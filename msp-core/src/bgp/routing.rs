@@ -4,6 +4,7 @@
 //! Everything here is a piece of bounded work, and what is urgent is looked for between two pieces. So a lost transit never
 //! waits for a full table to be written, and who looks at a million routes holds up nobody.
 
+use super::origin::Origins;
 use super::rib::{
     Accept, ChoiceConfig, Counts, Exceeded, Explained, Gateway, NeighborConfig, Operation, Page, Rib, Session, WARN_AT,
 };
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -64,6 +66,7 @@ pub(crate) enum Order {
 enum Input {
     Neighbor(usize, News),
     Own(Vec<IpNet>),
+    Origins(Arc<Origins>),
     Look(Box<dyn FnOnce(&Rib) + Send>),
     Stop,
 }
@@ -176,6 +179,12 @@ impl Routing {
     pub(crate) async fn set_own(&self, prefixes: Vec<IpNet>) {
         // It fails when the thread has ended, and then there is nothing to keep from use.
         let _ = self.inputs.send(Input::Own(prefixes)).await;
+    }
+
+    /// The VRPs are these.
+    pub(crate) async fn set_origins(&self, origins: Arc<Origins>) {
+        // Here too.
+        let _ = self.inputs.send(Input::Origins(origins)).await;
     }
 
     /// For those who want to see something.
@@ -302,6 +311,7 @@ impl Task {
         match input {
             Input::Neighbor(place, news) => self.hear(place, news),
             Input::Own(prefixes) => self.rib.set_own(prefixes),
+            Input::Origins(origins) => self.rib.set_origins(origins),
             Input::Look(look) => look(&self.rib),
             // Looked for before.
             Input::Stop => {}

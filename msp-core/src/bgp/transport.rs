@@ -1,19 +1,20 @@
 //! TCP under a session: one task per neighbour, so that one that hangs holds up nobody else.
 
-use super::announce::{Advertised, Mark, RouteAttributes};
+use super::Families;
+use super::announce::{Advertised, Mark, Terms};
+use super::attribute::Attributes;
+use super::ingress::Changes;
 use super::message::Notification;
 use super::routing::{Feed, News, Order, Room};
 use super::session::{Action, Config, Counters, Reason, Session, State, Way};
 use super::socket::Options;
-use super::{Families, Family};
 use bytes::{Buf, Bytes, BytesMut};
 use dataplane::clock;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -52,9 +53,9 @@ pub(crate) struct NeighborStatus {
     /// The hold time in force, in seconds, while established.
     pub(crate) hold_time: Option<u16>,
     pub(crate) remote_router_id: Option<Ipv4Addr>,
-    /// What it has been told.
+    /// What it has been told, in order.
     pub(crate) announced: Vec<IpNet>,
-    /// What it should be told and cannot be, each with the reason.
+    /// What it should be told and has not been, in order, each with the reason.
     pub(crate) not_announced: Vec<(IpNet, String)>,
     pub(crate) last_error: Option<String>,
     pub(crate) counters: Counters,
@@ -63,7 +64,8 @@ pub(crate) struct NeighborStatus {
 /// A running neighbour's task.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    questions: mpsc::Sender<oneshot::Sender<NeighborStatus>>,
+    questions: mpsc::Sender<Question>,
+    orders: mpsc::UnboundedSender<Tell>,
     door: mpsc::Sender<TcpStream>,
     stop: watch::Sender<Option<Notification>>,
     task: JoinHandle<()>,
@@ -73,8 +75,21 @@ impl Handle {
     /// What there is to show of it now; nothing if its task has ended.
     pub(crate) async fn status(&self) -> Option<NeighborStatus> {
         let (answer, answered) = oneshot::channel();
-        self.questions.send(answer).await.ok()?;
+        self.questions.send(Question::Status(answer)).await.ok()?;
         answered.await.ok()
+    }
+
+    /// What it has been told, all of it, if its task has not ended.
+    pub(crate) async fn announced(&self) -> Option<Vec<(IpNet, Attributes)>> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(Question::Announced(answer)).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// What it is to be told from now on.
+    pub(crate) fn tell(&self, tell: Tell) {
+        // Send fails only when the task has ended.
+        let _ = self.orders.send(tell);
     }
 
     /// Where connections that the neighbour has made are handed in.
@@ -90,12 +105,20 @@ impl Handle {
     }
 }
 
-/// What the neighbours are to be told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    pub(crate) prefixes: BTreeSet<IpNet>,
-    /// The routes will go soon (RFC 8326).
-    pub(crate) graceful_shutdown: bool,
+/// What a neighbour is to be told from now on.
+#[derive(Debug)]
+pub(crate) enum Tell {
+    /// This of these prefixes; of all others what it was before.
+    Routes(Changes),
+    /// That the routes will go soon, or that they stay after all (RFC 8326).
+    GracefulShutdown(bool),
+}
+
+/// What somebody wants to know of a neighbour.
+#[derive(Debug)]
+enum Question {
+    Status(oneshot::Sender<NeighborStatus>),
+    Announced(oneshot::Sender<Vec<(IpNet, Attributes)>>),
 }
 
 /// Where what the neighbour says of routes goes.
@@ -108,22 +131,16 @@ pub(crate) struct Learning {
     pub(crate) restart: Option<Duration>,
 }
 
-/// Starts a neighbour. `wanted` is what it is to be told, now and whenever it changes. Without `learning` nothing is kept
-/// of what it says.
-pub(crate) fn spawn(
-    neighbor: Neighbor,
-    wanted: watch::Receiver<Arc<Wanted>>,
-    learning: Option<Learning>,
-    seed: u64,
-) -> Handle {
+/// Starts a neighbour. Without `learning` nothing is kept of what it says.
+pub(crate) fn spawn(neighbor: Neighbor, learning: Option<Learning>, seed: u64) -> Handle {
     let session = Session::new(neighbor.session, seed, clock::now());
     let (stop, stopped) = watch::channel(None);
     let mut task = Task {
         neighbor,
         session,
-        wanted,
         lines: Default::default(),
         advertised: Advertised::default(),
+        graceful_shutdown: false,
         established: None,
         reported: None,
         offered: None,
@@ -132,9 +149,11 @@ pub(crate) fn spawn(
         news: VecDeque::new(),
     };
     let (questions, asked) = mpsc::channel(1);
+    // Without a bound, since the task takes all of it whatever the neighbour does.
+    let (orders, told) = mpsc::unbounded_channel();
     let (door, visitors) = mpsc::channel(1);
-    let task = tokio::spawn(async move { task.run(Requests { stopped, asked, visitors }).await });
-    Handle { questions, door, stop, task }
+    let task = tokio::spawn(async move { task.run(Requests { stopped, told, asked, visitors }).await });
+    Handle { questions, orders, door, stop, task }
 }
 
 /// A TCP connection, or the making of one.
@@ -178,12 +197,13 @@ impl Line {
 struct Task {
     neighbor: Neighbor,
     session: Session,
-    wanted: watch::Receiver<Arc<Wanted>>,
     /// By who opened it.
     lines: [Line; 2],
     advertised: Advertised,
-    /// While established: by which connection, and what is said of routes on it.
-    established: Option<(Way, RouteAttributes)>,
+    /// The routes will go soon (RFC 8326).
+    graceful_shutdown: bool,
+    /// While established: by which connection.
+    established: Option<Way>,
     /// The reason that the log has last.
     reported: Option<Reason>,
     /// A connection that the session has been told of, and its address here.
@@ -199,7 +219,8 @@ struct Task {
 /// Who wants something of the task.
 struct Requests {
     stopped: watch::Receiver<Option<Notification>>,
-    asked: mpsc::Receiver<oneshot::Sender<NeighborStatus>>,
+    told: mpsc::UnboundedReceiver<Tell>,
+    asked: mpsc::Receiver<Question>,
     visitors: mpsc::Receiver<TcpStream>,
 }
 
@@ -210,8 +231,8 @@ enum Wake {
     Readable(Way),
     Writable,
     Deadline,
-    Wanted,
-    Question(oneshot::Sender<NeighborStatus>),
+    Tell(Tell),
+    Question(Question),
     Farewell,
     Order(Order),
     Told,
@@ -243,10 +264,19 @@ impl Task {
                         self.read(way, &mut buffer);
                     }
                     self.session.handle_timeout(clock::now());
+                    self.advertised.handle_timeout(clock::now());
                 }
-                Wake::Wanted => self.want(),
+                Wake::Tell(Tell::Routes(changes)) => {
+                    let now = clock::now();
+                    changes.into_iter().for_each(|(prefix, said)| self.advertised.want(now, prefix, said));
+                }
+                Wake::Tell(Tell::GracefulShutdown(soon)) => {
+                    self.graceful_shutdown = soon;
+                    self.advertised.set_graceful_shutdown(clock::now(), soon);
+                }
                 // Whoever asked may have gone.
-                Wake::Question(answer) => drop(answer.send(self.status())),
+                Wake::Question(Question::Status(answer)) => drop(answer.send(self.status())),
+                Wake::Question(Question::Announced(answer)) => drop(answer.send(self.advertised.told().collect())),
                 Wake::Farewell | Wake::Told => {}
                 Wake::Order(Order::LinkLost) => {
                     for way in Way::BOTH {
@@ -280,7 +310,8 @@ impl Task {
     }
 
     async fn wait(&mut self, requests: &mut Requests) -> Wake {
-        let deadline = self.session.poll_timeout().map(|at| at.since(clock::now()));
+        let deadline = self.session.poll_timeout().into_iter().chain(self.advertised.poll_timeout()).min();
+        let deadline = deadline.map(|at| at.since(clock::now()));
         let deadline = async {
             match deadline {
                 Some(wait) => tokio::time::sleep(wait).await,
@@ -317,7 +348,7 @@ impl Task {
             biased;
             notification = stop => Wake::Stop(notification),
             () = deadline => Wake::Deadline,
-            Ok(()) = self.wanted.changed() => Wake::Wanted,
+            Some(told) = requests.told.recv() => Wake::Tell(told),
             Some(answer) = requests.asked.recv() => Wake::Question(answer),
             Some(stream) = requests.visitors.recv() => Wake::Visitor(stream),
             Some(_) = self.farewells.join_next() => Wake::Farewell,
@@ -385,8 +416,9 @@ impl Task {
             Action::Up(way, negotiated) => {
                 let Link::Open { local, .. } = &self.lines[way as usize].link else { return };
                 let configured = (self.neighbor.next_hop_v4, self.neighbor.next_hop_v6);
-                let attributes = RouteAttributes::new(&self.neighbor.session, &negotiated, configured, *local);
-                self.established = Some((way, attributes));
+                let mut terms = Terms::new(&self.neighbor.session, &negotiated, configured, *local);
+                terms.graceful_shutdown = self.graceful_shutdown;
+                self.established = Some(way);
                 tracing::info!(
                     neighbor = name,
                     remote = %self.neighbor.remote,
@@ -397,7 +429,7 @@ impl Task {
                 if negotiated.graceful_restart.is_some() {
                     negotiated.families.iter().for_each(|family| self.advertised.mark(Mark::EndOfRib(family)));
                 }
-                self.want();
+                self.advertised.establish(clock::now(), terms);
                 self.learn(News::Up { router_id: negotiated.remote_router_id });
             }
             Action::Down { reason, keep } => {
@@ -413,10 +445,9 @@ impl Task {
             Action::Refresh(family) => {
                 tracing::info!(neighbor = name, ?family, "route refresh");
                 match self.session.negotiated().is_some_and(|negotiated| negotiated.enhanced_route_refresh) {
-                    true => self.advertised.repeat_marked(family),
-                    false => self.advertised.repeat(Families::NONE.with(family)),
+                    true => self.advertised.repeat_marked(clock::now(), family),
+                    false => self.advertised.repeat(clock::now(), Families::NONE.with(family)),
                 }
-                self.want();
             }
         }
     }
@@ -427,27 +458,16 @@ impl Task {
         }
     }
 
-    /// Works out what the neighbour is to be told now.
-    fn want(&mut self) {
-        let Some((_, attributes)) = &mut self.established else { return };
-        let wanted = self.wanted.borrow_and_update();
-        if attributes.graceful_shutdown != wanted.graceful_shutdown {
-            attributes.graceful_shutdown = wanted.graceful_shutdown;
-            self.advertised.repeat(Families::ALL);
-        }
-        self.advertised.want(&wanted.prefixes, attributes);
-    }
-
     /// Queues one message, if there is one to send and room for it.
     fn announce_one(&mut self) -> bool {
-        let Some((way, attributes)) = self.established else { return false };
+        let Some(way) = self.established else { return false };
         if self.lines[way as usize].outgoing.len() >= BACKLOG {
             self.write();
             if self.lines[way as usize].outgoing.len() >= BACKLOG {
                 return false;
             }
         }
-        match self.advertised.next_message(&attributes) {
+        match self.advertised.next_message(clock::now()) {
             Some(message) => {
                 self.session.send(clock::now(), message);
                 true
@@ -505,15 +525,6 @@ impl Task {
     fn status(&self) -> NeighborStatus {
         let (state, since) = self.session.state();
         let negotiated = self.session.negotiated();
-        let announced = self.advertised.told();
-        let wanted = self.wanted.borrow();
-        let why_not = |prefix: &IpNet| {
-            let family = Family::of(prefix);
-            match &self.established {
-                None => "the session is not established".to_owned(),
-                Some((_, attributes)) => attributes.why_not(family).unwrap_or("waiting to be sent").to_owned(),
-            }
-        };
         NeighborStatus {
             name: self.neighbor.name.clone(),
             remote: self.neighbor.remote,
@@ -522,8 +533,8 @@ impl Task {
             since_s: clock::now().since(since).as_secs_f64(),
             hold_time: negotiated.map(|negotiated| negotiated.hold_time),
             remote_router_id: negotiated.map(|negotiated| negotiated.remote_router_id),
-            announced: announced.iter().copied().collect(),
-            not_announced: wanted.prefixes.difference(announced).map(|prefix| (*prefix, why_not(prefix))).collect(),
+            announced: self.advertised.prefixes().collect(),
+            not_announced: self.advertised.untold().map(|(prefix, why)| (prefix, why.to_owned())).collect(),
             last_error: self.session.last_error().map(ToString::to_string),
             counters: self.session.counters(),
         }

@@ -12,7 +12,7 @@
 //! route with a path identifier, and passes an attribute that overruns its block, trailing octets, an unknown
 //! well-known attribute and a second MP_REACH_NLRI. Each has a test below.
 
-use super::attribute::{self, Builder, Verdict};
+use super::attribute::{self, Builder, EXTENDED_LENGTH, Verdict};
 pub use super::attribute::{
     Aggregator, AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, Origin, Segment, SegmentKind,
 };
@@ -107,8 +107,6 @@ impl Context {
         if self.four_octet_as { 4 } else { 2 }
     }
 }
-
-const EXTENDED_LENGTH: u8 = 0x10;
 
 /// Reads the body of an UPDATE. An error is the NOTIFICATION that ends the session: its routes cannot be told.
 pub fn decode(body: &[u8], context: &Context) -> Result<Update, Notification> {

@@ -7,6 +7,9 @@ fn surroundings() -> Surroundings {
         withdraw_after: Some(Duration::from_secs(60)),
         egress: vec!["fast".into(), "cheap".into()],
         reserved: vec![("203.0.113.1".parse().expect("an address"), "the BGP neighbour transit".into())],
+        holdings: ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32"]
+            .map(|text| text.parse().expect("a prefix"))
+            .into(),
     }
 }
 
@@ -100,6 +103,7 @@ fn each_wrong_file_is_named_with_line_and_expectation() {
         ("198.51.100.0/24", "0.0.0.0/0", "home.toml:4:13: prefixes[0]: 0.0.0.0/0 is broader than any site"),
         ("198.51.100.0/24", "224.0.0.0/24", "home.toml:4:13: prefixes[0]: 224.0.0.0/24 is not unicast"),
         ("198.51.100.0/24", "203.0.113.0/24", "home.toml:4:13: prefixes[0]: 203.0.113.0/24 contains 203.0.113.1"),
+        ("198.51.100.0/24", "198.51.0.0/16", "home.toml:4:13: prefixes[0]: 198.51.0.0/16 is not within what"),
         ("prefer = [2, 0]", "prefer = [3]", "home.toml:9:11: middlebox.prefer[0]: slot 3 has no key"),
         ("prefer = [2, 0]", "prefer = [1, 1]", "home.toml:9:14: middlebox.prefer[1]: slot 1 is listed twice"),
         ("[middlebox]\nid = 1\n", "[client]\n", "home.toml:8:1: unknown key \"prefer\" in [client]"),

@@ -112,6 +112,18 @@ proptest! {
         prop_assert_eq!(origins.iter().collect::<Vec<_>>(), set);
     }
 
+    /// A set changed into another is the other.
+    #[test]
+    fn changes_make_the_next_set(old in sets(), new in sets()) {
+        let (from, to) = (Origins::new(old.clone()), Origins::new(new.clone()));
+        let gone = from.iter().filter(|vrp| !new.contains(vrp)).map(|vrp| Change { announce: false, vrp });
+        let come = to.iter().filter(|vrp| !old.contains(vrp)).map(|vrp| Change { announce: true, vrp });
+        let changes: Vec<Change> = gone.chain(come).collect();
+        prop_assert_eq!(from.with(&changes), Ok(to.clone()));
+        // Said again, they fit no more.
+        prop_assert_eq!(to.with(&changes).is_err(), !changes.is_empty());
+    }
+
     /// No verdict changes where no change is told of, over two sets and over three.
     #[test]
     fn what_changes_is_touched(
@@ -153,4 +165,15 @@ fn a_first_set_changes_everything() {
         .collect();
     let changed = Origins::default().changed(&Origins::new(many));
     assert!(changed.touches(&net("223.255.255.0/24")));
+}
+
+#[test]
+fn changes_are_taken_in_their_order() {
+    let (one, other) = (vrp("10.0.0.0/8", 8, 1), vrp("10.0.0.0/8", 8, 2));
+    let set = Origins::new(vec![one]);
+    let change = |announce, vrp| Change { announce, vrp };
+    assert_eq!(set.with(&[change(false, one), change(true, one)]), Ok(set.clone()));
+    assert_eq!(set.with(&[change(true, other), change(false, other)]), Ok(set.clone()));
+    assert_eq!(set.with(&[change(true, one)]), Err(Inconsistent::Duplicate(one)));
+    assert_eq!(set.with(&[change(false, other)]), Err(Inconsistent::Unknown(other)));
 }

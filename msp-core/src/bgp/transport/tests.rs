@@ -4,6 +4,7 @@ use super::*;
 use crate::bgp::Families;
 use crate::bgp::message::{self, Frame, Framer, Kind};
 use crate::bgp::open::{Capabilities, Open};
+use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// The other end: it listens, and does what a test wants.
@@ -93,9 +94,10 @@ impl Line {
     }
 }
 
-fn prefixes(count: u32) -> Arc<Wanted> {
+/// So many prefixes from a number on.
+fn prefixes(from: u32, count: u32) -> Tell {
     let prefix = |n| IpNet::new(Ipv4Addr::from(0x0a00_0000 + n * 256).into(), 24).expect("a prefix");
-    Arc::new(Wanted { prefixes: (0..count).map(prefix).collect(), graceful_shutdown: false })
+    Tell::Routes((from..from + count).map(|n| (prefix(n), Some(Arc::default()))).collect())
 }
 
 /// Reads UPDATEs of prefixes of /24 until the table that they build, of `size` so far, has `target` of them.
@@ -115,15 +117,15 @@ async fn grows(line: &mut Line, size: &mut usize, target: usize) {
 #[tokio::test]
 async fn a_large_table_comes_in_one_go() {
     let router = Router::new().await;
-    let (wanted, told) = watch::channel(prefixes(60_000));
-    let handle = spawn(router.neighbor(), told, None, 1);
+    let handle = spawn(router.neighbor(), None, 1);
+    handle.tell(prefixes(0, 60_000));
     let mut line = router.establish().await;
     let begun = tokio::time::Instant::now();
     let mut size = 0;
     grows(&mut line, &mut size, 60_000).await;
     // The first KEEPALIVE would come after 22 s at the earliest.
     assert!(begun.elapsed() < Duration::from_secs(20));
-    wanted.send_replace(prefixes(60_001));
+    handle.tell(prefixes(60_000, 1));
     grows(&mut line, &mut size, 60_001).await;
     assert_eq!(handle.status().await.expect("it runs").announced.len(), 60_001);
     handle.stop(Notification::shutdown("done")).await;
@@ -137,8 +139,8 @@ async fn a_large_table_comes_in_one_go() {
 #[tokio::test]
 async fn garbage_is_answered_and_the_next_try_is_made() {
     let router = Router::new().await;
-    let (_wanted, told) = watch::channel(prefixes(1));
-    let handle = spawn(router.neighbor(), told, None, 1);
+    let handle = spawn(router.neighbor(), None, 1);
+    handle.tell(prefixes(0, 1));
     // An OPEN of 28 octets, of which GoBGP 3.10 dies.
     let short_open = [&[0xff; 16][..], &[0, 28, 1], &[4; 9]].concat();
     for (garbage, expected) in [
@@ -162,16 +164,15 @@ async fn garbage_is_answered_and_the_next_try_is_made() {
 #[tokio::test]
 async fn a_neighbour_that_does_not_read_is_its_own_problem() {
     let (deaf, lively) = (Router::new().await, Router::new().await);
-    let (wanted, told) = watch::channel(prefixes(0));
-    let handles = [spawn(deaf.neighbor(), told.clone(), None, 1), spawn(lively.neighbor(), told, None, 2)];
+    let handles = [spawn(deaf.neighbor(), None, 1), spawn(lively.neighbor(), None, 2)];
     let _deaf = deaf.establish().await;
     let mut line = lively.establish().await;
-    // Each announcement of 60,000 and its withdrawal are half a megabyte; the sockets hold less than ten of
-    // them.
-    let mut size = 0;
-    for target in [60_000, 0].repeat(10) {
-        wanted.send_replace(prefixes(target));
-        grows(&mut line, &mut size, target as usize).await;
+    handles.iter().for_each(|handle| handle.tell(prefixes(0, 60_000)));
+    grows(&mut line, &mut 0, 60_000).await;
+    // Each time that all of them are said again is a quarter of a megabyte; the sockets hold less than twenty of them.
+    for soon in [true, false].repeat(10) {
+        handles.iter().for_each(|handle| handle.tell(Tell::GracefulShutdown(soon)));
+        grows(&mut line, &mut 0, 60_000).await;
     }
     let [deaf, lively] = handles;
     let status = deaf.status().await.expect("it runs");
@@ -187,8 +188,7 @@ async fn a_neighbour_that_does_not_read_is_its_own_problem() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_neighbour_that_floods_keeps_nobody_waiting() {
     let router = Router::new().await;
-    let (wanted, told) = watch::channel(prefixes(0));
-    let handle = spawn(router.neighbor(), told, None, 1);
+    let handle = spawn(router.neighbor(), None, 1);
     let Line { stream, framer } = router.establish().await;
     let (mut reader, mut writer) = stream.into_split();
     let flood = tokio::spawn(async move {
@@ -199,7 +199,7 @@ async fn a_neighbour_that_floods_keeps_nobody_waiting() {
         let mut framer = framer;
         let mut buffer = [0; 4096];
         for count in 1..=20 {
-            wanted.send_replace(prefixes(count));
+            handle.tell(prefixes(count - 1, 1));
             // One UPDATE for each, besides KEEPALIVEs.
             while framer.next_frame().expect("well-formed messages").is_none_or(|frame| frame.kind != Kind::Update) {
                 let length = reader.read(&mut buffer).await.expect("no reset");
