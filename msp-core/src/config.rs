@@ -8,8 +8,8 @@ use crate::bgp::session;
 use crate::bgp::socket::{Options, Password};
 use crate::bgp::transport::Neighbor;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun};
-pub(crate) use egress::{Egress, SITES_TABLE};
 use egress::{AcceptWord, EgressTable, MaxPrefixes};
+pub(crate) use egress::{Egress, SITES_TABLE};
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -242,6 +242,7 @@ impl NeighborTable {
             remote_as: self.remote_as,
             role: self.role,
             accept: egress::accept(&self.accept),
+            add_path: self.add_path,
             max_prefixes: [most.and_then(|most| most.ipv4), most.and_then(|most| most.ipv6)],
             restart: most.and_then(|most| Some(most.restart.as_ref()?.0)),
             multihop: self.multihop.is_some() || self.ttl_security.is_some_and(|hops| hops > 1),
@@ -284,13 +285,6 @@ impl NeighborTable {
         }
         if self.strict_role && self.role.is_none() {
             return Err(("strict_role", "there is no `role` that the neighbour could confirm".into()));
-        }
-        if self.add_path && !self.accept.is_empty() {
-            // The table of received routes keeps one for each neighbour and prefix.
-            return Err((
-                "add_path",
-                "several routes to a prefix cannot be told apart yet: leave it out, or `accept`".into(),
-            ));
         }
         let session = session::Config {
             local_as,
@@ -456,11 +450,6 @@ announce = ["sites"]
             ("64501", "64501\nhold_time = \"2s\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected whole"),
             ("64501", "64501\nhold_time = \"20h\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected at most"),
             ("64501", "64501\nnext_hop_v6 = \"fe80::1\"", "msp-core.toml:15:15: bgp.neighbor[0].next_hop_v6: expected"),
-            (
-                "64501",
-                "64501\nadd_path = true\naccept = [\"table\"]",
-                "msp-core.toml:15:12: bgp.neighbor[0].add_path: sever",
-            ),
             (
                 "[\"sites\"]",
                 "[\"sites\"]\n[[egress]]\nname = \"all\"\ntransits = [\"transit\"]",

@@ -142,8 +142,10 @@ accept = ["table"]
                 .collect();
             assert_eq!(rules, [(TO_SITES, SITES_TABLE), (TO_CHOICE, table)]);
             // From its first moment on a rule leads to what is to be there.
-            let first_rule = changes.iter().position(|change| matches!(change, Change::Rule(rule) if rule.table == table));
-            let nothing = Change::Route(Route { prefix: net("0.0.0.0/0"), table, metric: BEHIND, target: Target::Unreachable });
+            let first_rule =
+                changes.iter().position(|change| matches!(change, Change::Rule(rule) if rule.table == table));
+            let nothing =
+                Change::Route(Route { prefix: net("0.0.0.0/0"), table, metric: BEHIND, target: Target::Unreachable });
             assert!(changes.iter().position(|change| *change == nothing) < first_rule);
         }
     }

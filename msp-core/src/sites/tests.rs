@@ -57,7 +57,8 @@ fn a_box_and_a_client_become_peers() {
 
 #[test]
 fn a_site_names_its_egress_choice_or_has_the_first() {
-    let named = |name: &str| load(&[("a.toml", &office().replacen("id = 2", &format!("id = 2\negress = {name:?}"), 1))]);
+    let named =
+        |name: &str| load(&[("a.toml", &office().replacen("id = 2", &format!("id = 2\negress = {name:?}"), 1))]);
     let choice = |sites: Result<Sites, Vec<String>>| {
         let site = sites.expect("a good file").list.remove(0);
         (site.peer.egress, site.egress)

@@ -47,11 +47,13 @@ pub enum Rejected {
     OwnPrefix,
     /// The neighbour uses more next hops than are kept.
     NextHops,
+    /// The neighbour has more routes to the prefix than are kept (RFC 7911).
+    Paths,
 }
 
 impl Rejected {
     /// All of them, in the order of their counters.
-    pub const ALL: [Rejected; 11] = [
+    pub const ALL: [Rejected; 12] = [
         Rejected::NoPolicy,
         Rejected::Default,
         Rejected::NotDefault,
@@ -63,6 +65,7 @@ impl Rejected {
         Rejected::Leak,
         Rejected::OwnPrefix,
         Rejected::NextHops,
+        Rejected::Paths,
     ];
 }
 
@@ -80,6 +83,7 @@ impl fmt::Display for Rejected {
             Rejected::Leak => "a leak (RFC 9234)",
             Rejected::OwnPrefix => "it is a site's prefix, or part of one",
             Rejected::NextHops => "the neighbour uses too many next hops",
+            Rejected::Paths => "the neighbour has too many routes to the prefix",
         })
     }
 }

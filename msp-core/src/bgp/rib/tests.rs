@@ -11,18 +11,27 @@ fn net(text: &str) -> IpNet {
     text.parse().expect("a prefix")
 }
 
-/// Neighbour 0 is AS 1 at 192.0.2.1, and so on; one choice with table 1001 lists them in order.
+/// The tables of the two choices.
+const FIRST: u32 = 1001;
+const SECOND: u32 = 1002;
+/// The neighbour that may have several routes to a prefix.
+const ADD_PATH: usize = 1;
+
+/// Neighbour 0 is AS 1 at 192.0.2.1, and so on. The first choice lists them in order; the second from the last on, without
+/// the first of them.
 fn rib(neighbors: usize, accept: Accept, most: Option<u32>) -> Rib {
     let neighbor = |place: usize| NeighborConfig {
         name: format!("n{place}"),
         address: hop(place).address,
         session: Session { local_as: LOCAL_AS, remote_as: place as u32 + 1, role: None },
         accept,
+        add_path: place == ADD_PATH,
         max_prefixes: [most; 2],
     };
-    let transits = (0..neighbors).map(|place| vec![place]).collect();
-    let choice = ChoiceConfig { name: "all".into(), table: 1001, transits };
-    let mut rib = Rib::new((0..neighbors).map(neighbor).collect(), vec![choice]);
+    let choice = |table: u32, transits| ChoiceConfig { name: table.to_string(), table, transits };
+    let in_order = choice(FIRST, (0..neighbors).map(|place| vec![place]).collect());
+    let from_behind = choice(SECOND, (1..neighbors).rev().map(|place| vec![place]).collect());
+    let mut rib = Rib::new((0..neighbors).map(neighbor).collect(), vec![in_order, from_behind]);
     (0..neighbors).for_each(|place| rib.up(place, Ipv4Addr::new(192, 0, 2, place as u8 + 1)));
     rib
 }
@@ -33,6 +42,23 @@ fn hop(neighbor: usize) -> NextHop {
 
 fn nlri(prefix: IpNet) -> Nlri {
     Nlri { prefix, path_id: 0 }
+}
+
+/// The next hop of a neighbour's route with this identifier.
+fn hop_of(neighbor: usize, id: u32) -> NextHop {
+    NextHop { address: Ipv4Addr::new(192, 0, 2 + id as u8, neighbor as u8 + 1).into(), link_local: None }
+}
+
+/// One of several routes to a prefix.
+fn announce_path(neighbor: usize, id: u32, path: &[u32], prefix: IpNet) -> Update {
+    let mut update = announce(neighbor, path, &[prefix]);
+    update.announced[0].prefixes[0].path_id = id;
+    update.announced[0].next_hop = hop_of(neighbor, id);
+    update
+}
+
+fn withdraw_path(id: u32, prefix: IpNet) -> Update {
+    Update { withdrawn: vec![Nlri { prefix, path_id: id }], ..Update::default() }
 }
 
 fn announce(neighbor: usize, path: &[u32], prefixes: &[IpNet]) -> Update {
@@ -55,7 +81,7 @@ fn withdraw(prefixes: &[IpNet]) -> Update {
 #[derive(Debug, Default)]
 struct Kernel {
     objects: BTreeMap<u32, Gateway>,
-    routes: BTreeMap<(IpNet, u32), u32>,
+    routes: BTreeMap<(u32, IpNet, u32), u32>,
 }
 
 impl Kernel {
@@ -68,12 +94,12 @@ impl Kernel {
                     self.routes.retain(|_, route| *route != id);
                 }
                 Operation::SetRoute { table, prefix, metric, id } => {
-                    assert_eq!(table, 1001);
+                    assert!(matches!(table, FIRST | SECOND));
                     assert!(self.objects.contains_key(&id), "the kernel refuses a route to no object");
-                    self.routes.insert((prefix, metric), id);
+                    self.routes.insert((table, prefix, metric), id);
                 }
-                Operation::RemoveRoute { prefix, metric, .. } => {
-                    self.routes.remove(&(prefix, metric)).expect("a route that is there");
+                Operation::RemoveRoute { table, prefix, metric } => {
+                    self.routes.remove(&(table, prefix, metric)).expect("a route that is there");
                 }
             }
         }
@@ -94,10 +120,14 @@ impl Kernel {
         }
     }
 
-    /// Where packets for learnt prefixes go.
+    /// Where the first choice's packets for learnt prefixes go.
     fn learnt(&self) -> BTreeMap<IpNet, IpAddr> {
-        let learnt = self.routes.iter().filter(|((_, metric), _)| *metric == ROUTE_METRIC);
-        learnt.map(|((prefix, _), id)| (*prefix, self.objects[id].address)).collect()
+        self.learnt_in(FIRST)
+    }
+
+    fn learnt_in(&self, of: u32) -> BTreeMap<IpNet, IpAddr> {
+        let learnt = self.routes.iter().filter(|((table, _, metric), _)| *table == of && *metric == ROUTE_METRIC);
+        learnt.map(|((_, prefix, _), id)| (*prefix, self.objects[id].address)).collect()
     }
 
     fn gateway(&self, prefix: &str) -> Option<IpAddr> {
@@ -154,10 +184,87 @@ fn a_lost_transit_is_one_update_and_no_prefix_is_without_a_route() {
         rib.operations(16, &mut operations);
     }
     assert!(kernel.learnt().values().all(|gateway| *gateway == hop(2).address));
-    assert_eq!(kernel.objects.len(), 1, "retired objects go with their last route");
+    assert_eq!(kernel.objects.len(), 2, "one a choice: retired objects go with their last route");
     rib.down(2);
     kernel.settle(&mut rib);
     assert!(kernel.routes.is_empty() && kernel.objects.is_empty(), "{kernel:?}");
+}
+
+#[test]
+fn each_choice_has_a_best_of_its_own_and_a_lost_transit_is_one_update_in_each() {
+    let (mut rib, mut kernel) = (rib(3, BOTH, None), Kernel::default());
+    let prefixes: Vec<IpNet> = (0..200).map(|i| net(&format!("8.8.{i}.0/24"))).collect();
+    for neighbor in 0..3 {
+        rib.apply(neighbor, &announce(neighbor, &[9], &prefixes)).expect("no bound");
+    }
+    kernel.settle(&mut rib);
+    let all_by = |kernel: &Kernel, table, neighbor| {
+        let learnt = kernel.learnt_in(table);
+        learnt.len() == prefixes.len() && learnt.values().all(|gateway| *gateway == hop(neighbor).address)
+    };
+    assert!(all_by(&kernel, FIRST, 0) && all_by(&kernel, SECOND, 2));
+    // The second's first, and the first's last: of that only a covering route is turned.
+    rib.down(2);
+    let mut operations = Vec::new();
+    rib.operations(16, &mut operations);
+    let turned: Vec<IpAddr> = operations
+        .iter()
+        .map(|operation| match operation {
+            Operation::SetObject { gateway, .. } => gateway.address,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(turned.len(), 2, "one a choice");
+    assert!(turned.contains(&hop(0).address) && turned.contains(&hop(1).address), "what is next in each: {turned:?}");
+    kernel.take(&operations);
+    assert!(all_by(&kernel, FIRST, 0) && all_by(&kernel, SECOND, 1), "at once");
+    kernel.settle(&mut rib);
+    // Of the second, nobody is left: it has no route, whatever the first has.
+    rib.down(1);
+    kernel.settle(&mut rib);
+    assert!(all_by(&kernel, FIRST, 0));
+    assert!(!kernel.routes.keys().any(|(table, ..)| *table == SECOND), "{kernel:?}");
+}
+
+#[test]
+fn several_routes_of_one_neighbour_to_a_prefix_come_and_go_by_their_identifiers() {
+    let (mut rib, mut kernel) = (rib(2, BOTH, Some(3)), Kernel::default());
+    let prefix = net("8.8.8.0/24");
+    for (id, path) in [(7, &[8, 9][..]), (1, &[9]), (0, &[9])] {
+        rib.apply(ADD_PATH, &announce_path(ADD_PATH, id, path, prefix)).expect("as many as may be");
+    }
+    kernel.settle(&mut rib);
+    assert_eq!(kernel.gateway("8.8.8.0/24"), Some(hop_of(ADD_PATH, 0).address), "the lowest of those that are equal");
+    let found = rib.explain(&prefix).found.expect("it is there");
+    let mut shown: Vec<_> = found.routes.iter().map(|route| (route.path_id, route.used_by.len())).collect();
+    shown.sort();
+    assert_eq!(shown, [(Some(0), 2), (Some(1), 0), (Some(7), 0)]);
+    assert_eq!(rib.explain(&prefix).choices[0], Some((ADD_PATH, Because::PathId)));
+    // The same again is no more; and what is withdrawn leaves the others.
+    rib.apply(ADD_PATH, &announce_path(ADD_PATH, 7, &[8, 9], prefix)).expect("no more than before");
+    for (id, left) in [(0, Some(1)), (1, Some(7)), (7, None)] {
+        rib.apply(ADD_PATH, &withdraw_path(id, prefix)).expect("a withdrawal");
+        kernel.settle(&mut rib);
+        assert_eq!(kernel.gateway("8.8.8.0/24"), left.map(|id| hop_of(ADD_PATH, id).address));
+    }
+    assert_eq!(rib.sizes(), ([0, 0], 0));
+    let exceeded = (0..4).map(|id| rib.apply(ADD_PATH, &announce_path(ADD_PATH, id, &[9], prefix)));
+    assert_eq!(exceeded.filter(Result::is_err).count(), 1, "each of them counts");
+}
+
+#[test]
+fn a_neighbour_cannot_have_any_number_of_routes_to_a_prefix() {
+    let (mut rib, mut kernel) = (rib(2, BOTH, None), Kernel::default());
+    let prefix = net("8.8.8.0/24");
+    for id in 0..200 {
+        rib.apply(ADD_PATH, &announce_path(ADD_PATH, id, &[9], prefix)).expect("no bound");
+    }
+    kernel.settle(&mut rib);
+    let counts = rib.counts(ADD_PATH);
+    assert_eq!((counts.prefixes, counts.rejected), ([64, 0], vec![(Rejected::Paths, 136)]));
+    rib.down(ADD_PATH);
+    kernel.settle(&mut rib);
+    assert_eq!(rib.sizes(), ([0, 0], 0));
 }
 
 #[test]
@@ -174,7 +281,7 @@ fn a_way_that_goes_is_a_transit_lost_and_what_the_kernel_dropped_is_made_again()
     // The interface lost its carrier: the kernel drops its objects, and the covering route of the other stays.
     kernel.objects.retain(|id, _| !of_first.contains(id));
     kernel.routes.retain(|_, id| !of_first.contains(id));
-    assert_eq!(kernel.routes.len(), 2, "{kernel:?}");
+    assert_eq!(kernel.routes.keys().filter(|(table, ..)| *table == FIRST).count(), 2, "{kernel:?}");
     let place = rib.next_hops(true).iter().find(|(_, neighbor, _)| *neighbor == 0).expect("its next hop").0;
     rib.set_way(place, None);
     let known: BTreeSet<u32> = kernel.objects.keys().copied().collect();
@@ -186,7 +293,7 @@ fn a_way_that_goes_is_a_transit_lost_and_what_the_kernel_dropped_is_made_again()
         // The kernel forgives what is gone already.
         operations.retain(|operation| match operation {
             Operation::RemoveObject { id } => kernel.objects.contains_key(id),
-            Operation::RemoveRoute { prefix, metric, .. } => kernel.routes.contains_key(&(*prefix, *metric)),
+            Operation::RemoveRoute { table, prefix, metric } => kernel.routes.contains_key(&(*table, *prefix, *metric)),
             _ => true,
         });
         kernel.take(&operations);
@@ -276,8 +383,8 @@ fn what_is_let_in_no_more_replaces_what_was() {
 /// What may happen, in any order.
 #[derive(Clone, Debug)]
 enum Step {
-    Announce { neighbor: usize, prefix: usize, path: usize },
-    Withdraw { neighbor: usize, prefix: usize },
+    Announce { neighbor: usize, prefix: usize, id: u32, path: usize },
+    Withdraw { neighbor: usize, prefix: usize, id: u32 },
     Up(usize),
     Down(usize),
     Way { neighbor: usize, there: bool },
@@ -293,9 +400,10 @@ const PREFIXES: usize = 12;
 fn step() -> impl Strategy<Value = Step> {
     let (neighbor, prefix) = (0..NEIGHBORS, 0..PREFIXES);
     prop_oneof![
-        6 => (neighbor.clone(), prefix.clone(), 0..3usize)
-            .prop_map(|(neighbor, prefix, path)| Step::Announce { neighbor, prefix, path }),
-        3 => (neighbor.clone(), prefix).prop_map(|(neighbor, prefix)| Step::Withdraw { neighbor, prefix }),
+        6 => (neighbor.clone(), prefix.clone(), 0..3u32, 0..3usize)
+            .prop_map(|(neighbor, prefix, id, path)| Step::Announce { neighbor, prefix, id, path }),
+        3 => (neighbor.clone(), prefix, 0..3u32)
+            .prop_map(|(neighbor, prefix, id)| Step::Withdraw { neighbor, prefix, id }),
         1 => neighbor.clone().prop_map(Step::Up),
         1 => neighbor.clone().prop_map(Step::Down),
         1 => (neighbor.clone(), any::<bool>()).prop_map(|(neighbor, there)| Step::Way { neighbor, there }),
@@ -309,23 +417,30 @@ fn step() -> impl Strategy<Value = Step> {
 /// The same, told naively.
 #[derive(Default)]
 struct Model {
-    routes: BTreeMap<(usize, usize), (usize, bool)>,
+    /// By neighbour, prefix and identifier: how long a path it is, and whether it is stale.
+    routes: BTreeMap<(usize, usize, u32), (usize, bool)>,
     up: BTreeSet<usize>,
     without_way: BTreeSet<usize>,
     own: bool,
 }
 
 impl Model {
-    /// The best of a prefix: the list's order, since each neighbour has a place of its own.
-    fn best(&self, prefix: usize) -> Option<usize> {
-        let usable = |neighbor: &usize| {
-            self.up.contains(neighbor)
-                && !self.without_way.contains(neighbor)
-                && self.routes.contains_key(&(*neighbor, prefix))
-                && !(self.own && prefix == 0)
+    /// Where packets for a prefix go: the list's order comes first, since each neighbour has a place of its own; then of its
+    /// routes the shortest, and of those the one with the lowest identifier.
+    fn best(&self, list: &[usize], prefix: usize) -> Option<IpAddr> {
+        let usable = |neighbor: usize| self.up.contains(&neighbor) && !self.without_way.contains(&neighbor);
+        let of = |neighbor: usize| {
+            let routes = self.routes.range((neighbor, prefix, 0)..(neighbor, prefix + 1, 0));
+            let best = routes.map(|(&(.., id), &(length, _))| (length, id)).min();
+            best.map(|(_, id)| hop_of(neighbor, id).address)
         };
-        (0..NEIGHBORS).find(usable)
+        list.iter().filter(|_| !(self.own && prefix == 0)).filter(|neighbor| usable(**neighbor)).find_map(|&n| of(n))
     }
+}
+
+/// Those that have one route to a prefix have no identifiers.
+fn identifier(neighbor: usize, id: u32) -> u32 {
+    if neighbor == ADD_PATH { id } else { 0 }
 }
 
 fn prefix(place: usize) -> IpNet {
@@ -343,16 +458,18 @@ proptest! {
         let mut model = Model { up: (0..NEIGHBORS).collect(), ..Model::default() };
         for step in steps {
             match step {
-                Step::Announce { neighbor, prefix: place, path } => {
-                    rib.apply(neighbor, &announce(neighbor, &[7, 8, 9][path..], &[prefix(place)])).expect("no bound");
+                Step::Announce { neighbor, prefix: place, id, path } => {
+                    let (id, path) = (identifier(neighbor, id), &[7, 8, 9][path..]);
+                    rib.apply(neighbor, &announce_path(neighbor, id, path, prefix(place))).expect("no bound");
                     if model.up.contains(&neighbor) {
-                        model.routes.insert((neighbor, place), (path, false));
+                        model.routes.insert((neighbor, place, id), (path.len(), false));
                     }
                 }
-                Step::Withdraw { neighbor, prefix: place } => {
-                    rib.apply(neighbor, &withdraw(&[prefix(place)])).expect("no bound");
+                Step::Withdraw { neighbor, prefix: place, id } => {
+                    let id = identifier(neighbor, id);
+                    rib.apply(neighbor, &withdraw_path(id, prefix(place))).expect("no bound");
                     if model.up.contains(&neighbor) {
-                        model.routes.remove(&(neighbor, place));
+                        model.routes.remove(&(neighbor, place, id));
                     }
                 }
                 Step::Up(neighbor) => {
@@ -362,7 +479,7 @@ proptest! {
                 Step::Down(neighbor) => {
                     rib.down(neighbor);
                     model.up.remove(&neighbor);
-                    model.routes.retain(|(of, _), _| *of != neighbor);
+                    model.routes.retain(|(of, ..), _| *of != neighbor);
                 }
                 Step::Way { neighbor, there } => {
                     for (place, of, next_hop) in rib.next_hops(true) {
@@ -376,14 +493,14 @@ proptest! {
                 }
                 Step::Stale(neighbor) => {
                     rib.mark_stale(neighbor, Family::Ipv4);
-                    for ((of, place), (_, stale)) in &mut model.routes {
+                    for ((of, place, _), (_, stale)) in &mut model.routes {
                         *stale |= *of == neighbor && place % 2 == 0;
                     }
                 }
                 Step::EndOfRib(neighbor) => {
                     let end = Update { end_of_rib: Some(Family::Ipv4), ..Update::default() };
                     rib.apply(neighbor, &end).expect("no bound");
-                    model.routes.retain(|(of, place), (_, stale)| *of != neighbor || place % 2 != 0 || !*stale);
+                    model.routes.retain(|(of, place, _), (_, stale)| *of != neighbor || place % 2 != 0 || !*stale);
                 }
                 Step::Own(own) => {
                     rib.set_own(own.then(|| prefix(0)));
@@ -406,9 +523,11 @@ proptest! {
             rib.set_way(place, (!model.without_way.contains(&of)).then_some(gateway));
         }
         kernel.settle(&mut rib);
-        let expected: BTreeMap<IpNet, IpAddr> =
-            (0..PREFIXES).filter_map(|place| Some((prefix(place), hop(model.best(place)?).address))).collect();
-        prop_assert_eq!(kernel.learnt(), expected);
+        for (table, list) in [(FIRST, &[0, 1, 2][..]), (SECOND, &[2, 1])] {
+            let expected: BTreeMap<IpNet, IpAddr> =
+                (0..PREFIXES).filter_map(|place| Some((prefix(place), model.best(list, place)?))).collect();
+            prop_assert_eq!(kernel.learnt_in(table), expected);
+        }
         for neighbor in 0..NEIGHBORS {
             rib.down(neighbor);
         }
