@@ -182,7 +182,7 @@ impl Names {
             large_communities: said.large_communities.iter().map(ToString::to_string).collect(),
             only_to_customer: said.only_to_customer,
             stale,
-            unused: unused.map(str::to_owned),
+            unused,
             used_by: used_by.into_iter().map(|choice| self.choice(choice)).collect(),
             wire: wire.then(|| (neighbor as u16, mrt::attributes(&said, next_hop))),
         }

@@ -12,6 +12,8 @@
 //! | table 7701: `unreachable PREFIX` and `blackhole default`, last | and nothing else |
 //! | `from ADDRESS lookup 7710`, for each address and slot (7710 to 7717) | what the kernel sends by itself from an uplink's address leaves by that uplink |
 //! | table 7710: the uplink's routes and the LAN's | |
+//! | `iif LAN from NETWORK lookup main`, for networks that the LAN has besides the site's | what they do is not ours to judge |
+//! | `iif LAN lookup 7701` | what a host of the LAN sends with any other source leaves by no uplink |
 //! | main: `unreachable PREFIX`, last | what comes for an address that nobody has is refused, not sent back |
 //!
 //! Packets from the TUN have the site's addresses as destination and are delivered by the main table. The box's own
@@ -31,6 +33,9 @@ const INWARD: u32 = TABLE + 1;
 /// The table of the uplink in slot 0; the others follow. Their rule stands after all others of ours.
 const OF_UPLINK: u32 = TABLE + 10;
 const FROM_OWN: u32 = TABLE + 2;
+/// What is left of the LAN's packets: after those of the site's prefixes.
+const FROM_OTHER_NETWORKS: u32 = TABLE + 3;
+const FROM_NOWHERE: u32 = TABLE + 4;
 const FROM_UPLINKS: u32 = TABLE - 2;
 const TO_SITE: u32 = TABLE - 1;
 /// The table of the site's packets; also where its rules stand among all. Any number that nobody else uses does; these
@@ -64,8 +69,8 @@ pub(crate) fn routing(prefixes: &[IpNet], tun: &str) -> Vec<Change> {
     changes
 }
 
-/// What keeps packets from the uplinks, and for the site, from going out by an uplink, in the order in which it must
-/// come.
+/// What keeps packets from the uplinks, for the site, and with sources that nobody has here, from going out by an uplink, in
+/// the order in which it must come.
 pub(crate) fn inward(prefixes: &[IpNet], overlaps: &Overlaps) -> Vec<Change> {
     let mut changes = Vec::new();
     for (everywhere, family) in families(prefixes) {
@@ -79,6 +84,13 @@ pub(crate) fn inward(prefixes: &[IpNet], overlaps: &Overlaps) -> Vec<Change> {
         changes.extend(overlaps.uplinks.iter().map(|uplink| rule(Some(uplink.clone()), None, FROM_UPLINKS)));
         let overlapping = overlaps.prefixes.iter().filter(|prefix| same_family(prefix, &everywhere));
         changes.extend(overlapping.map(|&prefix| rule(None, Some(prefix), TO_SITE)));
+        for (lan, networks) in &overlaps.lans {
+            for &from in networks.iter().filter(|network| same_family(network, &everywhere)) {
+                let by = Some(lan.clone());
+                changes.push(Change::Rule(Rule { by, from, to: None, table: MAIN, priority: FROM_OTHER_NETWORKS }));
+            }
+            changes.push(rule(Some(lan.clone()), None, FROM_NOWHERE));
+        }
     }
     without_twins(changes)
 }
@@ -251,6 +263,11 @@ mod tests {
         assert_eq!(shown(&overlaps), expected);
         overlaps.prefixes = prefixes.into();
         expected.push("rule 7699: from 0.0.0.0/0 to 198.51.100.0/24 lookup 7701");
+        assert_eq!(shown(&overlaps), expected);
+        let others = ["192.168.5.0/24", "2001:db8::/64"].map(|net| net.parse().expect("a network"));
+        overlaps.lans = vec![("lan0".into(), others.into())];
+        expected.push("rule 7703: from 192.168.5.0/24 iif lan0 lookup 254");
+        expected.push("rule 7704: from 0.0.0.0/0 iif lan0 lookup 7701");
         assert_eq!(shown(&overlaps), expected);
     }
 

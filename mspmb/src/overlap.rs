@@ -26,6 +26,8 @@ pub(crate) struct Overlaps {
     pub(crate) inward: Vec<(String, Way)>,
     /// The site's prefixes of which an ISP's route takes a part.
     pub(crate) prefixes: Vec<IpNet>,
+    /// The LAN's interfaces, but for one that is an uplink as well, with the networks that they have besides the site's.
+    pub(crate) lans: Vec<(String, Vec<IpNet>)>,
     /// What the operator should know, by the uplink's number.
     pub(crate) warnings: BTreeMap<u32, Vec<String>>,
 }
@@ -78,6 +80,14 @@ pub(crate) fn examine(
             found.warnings.insert(uplink.index, warnings);
         }
     }
+    let others = |lan: &Interface| {
+        let networks = lan.addresses.iter().map(|address| address.net.trunc());
+        // What has a link-local source goes no farther than the box (RFC 4291, section 2.5.6).
+        let forwarded =
+            networks.filter(|network| !matches!(network, IpNet::V6(v6) if v6.addr().is_unicast_link_local()));
+        forwarded.filter(|network| within(prefixes, network).is_none()).collect()
+    };
+    found.lans = of(|role| role == Role::Lan).map(|lan| (lan.name.clone(), others(lan))).collect();
     found.uplinks = of(|role| role == Role::Uplink).map(|uplink| uplink.name.clone()).collect();
     let others = of(|role| role != Role::Uplink).filter(|interface| !interface.loopback && interface.name != tun);
     let ways = others.flat_map(|interface| interface.routes.iter().map(|way| (interface.name.clone(), way.clone())));
@@ -155,6 +165,7 @@ mod tests {
         ] {
             let (found, warnings) = look(uplink);
             assert_eq!((found.prefixes, warnings), (vec![], vec![]));
+            assert_eq!(found.lans, [("lan0".to_owned(), vec!["192.168.5.0/24".parse().expect("a network")])]);
         }
     }
 

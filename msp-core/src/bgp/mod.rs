@@ -5,6 +5,7 @@
 //! | [`message`] | where a message begins and ends; how ours are written | neither |
 //! | [`open`], [`role`] | what the two ends can do and are to each other | neither |
 //! | [`update`], `attribute` | what a received UPDATE says, and what becomes of a malformed one (RFC 7606) | neither |
+//! | [`origin`] | which AS may announce which prefix (RFC 6811) | neither |
 //! | [`rib`] | which received routes are let in, which is best, and what the kernel is told of it | neither |
 //! | `connection` | the state machine of one connection, from its OPEN on (RFC 4271, section 8) | time, as an argument |
 //! | `session` | the neighbour: when to connect, which connection stays, what is stale | time, as an argument |
@@ -20,6 +21,7 @@ mod connection;
 pub mod message;
 pub(crate) mod mrt;
 pub mod open;
+pub mod origin;
 pub mod rib;
 pub mod role;
 pub(crate) mod routing;

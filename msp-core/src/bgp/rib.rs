@@ -23,11 +23,12 @@ mod table;
 
 use super::Family;
 use super::message::Notification;
+use super::origin::{Changed, Origins, Validity};
 use super::update::{Announced, Nlri, Update};
 pub use accept::{Accept, Rejected, Session};
 pub use best::Because;
 use best::Candidate;
-use column::{MOST_PATHS, Received};
+use column::{MOST_PATHS, Received, Unused};
 use egress::Objects;
 pub use egress::{OBJECTS, Operation, ROUTE_METRIC};
 use ipnet::IpNet;
@@ -35,6 +36,7 @@ pub use look::{Counts, Explained, Found, Page, PageRoute};
 use shared::{Hops, Shared};
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use table::{Number, Table};
 
 /// Both families, in the order of the tables.
@@ -137,6 +139,8 @@ enum ChoreKind {
     Purge { neighbor: usize },
     /// A neighbour's routes are looked at again: a way has come or gone.
     Look { neighbor: usize },
+    /// The VRPs have changed: origins are validated again, where [`Rib::changed`] says.
+    Validate,
 }
 
 /// How many numbers of a table one call looks through: about a millisecond's work.
@@ -148,6 +152,9 @@ pub struct Rib {
     neighbors: Vec<Neighbor>,
     choices: Vec<Choice>,
     own: accept::Own,
+    origins: Arc<Origins>,
+    /// Where routes have not all been validated by them yet.
+    changed: Changed,
     tables: [Table; 2],
     shared: Shared,
     hops: Hops,
@@ -182,6 +189,8 @@ impl Rib {
             neighbors: neighbors.into_iter().map(neighbor).collect(),
             choices: choices.into_iter().map(choice).collect(),
             own: accept::Own::default(),
+            origins: Arc::default(),
+            changed: Changed::default(),
             tables,
             shared: Shared::default(),
             hops: Hops::default(),
@@ -267,6 +276,7 @@ impl Rib {
     fn announce(&mut self, neighbor: usize, announced: &Announced) -> Result<(), Exceeded> {
         let Neighbor { config, .. } = &self.neighbors[neighbor];
         let (accept, most) = (config.accept, config.max_prefixes);
+        let origin = accept::origin(&announced.attributes, config.session);
         let said = accept::check_attributes(&announced.attributes, config.session).and_then(|()| {
             let hop = self.hops.put(neighbor, announced.next_hop).ok_or(Rejected::NextHops)?;
             Ok((self.shared.put(&announced.attributes, hop), hop))
@@ -288,9 +298,9 @@ impl Rib {
                     return Ok(());
                 }
             };
-            let unused = self.own.covers(prefix);
-            if unused {
-                self.neighbors[neighbor].rejected[Rejected::OwnPrefix as usize] += 1;
+            let unused = unused(&self.own, &self.origins, prefix, origin);
+            if let Some(why) = unused {
+                self.neighbors[neighbor].rejected[Rejected::from(why) as usize] += 1;
             }
             let table = &mut self.tables[family as usize];
             if known.is_none() {
@@ -303,7 +313,7 @@ impl Rib {
             // The policy lets in nothing that is too long for a key.
             let Some(number) = number.or_else(|| table.find_or_insert(prefix)) else { return Ok(()) };
             let old = table.received[neighbor].put(number, *path_id, Received::new(route, unused));
-            if old.route() != Some(route) || old.is_unused() != unused {
+            if old.route() != Some(route) || old.unused() != unused {
                 table.touch(number);
             }
             if old.route() != Some(route) {
@@ -351,21 +361,51 @@ impl Rib {
             return;
         }
         self.own = own;
-        for table in &mut self.tables {
-            for number in 0..table.len() {
+        for family in FAMILIES {
+            for number in 0..self.tables[family as usize].len() {
+                let table = &self.tables[family as usize];
                 let Some(prefix) = table.prefix(number) else { continue };
-                let unused = self.own.covers(&prefix);
-                let mut news = false;
-                for column in &mut table.received {
-                    column.mark(number, |received| {
-                        news |= *received != Received::NONE && received.is_unused() != unused;
-                        received.set_unused(unused);
-                    });
-                }
+                let own = self.own.covers(&prefix);
+                let mut routes = table.received.iter().flat_map(|column| column.routes(number));
+                let news = routes.any(|(_, received)| (received.unused() == Some(Unused::Own)) != own);
+                drop(routes);
                 if news {
-                    table.touch(number);
+                    self.judge(family, number);
                 }
             }
+        }
+    }
+
+    /// The VRPs are these from now on: what they change of the routes that are here is worked out in pieces, as all that
+    /// concerns many.
+    pub fn set_origins(&mut self, origins: Arc<Origins>) {
+        let changed = self.origins.changed(&origins);
+        self.origins = origins;
+        if changed.is_empty() {
+            return;
+        }
+        // A walk that is not over is begun again: what it has passed may be in the new changes.
+        self.chores.retain(|chore| chore.kind != ChoreKind::Validate);
+        self.changed.add(changed);
+        self.begin(ChoreKind::Validate);
+    }
+
+    /// Looks again at what keeps the routes to a prefix from use.
+    fn judge(&mut self, family: Family, number: Number) {
+        let Rib { tables, neighbors, shared, own, origins, .. } = self;
+        let table = &mut tables[family as usize];
+        let Some(prefix) = table.prefix(number) else { return };
+        let mut news = false;
+        for (column, neighbor) in table.received.iter_mut().zip(neighbors) {
+            column.mark(number, |received| {
+                let Some((attributes, _)) = received.route().and_then(|route| shared.get(route)) else { return };
+                let unused = unused(own, origins, &prefix, accept::origin(attributes, neighbor.config.session));
+                news |= received.unused() != unused;
+                received.set_unused(unused);
+            });
+        }
+        if news {
+            table.touch(number);
         }
     }
 
@@ -422,11 +462,19 @@ impl Rib {
                         table.touch(number);
                     }
                 }
+                ChoreKind::Validate => {
+                    let prefix = self.tables[chore.family as usize].prefix(number);
+                    if prefix.is_some_and(|prefix| self.changed.touches(&prefix)) {
+                        self.judge(chore.family, number);
+                    }
+                }
             }
         }
         chore.next = end;
         if end < self.tables[chore.family as usize].len() {
             self.chores.push_front(chore);
+        } else if self.chores.iter().all(|chore| chore.kind != ChoreKind::Validate) {
+            self.changed = Changed::default();
         }
     }
 
@@ -437,7 +485,7 @@ impl Rib {
             let neighbor = &self.neighbors[place];
             let routes = self.tables[family as usize].received[place].routes(number);
             routes.filter_map(move |(path_id, received)| {
-                let (attributes, hop) = self.shared.get(received.route().filter(|_| !received.is_unused())?)?;
+                let (attributes, hop) = self.shared.get(received.route().filter(|_| received.unused().is_none())?)?;
                 self.hops.get(hop).way?;
                 let Session { local_as, remote_as, .. } = neighbor.config.session;
                 Some(Candidate {
@@ -462,6 +510,14 @@ impl Rib {
         let list: Vec<Candidate> = [first, second].into_iter().chain(candidates).collect();
         best::best(&list).map(|place| list[place].hop)
     }
+}
+
+/// Why a route is kept and not used, if it is.
+fn unused(own: &accept::Own, origins: &Origins, prefix: &IpNet, origin: Option<u32>) -> Option<Unused> {
+    if own.covers(prefix) {
+        return Some(Unused::Own);
+    }
+    (origins.validate(prefix, origin) == Validity::Invalid).then_some(Unused::InvalidOrigin)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! A route that can never be used is counted and forgotten at once, so that it costs no memory. One that is kept from
 //! use by what may change (which prefixes are our sites' is the operator's to change at any time) is kept, marked.
 
+use super::column::Unused;
 use crate::bgp::Family;
 use crate::bgp::role::Role;
 use crate::bgp::update::{Attributes, Community};
@@ -49,11 +50,22 @@ pub enum Rejected {
     NextHops,
     /// The neighbour has more routes to the prefix than are kept (RFC 7911).
     Paths,
+    /// The AS that its path ends with may not announce the prefix (RFC 6811).
+    InvalidOrigin,
+}
+
+impl From<Unused> for Rejected {
+    fn from(why: Unused) -> Rejected {
+        match why {
+            Unused::Own => Rejected::OwnPrefix,
+            Unused::InvalidOrigin => Rejected::InvalidOrigin,
+        }
+    }
 }
 
 impl Rejected {
     /// All of them, in the order of their counters.
-    pub const ALL: [Rejected; 12] = [
+    pub const ALL: [Rejected; 13] = [
         Rejected::NoPolicy,
         Rejected::Default,
         Rejected::NotDefault,
@@ -66,6 +78,7 @@ impl Rejected {
         Rejected::OwnPrefix,
         Rejected::NextHops,
         Rejected::Paths,
+        Rejected::InvalidOrigin,
     ];
 }
 
@@ -84,6 +97,7 @@ impl fmt::Display for Rejected {
             Rejected::OwnPrefix => "it is a site's prefix, or part of one",
             Rejected::NextHops => "the neighbour uses too many next hops",
             Rejected::Paths => "the neighbour has too many routes to the prefix",
+            Rejected::InvalidOrigin => "its origin may not announce it (RFC 6811)",
         })
     }
 }
@@ -191,6 +205,14 @@ pub(super) fn check_attributes(attributes: &Attributes, session: Session) -> Res
         return Err(Rejected::Leak);
     }
     Ok(())
+}
+
+/// The AS that announced it first, as far as it can be told (RFC 6811, section 2): an empty path is of our own.
+pub(super) fn origin(attributes: &Attributes, session: Session) -> Option<u32> {
+    match attributes.as_path.segments().next() {
+        None => Some(session.local_as),
+        Some(_) => attributes.as_path.origin(),
+    }
 }
 
 /// A route that its neighbour is about to take away (RFC 8326): used where there is no other.

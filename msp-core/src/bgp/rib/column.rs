@@ -18,7 +18,7 @@ use super::table::Number;
 /// word about its prefix, so it must not grow with what somebody says.
 pub(super) const MOST_PATHS: usize = 64;
 
-/// A neighbour's route to a prefix: where its attributes stand, and two marks. Four octets, since a table has millions.
+/// A neighbour's route to a prefix: where its attributes stand, and three marks. Four octets, since a table has millions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Received(u32);
 
@@ -27,14 +27,12 @@ impl Received {
     pub(super) const NONE: Received = Received(0);
     /// From before a restart or a refresh, and not confirmed since (RFC 4724, RFC 7313).
     const STALE: u32 = 1 << 31;
-    /// Kept, and not used, for a reason that may pass.
-    const UNUSED: u32 = 1 << 30;
-    const ROUTE: u32 = Self::UNUSED - 1;
+    const ROUTE: u32 = (1 << 29) - 1;
 
     /// `route` is below [`Received::MOST`].
-    pub(super) fn new(route: u32, unused: bool) -> Received {
+    pub(super) fn new(route: u32, unused: Option<Unused>) -> Received {
         debug_assert!(route < Self::MOST);
-        Received((route + 1) | if unused { Self::UNUSED } else { 0 })
+        Received((route + 1) | unused.map_or(0, |why| why as u32))
     }
 
     /// How many sets of attributes can be told apart: more than there is memory for.
@@ -48,8 +46,9 @@ impl Received {
         self.0 & Self::STALE != 0
     }
 
-    pub(super) fn is_unused(self) -> bool {
-        self.0 & Self::UNUSED != 0
+    /// Why it is kept and not used.
+    pub(super) fn unused(self) -> Option<Unused> {
+        [Unused::Own, Unused::InvalidOrigin].into_iter().find(|&why| self.0 & why as u32 != 0)
     }
 
     pub(super) fn set_stale(&mut self) {
@@ -58,11 +57,20 @@ impl Received {
         }
     }
 
-    pub(super) fn set_unused(&mut self, unused: bool) {
-        if self.route().is_some() {
-            self.0 = self.0 & !Self::UNUSED | if unused { Self::UNUSED } else { 0 };
+    pub(super) fn set_unused(&mut self, unused: Option<Unused>) {
+        if let Some(route) = self.route() {
+            self.0 = self.0 & Self::STALE | Self::new(route, unused).0;
         }
     }
+}
+
+/// Why a route is kept and not used: what may pass without a word from its neighbour. Each is a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unused {
+    /// Its prefix is a site's, or part of one.
+    Own = 1 << 30,
+    /// The VRPs forbid it (RFC 6811).
+    InvalidOrigin = 1 << 29,
 }
 
 /// One of several routes to a prefix.
@@ -222,7 +230,7 @@ mod tests {
             for (number, id, route) in steps {
                 let (old, expected) = match route {
                     Some(route) => {
-                        let new = Received::new(route, false);
+                        let new = Received::new(route, None);
                         (column.put(number, id, new), model.insert((number, id), new))
                     }
                     None => (column.take(number, id), model.remove(&(number, id))),

@@ -2,7 +2,7 @@
 
 use super::accept::{self, Rejected};
 use super::best::{self, Because, Candidate};
-use super::column::Received;
+use super::column::{Received, Unused};
 use super::table::Number;
 use super::{FAMILIES, Rib};
 use crate::bgp::Family;
@@ -24,7 +24,7 @@ pub struct PageRoute {
     /// From before a restart or refresh that is not over yet.
     pub stale: bool,
     /// Why it is not used, whatever other routes there are.
-    pub unused: Option<&'static str>,
+    pub unused: Option<String>,
     /// The choices by which it is used.
     pub used_by: Vec<usize>,
 }
@@ -108,10 +108,13 @@ impl Rib {
         let route = |neighbor: usize, id: u32, received: Received| {
             let (attributes, hop) = self.shared.get(received.route()?)?;
             let hop = self.hops.get(hop);
-            let unused = match hop.way {
-                _ if received.is_unused() => Some("it is a site's prefix, or part of one"),
-                None => Some("there is no way to its next hop"),
-                Some(_) => None,
+            let unused = match (received.unused(), hop.way) {
+                (Some(Unused::InvalidOrigin), _) => {
+                    Some(format!("{}: {}", Rejected::InvalidOrigin, self.origins.forbidden_by(&prefix)))
+                }
+                (Some(why), _) => Some(Rejected::from(why).to_string()),
+                (None, None) => Some("there is no way to its next hop".into()),
+                (None, Some(_)) => None,
             };
             let used_by = used.iter().enumerate().filter(|(_, by)| by.is_some_and(|(by, _)| by == (neighbor, id)));
             Some(PageRoute {

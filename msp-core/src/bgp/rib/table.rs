@@ -211,7 +211,7 @@ mod tests {
             let number = table.find_or_insert(prefix).expect("a number");
             assert_eq!(table.prefix(number), Some(*prefix));
             assert_eq!(table.find(prefix), Some(number));
-            table.received[0].put(number, 0, Received::new(0, false));
+            table.received[0].put(number, 0, Received::new(0, None));
             table.release(number);
             assert_eq!(table.find(prefix), Some(number), "there is a route to it");
             table.received[0].take(number, 0);

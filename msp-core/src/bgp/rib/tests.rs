@@ -1,4 +1,5 @@
 use super::*;
+use crate::bgp::origin::Vrp;
 use crate::bgp::update::{AsPath, Attributes, Community, NextHop};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -535,4 +536,59 @@ proptest! {
         prop_assert!(kernel.routes.is_empty() && kernel.objects.is_empty(), "{:?}", kernel);
         prop_assert_eq!(rib.sizes(), ([0, 0], 0));
     }
+}
+
+fn vrps(list: &[(&str, u32)]) -> Arc<Origins> {
+    let vrp = |&(prefix, asn): &(&str, u32)| Vrp { prefix: net(prefix), max_length: 24, asn };
+    Arc::new(Origins::new(list.iter().map(vrp).collect()))
+}
+
+#[test]
+fn a_route_of_an_invalid_origin_is_kept_and_not_used_for_as_long_as_it_is() {
+    let (mut rib, mut kernel) = (rib(2, BOTH, None), Kernel::default());
+    let (stolen, other) = (net("8.8.8.0/24"), net("9.9.9.0/24"));
+    rib.set_origins(vrps(&[("8.8.8.0/24", 15)]));
+    // The first transit of the list is taken in, the second has the right one.
+    rib.apply(0, &announce(0, &[666], &[stolen, other])).expect("no bound");
+    rib.apply(1, &announce(1, &[15], &[stolen, other])).expect("no bound");
+    kernel.settle(&mut rib);
+    assert_eq!(kernel.gateway("8.8.8.0/24"), Some(hop(1).address));
+    assert_eq!(kernel.gateway("9.9.9.0/24"), Some(hop(0).address), "nobody says anything of it");
+    assert_eq!(rib.counts(0).rejected, [(Rejected::InvalidOrigin, 1)]);
+    let found = rib.explain(&stolen).found.expect("both are kept");
+    let unused: Vec<_> = found.routes.iter().map(|route| route.unused.as_deref()).collect();
+    let why = "its origin may not announce it (RFC 6811): ROA 8.8.8.0/24-24 AS 15";
+    assert_eq!(unused, [Some(why), None]);
+    // The set changes, is lost, and comes again: what it does not speak of is not touched.
+    for (set, gateway) in [(vrps(&[("8.8.8.0/24", 666)]), 0), (vrps(&[]), 0), (vrps(&[("8.0.0.0/8", 15)]), 1)] {
+        rib.set_origins(set);
+        assert!(!rib.is_idle());
+        kernel.settle(&mut rib);
+        assert_eq!(kernel.gateway("8.8.8.0/24"), Some(hop(gateway).address));
+        assert_eq!(kernel.gateway("9.9.9.0/24"), Some(hop(0).address));
+    }
+    // Two sets in a row, the second before the first has been worked out.
+    rib.set_origins(vrps(&[("9.9.9.0/24", 15)]));
+    rib.set_origins(vrps(&[]));
+    rib.set_origins(vrps(&[("9.9.9.0/24", 15)]));
+    kernel.settle(&mut rib);
+    assert_eq!(kernel.gateway("8.8.8.0/24"), Some(hop(0).address));
+    assert_eq!(kernel.gateway("9.9.9.0/24"), Some(hop(1).address));
+    // What is a site's stays unused whatever the VRPs say.
+    rib.set_own([stolen]);
+    rib.set_origins(vrps(&[("8.8.8.0/24", 666)]));
+    kernel.settle(&mut rib);
+    assert_eq!(kernel.gateway("8.8.8.0/24"), None);
+    rib.set_own([]);
+    kernel.settle(&mut rib);
+    assert_eq!(kernel.gateway("8.8.8.0/24"), Some(hop(0).address));
+}
+
+#[test]
+fn an_empty_path_is_of_our_own_as() {
+    let session = |remote_as| Session { local_as: LOCAL_AS, remote_as, role: None };
+    let attributes = |as_path| Attributes { as_path, ..Attributes::default() };
+    let (empty, plain) = (attributes(AsPath::default()), attributes(AsPath::sequence(&[1, 15])));
+    assert_eq!(accept::origin(&empty, session(LOCAL_AS)), Some(LOCAL_AS));
+    assert_eq!(accept::origin(&plain, session(1)), Some(15));
 }
