@@ -209,7 +209,11 @@ impl Rib {
         }
         let state = &mut self.neighbors[neighbor];
         state.up = true;
-        state.router_id = router_id;
+        // Its routes may be kept from before a restart (RFC 4724), and were the best by the old one.
+        let is_another = std::mem::replace(&mut state.router_id, router_id) != router_id;
+        if is_another && state.prefixes != [0; 2] {
+            self.begin(ChoreKind::Look { neighbor });
+        }
         self.cover_stale = true;
     }
 
