@@ -33,6 +33,7 @@ const PACKAGES: &[Package] = &[
     package("gobgpd", "/usr/bin/gobgpd", "a transit's router"),
     package("openbgpd", "/usr/sbin/bgpctl", "a transit's router"),
     package("exabgp", "/usr/sbin/exabgp", "a transit's router, which says whatever octets it is told"),
+    package("tshark", "/usr/bin/tshark", "a third reader of UPDATEs, beside ours and bgpkit-parser (120 MB)"),
     package("bgpdump", "/usr/bin/bgpdump", "reads what the core dumps of received routes"),
     package("wireguard-tools", "/usr/bin/wg", "configures the plain WireGuard client"),
     package("wireguard-go", "/usr/bin/wireguard-go", "the plain WireGuard client"),
