@@ -414,7 +414,7 @@ fn core_config(folder: &Path, feeds: &[Feed; 2], choices: u8, most: Option<u32>)
     text
 }
 
-/// The same policy as ours, in BIRD's words.
+/// The same policy as ours, in BIRD's words; of itself 2.0.12 takes AS 0 in a path (RFC 7607).
 fn bird_config(feeds: &[Feed; 2]) -> String {
     let local_as = feeds[0].local_as;
     // Without a log of its own it would use syslog(3), and where there is none, that writes to the machine's console.
@@ -429,14 +429,14 @@ function good4() {{
   if net ~ [ 0.0.0.0/8+, 10.0.0.0/8+, 100.64.0.0/10+, 127.0.0.0/8+, 169.254.0.0/16+, 172.16.0.0/12+, 192.0.0.0/24+,
     192.0.2.0/24+, 192.168.0.0/16+, 198.18.0.0/15+, 198.51.100.0/24+, 203.0.113.0/24+, 224.0.0.0/4+, 240.0.0.0/4+ ]
     then return false;
-  return bgp_path !~ [{local_as}];
+  return bgp_path !~ [0, {local_as}];
 }}
 function good6() {{
   if net.len < 12 || net.len > 48 then return false;
   if net !~ [ 2000::/3+ ] then return false;
   if net ~ [ 2001:2::/48+, 2001:10::/28+, 2001:20::/28+, 2001:db8::/32+, 2002::/16+, 3ffe::/16+, 3fff::/20+ ]
     then return false;
-  return bgp_path !~ [{local_as}];
+  return bgp_path !~ [0, {local_as}];
 }}
 "#
     );
