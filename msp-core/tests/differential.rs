@@ -165,7 +165,7 @@ fn as_fields(update: &Update) -> [Vec<String>; 12] {
     let number = |value: Option<u32>| texts(&mut value.iter().map(u32::to_string));
     // Well-known ones have names there.
     let values = said.into_iter().flat_map(|said| said.communities.iter());
-    let values =
+    let mut values =
         values.filter(|community| community.0 < 0xffff_0000).map(|community| (community.0 & 0xffff).to_string());
     [
         of(&withdrawn, true),
@@ -179,7 +179,7 @@ fn as_fields(update: &Update) -> [Vec<String>; 12] {
         number(said.map(|said| said.origin as u32)),
         number(said.and_then(|said| said.med)),
         number(said.and_then(|said| said.local_pref)),
-        texts(&mut values.map(|value| value)),
+        texts(&mut values),
     ]
 }
 
@@ -265,7 +265,7 @@ fn compare_with_tshark(stream: &[u8], name: &str) -> (usize, usize) {
         .args(["-o", "bgp.asn_len:4 octet", "-T", "fields", "-E", "occurrence=a", "-E", "aggregator=,"])
         .arg("-r")
         .arg(&file);
-    FIELDS.iter().for_each(|field| drop(command.args(["-e", field])));
+    command.args(FIELDS.iter().flat_map(|field| ["-e", field]));
     let output = command.output().expect("tshark, which `cargo lab setup` installs");
     std::fs::remove_file(&file).expect("it was written");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
