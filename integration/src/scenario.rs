@@ -264,6 +264,8 @@ pub struct Site {
     pub withdraw_after: Option<String>,
     /// Slots in order of preference, for packets to the site.
     pub prefer: Option<Vec<u8>>,
+    /// The core's egress choice that its packets leave by.
+    pub egress: Option<String>,
 }
 
 /// A core's BGP session.
@@ -303,6 +305,9 @@ pub struct Bird {
     pub interface: String,
     /// The next hop that it announces for IPv6.
     pub next_hop_v6: Option<Ipv6Addr>,
+    /// What it announces besides the default routes.
+    #[serde(default)]
+    pub announces: Vec<IpNet>,
 }
 
 /// What a WireGuard client is told.

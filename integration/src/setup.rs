@@ -34,6 +34,8 @@ const PACKAGES: &[Package] = &[
     package("openbgpd", "/usr/sbin/bgpctl", "a transit's router"),
     package("exabgp", "/usr/sbin/exabgp", "a transit's router, which says whatever octets it is told"),
     package("stayrtr", "/usr/bin/stayrtr", "an RPKI cache"),
+    package("tshark", "/usr/bin/tshark", "a third reader of UPDATEs, beside ours and bgpkit-parser (120 MB)"),
+    package("bgpdump", "/usr/bin/bgpdump", "reads what the core dumps of received routes"),
     package("wireguard-tools", "/usr/bin/wg", "configures the plain WireGuard client"),
     package("wireguard-go", "/usr/bin/wireguard-go", "the plain WireGuard client"),
     package("dnsmasq-base", "/usr/sbin/dnsmasq", "the ISPs' resolvers"),

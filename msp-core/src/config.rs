@@ -270,6 +270,7 @@ impl NeighborTable {
             remote_as: self.remote_as,
             role: self.role,
             accept: egress::accept(&self.accept),
+            add_path: self.add_path,
             max_prefixes: [most.and_then(|most| most.ipv4), most.and_then(|most| most.ipv6)],
             restart: most.and_then(|most| Some(most.restart.as_ref()?.0)),
             multihop: self.multihop.is_some() || self.ttl_security.is_some_and(|hops| hops > 1),
@@ -312,13 +313,6 @@ impl NeighborTable {
         }
         if self.strict_role && self.role.is_none() {
             return Err(("strict_role", "there is no `role` that the neighbour could confirm".into()));
-        }
-        if self.add_path && !self.accept.is_empty() {
-            // The table of received routes keeps one for each neighbour and prefix.
-            return Err((
-                "add_path",
-                "several routes to a prefix cannot be told apart yet: leave it out, or `accept`".into(),
-            ));
         }
         let session = session::Config {
             local_as,
@@ -487,11 +481,6 @@ announce = ["sites"]
             ("64501", "64501\nhold_time = \"2s\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected whole"),
             ("64501", "64501\nhold_time = \"20h\"", "msp-core.toml:15:13: bgp.neighbor[0].hold_time: expected at most"),
             ("64501", "64501\nnext_hop_v6 = \"fe80::1\"", "msp-core.toml:15:15: bgp.neighbor[0].next_hop_v6: expected"),
-            (
-                "64501",
-                "64501\nadd_path = true\naccept = [\"table\"]",
-                "msp-core.toml:15:12: bgp.neighbor[0].add_path: sever",
-            ),
             (
                 "[[bgp.neighbor]]",
                 "[[bgp.cache]]\nname = \"a\"\naddress = \"192.0.2.1\"\nport = 0\n[[bgp.neighbor]]",

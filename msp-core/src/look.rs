@@ -176,6 +176,9 @@ struct OverviewDocument {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct RouteDocument {
     neighbor: String,
+    /// The neighbour's name for it, where it may have several to a prefix (RFC 7911).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_id: Option<u32>,
     next_hop: IpAddr,
     #[serde(flatten)]
     said: SaidDocument,
@@ -288,9 +291,10 @@ impl Names {
     }
 
     fn route(&self, route: PageRoute, wire: bool) -> RouteDocument {
-        let PageRoute { neighbor, attributes: said, next_hop, stale, unused, used_by } = route;
+        let PageRoute { neighbor, path_id, attributes: said, next_hop, stale, unused, used_by } = route;
         RouteDocument {
             neighbor: self.neighbor(neighbor),
+            path_id,
             next_hop: next_hop.address,
             said: SaidDocument::from(&*said),
             stale,
@@ -481,6 +485,14 @@ fn neighbors(control: &Path, json: bool, out: &mut impl Write) -> anyhow::Result
     Ok(())
 }
 
+impl RouteDocument {
+    /// Whose it is, and which of several.
+    fn from(&self) -> String {
+        let id = self.path_id.map(|id| format!("#{id}")).unwrap_or_default();
+        format!("{}{id}", self.neighbor)
+    }
+}
+
 /// A line for each route.
 fn lines(found: &FoundDocument) -> String {
     let mut text = String::new();
@@ -491,7 +503,7 @@ fn lines(found: &FoundDocument) -> String {
             "{mark} {:<20} via {:<15} {:<12} {} {}",
             found.prefix.to_string(),
             route.next_hop,
-            route.neighbor,
+            route.from(),
             route.said.as_path,
             route.said.origin
         );
@@ -517,7 +529,7 @@ fn explanation(asked: &IpNet, explained: &ExplainDocument) -> String {
         };
     }
     for route in explained.found.iter().flat_map(|found| &found.routes) {
-        let _ = writeln!(text, "  from {}, via {}", route.neighbor, route.next_hop);
+        let _ = writeln!(text, "  from {}, via {}", route.from(), route.next_hop);
         let _ = writeln!(text, "    path {}, {}", route.said.as_path, route.said.origin);
         for line in route.said.lines() {
             let _ = writeln!(text, "    {line}");
@@ -552,16 +564,20 @@ fn dump(control: &Path, file: &Path) -> anyhow::Result<()> {
     let mut record = Vec::new();
     mrt::peers(&mut record, now, status.router_id().unwrap_or(Ipv4Addr::UNSPECIFIED), &peers);
     out.write_all(&record).with_context(cannot)?;
-    let mut sequence = 0;
+    let (mut sequence, mut prefixes) = (0, 0u64);
     pages(control, "dump", |found| {
-        let routes: Vec<_> = found.routes.into_iter().filter_map(|route| route.wire).collect();
+        let entry = |route: RouteDocument| {
+            let (peer, attributes) = route.wire?;
+            Some(mrt::Entry { peer, path_id: route.path_id, attributes })
+        };
+        let routes: Vec<_> = found.routes.into_iter().filter_map(entry).collect();
         record.clear();
-        mrt::prefix(&mut record, now, sequence, &found.prefix, &routes);
-        sequence += 1;
+        sequence += mrt::prefix(&mut record, now, sequence, &found.prefix, &routes);
+        prefixes += 1;
         out.write_all(&record).with_context(cannot)
     })?;
     out.flush().with_context(cannot)?;
-    println!("{}: {sequence} prefixes", file.display());
+    println!("{}: {prefixes} prefixes", file.display());
     Ok(())
 }
 

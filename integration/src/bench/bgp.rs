@@ -9,6 +9,7 @@
 //!
 //! Both prefer a's route where both have one. Then a goes, and it is measured how long its packets take to go to b.
 
+mod leak;
 mod speaker;
 mod table;
 
@@ -42,12 +43,22 @@ pub struct Arguments {
     /// with a next hop of its own in place of the file's.
     #[arg(long, value_name = "FILE", requires = "remote_as", requires = "next_hop")]
     updates: Option<PathBuf>,
-    /// The AS that the file's paths begin with.
+    /// The AS of who sent it.
     #[arg(long)]
     remote_as: Option<u32>,
+    /// It was sent within that AS, with LOCAL_PREF and what a route reflector adds, and is told so here: to a neighbour of
+    /// another AS each of these is an error, and BIRD would write a line about each.
+    #[arg(long, requires = "updates")]
+    internal: bool,
     /// The next hop that the file has.
     #[arg(long)]
     next_hop: Option<Ipv4Addr>,
+    /// How many egress choices msp-core has, each with a table of the kernel's; only the first is compared.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    choices: u8,
+    /// Instead of comparing: the second transit may have a thousand prefixes, and leaks the table.
+    #[arg(long)]
+    leak: bool,
     /// Writes all figures.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -91,7 +102,9 @@ struct Measured {
     resident_mib: f64,
     /// The most that was resident.
     peak_mib: f64,
-    /// In the kernel, IPv4 and IPv6.
+    /// How much more the kernel has in its slabs, where routes are; of the whole machine.
+    kernel_mib: f64,
+    /// In the kernel's first table, IPv4 and IPv6.
     routes: [usize; 2],
     /// From the end of a's session to a packet that goes to b.
     moved_ms: f64,
@@ -104,13 +117,16 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     ensure!(crate::setup::is_root(), "this needs root: it makes network namespaces");
     crate::run::build_daemons()?;
     let feeds = Arc::new(feeds(arguments)?);
+    if arguments.leak {
+        return leak::run(&feeds);
+    }
     let mut all = Vec::new();
     let mut kernel: Option<BTreeMap<String, String>> = None;
     let mut same = true;
     for run in 0..arguments.runs {
         for subject in [Subject::Bird, Subject::Core] {
             let (measured, routes) =
-                once(subject, &feeds).with_context(|| format!("run {run} of {}", subject.name()))?;
+                once(subject, &feeds, arguments.choices).with_context(|| format!("run {run} of {}", subject.name()))?;
             println!("{}", line(&measured));
             all.push(measured);
             match &kernel {
@@ -128,7 +144,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
 
 fn line(m: &Measured) -> String {
     format!(
-        "{:<8}  {:6.2} s to {} + {} routes ({:.2} s of processor)  {:6.1} MiB (peak {:.1})  lost a: moved {:.0} ms, settled {:.2} s",
+        "{:<8}  {:6.2} s to {} + {} routes ({:.2} s of processor)  {:6.1} MiB (peak {:.1}), kernel {:.0} MiB  lost a: moved {:.0} ms, settled {:.2} s",
         m.subject,
         m.seconds,
         m.routes[0],
@@ -136,6 +152,7 @@ fn line(m: &Measured) -> String {
         m.cpu_seconds,
         m.resident_mib,
         m.peak_mib,
+        m.kernel_mib,
         m.moved_ms,
         m.settled_s
     )
@@ -182,6 +199,8 @@ fn compare(expected: &BTreeMap<String, String>, routes: &BTreeMap<String, String
 /// What one transit tells.
 struct Feed {
     asn: u32,
+    /// The AS of whom it tells it.
+    local_as: u32,
     octets: Vec<u8>,
 }
 
@@ -196,14 +215,16 @@ fn address_v6(place: u8, host: u16) -> Ipv6Addr {
 fn feeds(arguments: &Arguments) -> Result<[Feed; 2]> {
     if let (Some(file), Some(asn), Some(next_hop)) = (&arguments.updates, arguments.remote_as, arguments.next_hop) {
         let octets = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        return Ok([0, 1].map(|place| Feed { asn, octets: with_next_hop(&octets, next_hop, address(place, 2)) }));
+        let local_as = if arguments.internal { asn } else { LOCAL_AS };
+        let octets = |place| with_next_hop(&octets, next_hop, address(place, 2));
+        return Ok([0, 1].map(|place| Feed { asn, local_as, octets: octets(place) }));
     }
     let table = Table::new(&Shape { ipv4: arguments.ipv4, ipv6: arguments.ipv6, seed: arguments.seed });
     Ok([0, 1].map(|place| {
         let asn = 64501 + u32::from(place);
         let transit =
             Transit { asn, next_hop_v4: address(place, 2), next_hop_v6: address_v6(place, 2), place: u64::from(place) };
-        Feed { asn, octets: table.updates(&transit).0 }
+        Feed { asn, local_as: LOCAL_AS, octets: table.updates(&transit).0 }
     }))
 }
 
@@ -231,7 +252,7 @@ impl Drop for Daemon {
     }
 }
 
-fn once(subject: Subject, feeds: &Arc<[Feed; 2]>) -> Result<(Measured, BTreeMap<String, String>)> {
+fn once(subject: Subject, feeds: &Arc<[Feed; 2]>, choices: u8) -> Result<(Measured, BTreeMap<String, String>)> {
     let folder = crate::run::folder(&format!("bgp-{}", subject.name()), 0)?;
     std::fs::create_dir_all(folder.join("sites.d"))?;
     let here = Namespace::create().context("cannot make a namespace")?;
@@ -260,18 +281,18 @@ fn once(subject: Subject, feeds: &Arc<[Feed; 2]>) -> Result<(Measured, BTreeMap<
         going.push(go);
         endings.push(end);
     }
-    let daemon = start(subject, &here, &folder, feeds)?;
+    let daemon = start(subject, &here, &folder, feeds, (choices, None))?;
     let pid = daemon.0.id();
     for _ in &speakers {
         all_shaken.recv_timeout(PATIENCE).context("a session does not come up")?.map_err(anyhow::Error::msg)?;
     }
-    let cpu_before = cpu_seconds(pid)?;
+    let (cpu_before, slabs_before) = (cpu_seconds(pid)?, slabs_mib()?);
     let begin = Instant::now();
     for go in &going {
         let _ = go.send(());
     }
     let last = settle(pid, begin)?;
-    let memory = memory(pid)?;
+    let (memory, kernel_mib) = (memory(pid)?, slabs_mib()? - slabs_before);
     let cpu = cpu_seconds(pid)? - cpu_before;
     let routes = routes(&here)?;
     let count = |v6: bool| routes.keys().filter(|prefix| prefix.contains(':') == v6).count();
@@ -300,6 +321,7 @@ fn once(subject: Subject, feeds: &Arc<[Feed; 2]>) -> Result<(Measured, BTreeMap<
         cpu_seconds: cpu,
         resident_mib: memory.0,
         peak_mib: memory.1,
+        kernel_mib,
         routes: counts,
         moved_ms: moved.as_secs_f64() * 1e3,
         settled_s: settled.as_secs_f64(),
@@ -334,12 +356,20 @@ fn output(namespace: &Namespace, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn start(subject: Subject, here: &Namespace, folder: &Path, feeds: &[Feed; 2]) -> Result<Daemon> {
+/// Starts it. msp-core has so many choices, and of the second transit takes so many prefixes of a family at most, if that is
+/// given.
+fn start(
+    subject: Subject,
+    here: &Namespace,
+    folder: &Path,
+    feeds: &[Feed; 2],
+    (choices, most): (u8, Option<u32>),
+) -> Result<Daemon> {
     let log = std::fs::File::create(folder.join("log"))?;
     let mut command = match subject {
         Subject::Core => {
             let config = folder.join("config.toml");
-            std::fs::write(&config, core_config(folder, feeds))?;
+            std::fs::write(&config, core_config(folder, feeds, choices, most))?;
             let program = crate::run::binaries()?.join("msp-core");
             let key = Command::new(&program).args(["--config"]).arg(&config).args(["keygen", "--force"]).output()?;
             ensure!(key.status.success(), "msp-core keygen failed: {}", String::from_utf8_lossy(&key.stderr));
@@ -360,11 +390,12 @@ fn start(subject: Subject, here: &Namespace, folder: &Path, feeds: &[Feed; 2]) -
     Ok(Daemon(child))
 }
 
-fn core_config(folder: &Path, feeds: &[Feed; 2]) -> String {
+fn core_config(folder: &Path, feeds: &[Feed; 2], choices: u8, most: Option<u32>) -> String {
     let mut text = format!(
         "schema = 1\npop = 1\nprivate_key_file = \"private.key\"\nlisten = [\"0.0.0.0:51820\"]\nsites = \"sites.d\"\n\
-         control = \"{}\"\n[bgp]\nlocal_as = {LOCAL_AS}\nrouter_id = \"192.0.2.1\"\n",
-        folder.join("control.sock").display()
+         control = \"{}\"\n[bgp]\nlocal_as = {}\nrouter_id = \"192.0.2.1\"\n",
+        folder.join("control.sock").display(),
+        feeds[0].local_as
     );
     for (place, feed) in (0u8..).zip(feeds) {
         let _ = write!(
@@ -374,14 +405,22 @@ fn core_config(folder: &Path, feeds: &[Feed; 2]) -> String {
             feed.asn
         );
     }
-    text.push_str("[[egress]]\nname = \"all\"\ntransits = [\"t0\", \"t1\"]\n");
+    if let Some(most) = most {
+        let _ = writeln!(text, "max_prefixes = {{ ipv4 = {most}, ipv6 = {most} }}");
+    }
+    for choice in 0..choices {
+        let _ = writeln!(text, "[[egress]]\nname = \"choice {choice}\"\ntransits = [\"t0\", \"t1\"]");
+    }
     text
 }
 
-/// The same policy as ours, in BIRD's words.
+/// The same policy as ours, in BIRD's words; of itself 2.0.12 takes AS 0 in a path (RFC 7607).
 fn bird_config(feeds: &[Feed; 2]) -> String {
+    let local_as = feeds[0].local_as;
+    // Without a log of its own it would use syslog(3), and where there is none, that writes to the machine's console.
     let mut text = format!(
-        r#"router id 192.0.2.2;
+        r#"log stderr all;
+router id 192.0.2.2;
 protocol device {{}}
 protocol kernel {{ kernel table {TABLE}; metric 100; ipv4 {{ export where source = RTS_BGP; import none; }}; }}
 protocol kernel {{ kernel table {TABLE}; metric 100; ipv6 {{ export where source = RTS_BGP; import none; }}; }}
@@ -390,14 +429,14 @@ function good4() {{
   if net ~ [ 0.0.0.0/8+, 10.0.0.0/8+, 100.64.0.0/10+, 127.0.0.0/8+, 169.254.0.0/16+, 172.16.0.0/12+, 192.0.0.0/24+,
     192.0.2.0/24+, 192.168.0.0/16+, 198.18.0.0/15+, 198.51.100.0/24+, 203.0.113.0/24+, 224.0.0.0/4+, 240.0.0.0/4+ ]
     then return false;
-  return bgp_path !~ [{LOCAL_AS}];
+  return bgp_path !~ [0, {local_as}];
 }}
 function good6() {{
   if net.len < 12 || net.len > 48 then return false;
   if net !~ [ 2000::/3+ ] then return false;
   if net ~ [ 2001:2::/48+, 2001:10::/28+, 2001:20::/28+, 2001:db8::/32+, 2002::/16+, 3ffe::/16+, 3fff::/20+ ]
     then return false;
-  return bgp_path !~ [{LOCAL_AS}];
+  return bgp_path !~ [0, {local_as}];
 }}
 "#
     );
@@ -406,7 +445,7 @@ function good6() {{
         let _ = write!(
             text,
             r#"protocol bgp t{place} {{
-  local as {LOCAL_AS};
+  local as {local_as};
   neighbor {} as {};
   direct;
   connect delay time 1;
@@ -527,7 +566,12 @@ fn routes(here: &Namespace) -> Result<BTreeMap<String, String>> {
         }
     }
     for family in ["-4", "-6"] {
-        for line in output(here, &[family, "route", "show", "table", &TABLE.to_string()])?.lines() {
+        let shown = match output(here, &[family, "route", "show", "table", &TABLE.to_string()]) {
+            // A family of which there is no route has no table.
+            Err(error) if error.to_string().contains("FIB table does not exist") => String::new(),
+            shown => shown?,
+        };
+        for line in shown.lines() {
             let mut words = line.split_whitespace();
             let Some(prefix) = words.next().filter(|prefix| !matches!(*prefix, "default" | "unreachable")) else {
                 continue;
@@ -550,6 +594,14 @@ pub(super) fn memory(pid: u32) -> Result<(f64, f64)> {
         line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib / 1024.0)
     };
     of("VmRSS:").zip(of("VmHWM:")).context("no memory in the status")
+}
+
+/// What the kernel has in its slabs, in MiB: its routes among other things, of all namespaces.
+fn slabs_mib() -> Result<f64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    let slabs = meminfo.lines().find_map(|line| line.strip_prefix("Slab:"));
+    let kib = slabs.and_then(|slabs| slabs.split_whitespace().next()?.parse::<f64>().ok());
+    kib.map(|kib| kib / 1024.0).context("no slabs in /proc/meminfo")
 }
 
 /// Processor time used so far, of the process itself and of the kernel for it.

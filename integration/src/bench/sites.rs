@@ -349,6 +349,7 @@ impl Boxes {
             kind: PeerKind::Core,
             prefixes: Vec::new(),
             egress: 0,
+            policy: Default::default(),
             paths: vec![PathConfig {
                 slot: 0,
                 preference: None,

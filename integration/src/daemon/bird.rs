@@ -10,7 +10,12 @@ const SESSION: &str = "core";
 
 /// The configuration file.
 pub(super) fn config(bird: &Bird, log: &Path) -> String {
-    let Bird { local_as, router_id, core_as, core_address, interface, next_hop_v6 } = bird;
+    let Bird { local_as, router_id, core_as, core_address, interface, next_hop_v6, announces } = bird;
+    let routes = |v4: bool| -> String {
+        let announces = announces.iter().filter(|prefix| prefix.addr().is_ipv4() == v4);
+        announces.map(|prefix| format!(" route {prefix} unreachable;")).collect()
+    };
+    let (routes_v4, routes_v6) = (routes(true), routes(false));
     let next_hop_v6 = next_hop_v6.map(|a| format!("next hop address {a};")).unwrap_or_default();
     let mut text = String::new();
     // Route events with microseconds: what the lab reads.
@@ -23,8 +28,8 @@ protocol device {{}}
 protocol direct {{ ipv4; ipv6; interface "{interface}"; }}
 protocol kernel {{ ipv4 {{ export where source = RTS_BGP; import none; }}; }}
 protocol kernel {{ ipv6 {{ export where source = RTS_BGP; import none; }}; }}
-protocol static {{ ipv4; route 0.0.0.0/0 unreachable; }}
-protocol static {{ ipv6; route ::/0 unreachable; }}
+protocol static {{ ipv4; route 0.0.0.0/0 unreachable;{routes_v4} }}
+protocol static {{ ipv6; route ::/0 unreachable;{routes_v6} }}
 protocol bgp {SESSION} {{
   local as {local_as};
   neighbor {core_address} as {core_as};
@@ -33,8 +38,8 @@ protocol bgp {SESSION} {{
   connect delay time 1;
   error wait time 1, 5;
   debug {{ states, routes, events }};
-  ipv4 {{ import all; export where net = 0.0.0.0/0; next hop self; }};
-  ipv6 {{ import all; export where net = ::/0; {next_hop_v6} }};
+  ipv4 {{ import all; export where source = RTS_STATIC; next hop self; }};
+  ipv6 {{ import all; export where source = RTS_STATIC; {next_hop_v6} }};
 }}
 "#,
         log = log.display(),

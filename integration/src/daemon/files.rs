@@ -258,6 +258,9 @@ impl Files {
         if let Some(after) = &site.withdraw_after {
             let _ = writeln!(text, "withdraw_after = \"{after}\"");
         }
+        if let Some(choice) = &site.egress {
+            let _ = writeln!(text, "egress = \"{choice}\"");
+        }
     }
 
     /// Gives a started WireGuard client its key, peer, addresses and routes. Everything goes through the tunnel but the

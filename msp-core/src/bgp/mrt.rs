@@ -1,10 +1,11 @@
-//! Received routes as an MRT dump: TABLE_DUMP_V2 (RFC 6396, section 4.3), which bgpdump and others read.
+//! Received routes as an MRT dump: TABLE_DUMP_V2 (RFC 6396, section 4.3; RFC 8050, section 4), which bgpdump and others read.
 //!
 //! ```text
 //! | timestamp, 4 octets | type 13, 2 | subtype, 2 | length, 4 |                                  each record
 //! | collector, 4 | name length 0, 2 | peers, 2 | kind, 1 | identifier, 4 | address | AS, 4 | ... subtype 1, the first
-//! | sequence, 4 | prefix length, 1 | prefix | entries, 2 |                                      subtypes 2 and 4
-//! |   peer's place, 2 | originated, 4 | attributes' length, 2 | attributes |                    each entry
+//! | sequence, 4 | prefix length, 1 | prefix | entries, 2 |                                      subtypes 2, 4, 8 and 10
+//! |   peer's place, 2 | originated, 4 | attributes' length, 2 | attributes |                    each entry of 2 and 4
+//! |   peer's place, 2 | originated, 4 | path identifier, 4 | attributes' length, 2 | attributes |    of 8 and 10
 //! ```
 
 use super::Family;
@@ -17,6 +18,8 @@ const TABLE_DUMP_V2: u16 = 13;
 const PEER_INDEX_TABLE: u16 = 1;
 const RIB_IPV4_UNICAST: u16 = 2;
 const RIB_IPV6_UNICAST: u16 = 4;
+const RIB_IPV4_UNICAST_ADDPATH: u16 = 8;
+const RIB_IPV6_UNICAST_ADDPATH: u16 = 10;
 
 /// A neighbour, as the dump names it.
 #[derive(Clone, Copy, Debug)]
@@ -56,27 +59,48 @@ pub(crate) fn peers(out: &mut Vec<u8>, timestamp: u32, collector: Ipv4Addr, peer
     record(out, timestamp, PEER_INDEX_TABLE, &body);
 }
 
-/// A prefix with its routes: of each the neighbour's place and its attributes, as [`attributes`] makes them. When a route
-/// came is not kept; the dump's own time stands for it.
-pub(crate) fn prefix(out: &mut Vec<u8>, timestamp: u32, sequence: u32, prefix: &IpNet, routes: &[(u16, Vec<u8>)]) {
-    let mut body = sequence.to_be_bytes().to_vec();
+/// A neighbour's route to a prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// The neighbour's place among those of the first record.
+    pub(crate) peer: u16,
+    /// Its name for the route, where it may have several to a prefix.
+    pub(crate) path_id: Option<u32>,
+    /// As [`attributes`] makes them.
+    pub(crate) attributes: Vec<u8>,
+}
+
+/// A prefix with its routes, in a record of those that have an identifier and in one of those that have none; tells how many
+/// records there are. When a route came is not kept; the dump's own time stands for it.
+pub(crate) fn prefix(out: &mut Vec<u8>, timestamp: u32, sequence: u32, prefix: &IpNet, routes: &[Entry]) -> u32 {
+    let subtypes = match Family::of(prefix) {
+        Family::Ipv4 => [RIB_IPV4_UNICAST, RIB_IPV4_UNICAST_ADDPATH],
+        Family::Ipv6 => [RIB_IPV6_UNICAST, RIB_IPV6_UNICAST_ADDPATH],
+    };
     let length = prefix.prefix_len();
     let mut octets = Vec::with_capacity(16);
     address(&mut octets, prefix.network());
-    body.push(length);
-    body.extend_from_slice(&octets[..usize::from(length.div_ceil(8))]);
-    body.extend_from_slice(&(routes.len() as u16).to_be_bytes());
-    for (peer, attributes) in routes {
-        body.extend_from_slice(&peer.to_be_bytes());
-        body.extend_from_slice(&timestamp.to_be_bytes());
-        body.extend_from_slice(&(attributes.len() as u16).to_be_bytes());
-        body.extend_from_slice(attributes);
+    let mut records = 0;
+    for (subtype, add_path) in subtypes.into_iter().zip([false, true]) {
+        let of_kind = || routes.iter().filter(|entry| entry.path_id.is_some() == add_path);
+        if of_kind().next().is_none() {
+            continue;
+        }
+        let mut body = (sequence + records).to_be_bytes().to_vec();
+        body.push(length);
+        body.extend_from_slice(&octets[..usize::from(length.div_ceil(8))]);
+        body.extend_from_slice(&(of_kind().count() as u16).to_be_bytes());
+        for Entry { peer, path_id, attributes } in of_kind() {
+            body.extend_from_slice(&peer.to_be_bytes());
+            body.extend_from_slice(&timestamp.to_be_bytes());
+            body.extend(path_id.iter().flat_map(|id| id.to_be_bytes()));
+            body.extend_from_slice(&(attributes.len() as u16).to_be_bytes());
+            body.extend_from_slice(attributes);
+        }
+        record(out, timestamp, subtype, &body);
+        records += 1;
     }
-    let subtype = match Family::of(prefix) {
-        Family::Ipv4 => RIB_IPV4_UNICAST,
-        Family::Ipv6 => RIB_IPV6_UNICAST,
-    };
-    record(out, timestamp, subtype, &body);
+    records
 }
 
 /// Path attributes as they stand in an UPDATE, with AS numbers of four octets, and of MP_REACH_NLRI nothing but the next hop
@@ -101,7 +125,7 @@ mod tests {
     use super::*;
     use crate::bgp::update::{Aggregator, AsPath, Community, LargeCommunity, Origin};
     use bgpkit_parser::BgpkitParser;
-    use bgpkit_parser::models::MetaCommunity;
+    use bgpkit_parser::models::{MetaCommunity, MrtMessage, MrtRecord, TableDumpV2Message};
     use std::io::Cursor;
 
     /// Another's reader finds in it what we put there.
@@ -132,9 +156,14 @@ mod tests {
         let mut out = Vec::new();
         peers(&mut out, 1_000, Ipv4Addr::new(192, 0, 2, 9), &neighbors);
         let v4 = attributes(&said, hop("203.0.113.1"));
-        prefix(&mut out, 1_000, 0, &first.parse().expect("a prefix"), &[(0, v4.clone()), (1, v4)]);
-        prefix(&mut out, 1_000, 1, &second.parse().expect("a prefix"), &[(1, attributes(&said, hop("2001:db8::2")))]);
-        let elements: Vec<_> = BgpkitParser::from_reader(Cursor::new(out)).into_elem_iter().collect();
+        let entry = |peer, path_id, attributes: &Vec<u8>| Entry { peer, path_id, attributes: attributes.clone() };
+        let mut put = |sequence, text: &str, entries: &[Entry]| {
+            prefix(&mut out, 1_000, sequence, &text.parse().expect("a prefix"), entries)
+        };
+        let entries = [entry(0, None, &v4), entry(1, Some(7), &v4), entry(1, Some(9), &v4)];
+        assert_eq!(put(0, first, &entries), 2, "with identifiers, and without");
+        assert_eq!(put(2, second, &[entry(1, None, &attributes(&said, hop("2001:db8::2")))]), 1);
+        let elements: Vec<_> = BgpkitParser::from_reader(Cursor::new(&out)).into_elem_iter().collect();
         let told: Vec<_> = elements
             .iter()
             .map(|e| (e.prefix.prefix.to_string(), e.peer_ip, e.peer_asn.to_u32(), e.next_hop))
@@ -143,7 +172,17 @@ mod tests {
             let Peer { address, asn, .. } = neighbors[peer];
             (prefix.to_owned(), address, asn, Some(next_hop.parse::<IpAddr>().expect("an address")))
         };
-        assert_eq!(told, [is(first, 0, "203.0.113.1"), is(first, 1, "203.0.113.1"), is(second, 1, "2001:db8::2")]);
+        let of_first = |peer| is(first, peer, "203.0.113.1");
+        assert_eq!(told, [of_first(0), of_first(1), of_first(1), is(second, 1, "2001:db8::2")]);
+        // Its elements leave out the identifiers, which its records have.
+        let ids = |record: MrtRecord| match record.message {
+            MrtMessage::TableDumpV2Message(TableDumpV2Message::RibAfi(rib)) => {
+                rib.rib_entries.iter().map(|entry| entry.path_id).collect()
+            }
+            _ => Vec::new(),
+        };
+        let ids: Vec<_> = BgpkitParser::from_reader(Cursor::new(&out)).into_record_iter().flat_map(ids).collect();
+        assert_eq!(ids, [None, Some(7), Some(9), None]);
         for element in elements {
             assert_eq!(element.as_path.map(|path| path.to_string()).as_deref(), Some("64501 4200000000 7"));
             assert_eq!(

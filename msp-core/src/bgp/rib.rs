@@ -7,7 +7,7 @@
 //! | file | is |
 //! | --- | --- |
 //! | `accept` | which routes are let in |
-//! | `table` | the routes, as columns |
+//! | `table`, `column` | the routes, as columns |
 //! | `shared` | what many routes have in common |
 //! | `best` | the better of two |
 //! | `egress` | next-hop objects, and what becomes of them when a transit is lost |
@@ -15,6 +15,7 @@
 
 mod accept;
 mod best;
+mod column;
 mod egress;
 mod look;
 mod shared;
@@ -27,6 +28,7 @@ use super::update::{Announced, Nlri, Update};
 pub use accept::{Accept, Rejected, Session};
 pub use best::Because;
 use best::Candidate;
+use column::{MOST_PATHS, Received, Unused};
 use egress::Objects;
 pub use egress::{OBJECTS, Operation, ROUTE_METRIC};
 use ipnet::IpNet;
@@ -35,7 +37,7 @@ use shared::{Hops, Shared};
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use table::{Number, Received, Table, Unused};
+use table::{Number, Table};
 
 /// Both families, in the order of the tables.
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
@@ -60,7 +62,10 @@ pub struct NeighborConfig {
     pub session: Session,
     /// What is wanted of it.
     pub accept: Accept,
-    /// How many prefixes of each family it may have here; any number, if none is set.
+    /// It may have several routes to a prefix, if it agrees (RFC 7911).
+    pub add_path: bool,
+    /// How many prefixes of each family it may have here, or routes, where it has several to a prefix; any number, if none
+    /// is set.
     pub max_prefixes: [Option<u32>; 2],
 }
 
@@ -107,7 +112,7 @@ struct Neighbor {
     /// While its session is established, or its routes are kept through a restart of it (RFC 4724).
     up: bool,
     router_id: Ipv4Addr,
-    /// How many prefixes of each family are in its columns.
+    /// How many routes of each family are in its columns.
     prefixes: [u32; 2],
     /// How many routes were turned away, by [`Rejected::ALL`].
     rejected: [u64; Rejected::ALL.len()],
@@ -166,7 +171,8 @@ pub struct Rib {
 impl Rib {
     /// An empty table. The choices name neighbours by their places in `neighbors`.
     pub fn new(neighbors: Vec<NeighborConfig>, choices: Vec<ChoiceConfig>) -> Rib {
-        let table = |family| Table::new(family, neighbors.len(), choices.len());
+        let add_path = || neighbors.iter().map(|neighbor| neighbor.add_path);
+        let table = |family| Table::new(family, add_path(), choices.len());
         let tables = FAMILIES.map(table);
         let objects = Objects::new(choices.len());
         let neighbor = |config| Neighbor {
@@ -205,7 +211,11 @@ impl Rib {
         }
         let state = &mut self.neighbors[neighbor];
         state.up = true;
-        state.router_id = router_id;
+        // Its routes may be kept from before a restart (RFC 4724), and were the best by the old one.
+        let is_another = std::mem::replace(&mut state.router_id, router_id) != router_id;
+        if is_another && state.prefixes != [0; 2] {
+            self.begin(ChoreKind::Look { neighbor });
+        }
         self.cover_stale = true;
     }
 
@@ -228,16 +238,16 @@ impl Rib {
     pub fn mark_stale(&mut self, neighbor: usize, family: Family) {
         let table = &mut self.tables[family as usize];
         for number in 0..table.len() {
-            table.received_mut(number, neighbor).set_stale();
+            table.received[neighbor].mark(number, Received::set_stale);
         }
     }
 
     /// It has said everything: what is stale still is gone.
     pub fn sweep(&mut self, neighbor: usize, family: Family) {
         for number in 0..self.tables[family as usize].len() {
-            if self.tables[family as usize].received(number, neighbor).is_stale() {
-                self.remove(neighbor, family, number);
-            }
+            let routes = self.tables[family as usize].received[neighbor].routes(number);
+            let stale: Vec<u32> = routes.filter(|(_, received)| received.is_stale()).map(|(id, _)| id).collect();
+            stale.into_iter().for_each(|id| self.remove(neighbor, family, number, id));
         }
     }
 
@@ -265,7 +275,7 @@ impl Rib {
     fn withdraw(&mut self, neighbor: usize, nlri: &Nlri) {
         let family = Family::of(&nlri.prefix);
         if let Some(number) = self.tables[family as usize].find(&nlri.prefix) {
-            self.remove(neighbor, family, number);
+            self.remove(neighbor, family, number, nlri.path_id);
         }
     }
 
@@ -278,9 +288,14 @@ impl Rib {
             Ok((self.shared.put(&announced.attributes, hop), hop))
         });
         let result = announced.prefixes.iter().try_for_each(|nlri| {
-            let prefix = &nlri.prefix;
+            let Nlri { prefix, path_id } = nlri;
             let family = Family::of(prefix);
-            let (route, hop) = match accept::check_prefix(prefix, accept).and(said) {
+            let column = &self.tables[family as usize].received[neighbor];
+            let number = self.tables[family as usize].find(prefix);
+            let known = number.filter(|&number| column.get(number, *path_id) != Received::NONE);
+            let room = known.is_some() || number.is_none_or(|number| column.routes(number).count() < MOST_PATHS);
+            let enough = if room { Ok(()) } else { Err(Rejected::Paths) };
+            let (route, hop) = match accept::check_prefix(prefix, accept).and(enough).and(said) {
                 Ok(said) => said,
                 Err(why) => {
                     self.neighbors[neighbor].rejected[why as usize] += 1;
@@ -289,12 +304,11 @@ impl Rib {
                     return Ok(());
                 }
             };
-            let unused = self.unused(prefix, origin);
+            let unused = unused(&self.own, &self.origins, prefix, origin);
             if let Some(why) = unused {
                 self.neighbors[neighbor].rejected[Rejected::from(why) as usize] += 1;
             }
             let table = &mut self.tables[family as usize];
-            let known = table.find(prefix).filter(|&number| table.received(number, neighbor) != Received::NONE);
             if known.is_none() {
                 let count = &mut self.neighbors[neighbor].prefixes[family as usize];
                 if let Some(most) = most[family as usize].filter(|most| *count >= *most) {
@@ -303,8 +317,8 @@ impl Rib {
                 *count += 1;
             }
             // The policy lets in nothing that is too long for a key.
-            let Some(number) = known.or_else(|| table.find_or_insert(prefix)) else { return Ok(()) };
-            let old = std::mem::replace(table.received_mut(number, neighbor), Received::new(route, unused));
+            let Some(number) = number.or_else(|| table.find_or_insert(prefix)) else { return Ok(()) };
+            let old = table.received[neighbor].put(number, *path_id, Received::new(route, unused));
             if old.route() != Some(route) || old.unused() != unused {
                 table.touch(number);
             }
@@ -323,10 +337,10 @@ impl Rib {
         result
     }
 
-    /// Takes a neighbour's route to a prefix out.
-    fn remove(&mut self, neighbor: usize, family: Family, number: Number) {
+    /// Takes a neighbour's route to a prefix out: the one with this identifier.
+    fn remove(&mut self, neighbor: usize, family: Family, number: Number, id: u32) {
         let table = &mut self.tables[family as usize];
-        let old = std::mem::take(table.received_mut(number, neighbor));
+        let old = table.received[neighbor].take(number, id);
         if old == Received::NONE {
             return;
         }
@@ -357,12 +371,11 @@ impl Rib {
             for number in 0..self.tables[family as usize].len() {
                 let table = &self.tables[family as usize];
                 let Some(prefix) = table.prefix(number) else { continue };
-                let marked = |neighbor| match table.received(number, neighbor) {
-                    Received::NONE => None,
-                    received => Some(received.unused() == Some(Unused::Own)),
-                };
                 let own = self.own.covers(&prefix);
-                if (0..self.neighbors.len()).filter_map(marked).any(|marked| marked != own) {
+                let mut routes = table.received.iter().flat_map(|column| column.routes(number));
+                let news = routes.any(|(_, received)| (received.unused() == Some(Unused::Own)) != own);
+                drop(routes);
+                if news {
                     self.judge(family, number);
                 }
             }
@@ -386,27 +399,22 @@ impl Rib {
         self.begin(ChoreKind::Validate);
     }
 
-    /// Why a route is kept and not used, if it is.
-    fn unused(&self, prefix: &IpNet, origin: Option<u32>) -> Option<Unused> {
-        if self.own.covers(prefix) {
-            return Some(Unused::Own);
-        }
-        (self.origins.validate(prefix, origin) == Validity::Invalid).then_some(Unused::InvalidOrigin)
-    }
-
     /// Looks again at what keeps the routes to a prefix from use.
     fn judge(&mut self, family: Family, number: Number) {
-        let Some(prefix) = self.tables[family as usize].prefix(number) else { return };
-        for neighbor in 0..self.neighbors.len() {
-            let received = self.tables[family as usize].received(number, neighbor);
-            let Some((attributes, _)) = received.route().and_then(|route| self.shared.get(route)) else { continue };
-            let origin = accept::origin(attributes, self.neighbors[neighbor].config.session);
-            let unused = self.unused(&prefix, origin);
-            if received.unused() != unused {
-                let table = &mut self.tables[family as usize];
-                table.received_mut(number, neighbor).set_unused(unused);
-                table.touch(number);
-            }
+        let Rib { tables, neighbors, shared, own, origins, .. } = self;
+        let table = &mut tables[family as usize];
+        let Some(prefix) = table.prefix(number) else { return };
+        let mut news = false;
+        for (column, neighbor) in table.received.iter_mut().zip(neighbors) {
+            column.mark(number, |received| {
+                let Some((attributes, _)) = received.route().and_then(|route| shared.get(route)) else { return };
+                let unused = unused(own, origins, &prefix, accept::origin(attributes, neighbor.config.session));
+                news |= received.unused() != unused;
+                received.set_unused(unused);
+            });
+        }
+        if news {
+            table.touch(number);
         }
     }
 
@@ -452,10 +460,15 @@ impl Rib {
         let end = self.tables[chore.family as usize].len().min(chore.next.saturating_add(stride));
         for number in chore.next..end {
             match chore.kind {
-                ChoreKind::Purge { neighbor } => self.remove(neighbor, chore.family, number),
+                ChoreKind::Purge { neighbor } => {
+                    let first = |rib: &Rib| rib.tables[chore.family as usize].received[neighbor].routes(number).next();
+                    while let Some((id, _)) = first(self) {
+                        self.remove(neighbor, chore.family, number, id);
+                    }
+                }
                 ChoreKind::Look { neighbor } => {
                     let table = &mut self.tables[chore.family as usize];
-                    if table.received(number, neighbor) != Received::NONE {
+                    if !table.received[neighbor].is_empty(number) {
                         table.touch(number);
                     }
                 }
@@ -477,21 +490,24 @@ impl Rib {
 
     /// The routes to a prefix that could be used by a choice, the preferred transits' first.
     fn candidates(&self, choice: usize, family: Family, number: Number) -> impl Iterator<Item = Candidate<'_>> {
-        self.choices[choice].transits.iter().filter_map(move |&(place, rank)| {
-            let received = self.tables[family as usize].received(number, place);
-            let neighbor = self.neighbors.get(place).filter(|neighbor| neighbor.up && received.unused().is_none())?;
-            let route = received.route()?;
-            let (attributes, hop) = self.shared.get(route)?;
-            self.hops.get(hop).way?;
-            let Session { local_as, remote_as, .. } = neighbor.config.session;
-            Some(Candidate {
-                neighbor: place,
-                rank,
-                internal: local_as == remote_as,
-                router_id: neighbor.router_id,
-                address: neighbor.config.address,
-                attributes,
-                hop,
+        let up = self.choices[choice].transits.iter().filter(|(place, _)| self.neighbors[*place].up);
+        up.flat_map(move |&(place, rank)| {
+            let neighbor = &self.neighbors[place];
+            let routes = self.tables[family as usize].received[place].routes(number);
+            routes.filter_map(move |(path_id, received)| {
+                let (attributes, hop) = self.shared.get(received.route().filter(|_| received.unused().is_none())?)?;
+                self.hops.get(hop).way?;
+                let Session { local_as, remote_as, .. } = neighbor.config.session;
+                Some(Candidate {
+                    neighbor: place,
+                    rank,
+                    internal: local_as == remote_as,
+                    router_id: neighbor.router_id,
+                    address: neighbor.config.address,
+                    path_id,
+                    attributes,
+                    hop,
+                })
             })
         })
     }
@@ -504,6 +520,14 @@ impl Rib {
         let list: Vec<Candidate> = [first, second].into_iter().chain(candidates).collect();
         best::best(&list).map(|place| list[place].hop)
     }
+}
+
+/// Why a route is kept and not used, if it is.
+fn unused(own: &accept::Own, origins: &Origins, prefix: &IpNet, origin: Option<u32>) -> Option<Unused> {
+    if own.covers(prefix) {
+        return Some(Unused::Own);
+    }
+    (origins.validate(prefix, origin) == Validity::Invalid).then_some(Unused::InvalidOrigin)
 }
 
 #[cfg(test)]

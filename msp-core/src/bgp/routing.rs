@@ -81,6 +81,8 @@ pub(crate) struct Transit {
     /// What we are to it.
     pub(crate) role: Option<Role>,
     pub(crate) accept: Accept,
+    /// It may have several routes to a prefix (RFC 7911).
+    pub(crate) add_path: bool,
     pub(crate) max_prefixes: [Option<u32>; 2],
     /// How long after it sent more it is spoken to again; never, if none.
     pub(crate) restart: Option<Duration>,
@@ -146,6 +148,7 @@ impl Routing {
             address: transit.address,
             session: Session { local_as: transit.local_as, remote_as: transit.remote_as, role: transit.role },
             accept: transit.accept,
+            add_path: transit.add_path,
             max_prefixes: transit.max_prefixes,
         };
         let mut rib = Rib::new(transits.iter().map(neighbor).collect(), choices);

@@ -1,13 +1,14 @@
 //! A transit that shakes hands, tells all that it was given to tell, and keeps the session.
 
 use anyhow::{Context, Result, bail};
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const MARKER: [u8; 16] = [0xff; 16];
 const OPEN: u8 = 1;
+const NOTIFICATION: u8 = 3;
 const KEEPALIVE: u8 = 4;
 /// Long enough for a table to be taken in by whoever is slow, without a word in between.
 const HOLD_TIME: u16 = 600;
@@ -62,6 +63,32 @@ pub(super) fn tell(mut stream: TcpStream, octets: &[u8], ended: &mpsc::Receiver<
             }
         }
     }
+}
+
+/// Tells it all as fast as it is taken, until the neighbour ends the session: how long that took, and the code and subcode of
+/// its NOTIFICATION.
+pub(super) fn leak(stream: TcpStream, octets: &[u8]) -> Result<(Duration, (u8, u8))> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        // It ends with the session, whatever is left to be told.
+        scope.spawn(|| (&stream).write_all(octets));
+        let ended = loop {
+            let mut header = [0; 19];
+            if let Err(error) = reader.read_exact(&mut header) {
+                break Err(error).context("the neighbour ended the session without a NOTIFICATION, or did not end it");
+            }
+            let mut body = vec![0; usize::from(u16::from_be_bytes([header[16], header[17]])).saturating_sub(19)];
+            if let Err(error) = reader.read_exact(&mut body) {
+                break Err(error).context("the neighbour's message is cut off");
+            }
+            if let (NOTIFICATION, [code, subcode, ..]) = (header[18], &body[..]) {
+                break Ok((begin.elapsed(), (*code, *subcode)));
+            }
+        };
+        stream.shutdown(std::net::Shutdown::Both)?;
+        ended
+    })
 }
 
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {

@@ -3,7 +3,7 @@
 //! A route that can never be used is counted and forgotten at once, so that it costs no memory. One that is kept from
 //! use by what may change (which prefixes are our sites' is the operator's to change at any time) is kept, marked.
 
-use super::table::Unused;
+use super::column::Unused;
 use crate::bgp::Family;
 use crate::bgp::role::Role;
 use crate::bgp::update::{Attributes, Community};
@@ -48,6 +48,8 @@ pub enum Rejected {
     OwnPrefix,
     /// The neighbour uses more next hops than are kept.
     NextHops,
+    /// The neighbour has more routes to the prefix than are kept (RFC 7911).
+    Paths,
     /// The AS that its path ends with may not announce the prefix (RFC 6811).
     InvalidOrigin,
 }
@@ -63,7 +65,7 @@ impl From<Unused> for Rejected {
 
 impl Rejected {
     /// All of them, in the order of their counters.
-    pub const ALL: [Rejected; 12] = [
+    pub const ALL: [Rejected; 13] = [
         Rejected::NoPolicy,
         Rejected::Default,
         Rejected::NotDefault,
@@ -75,6 +77,7 @@ impl Rejected {
         Rejected::Leak,
         Rejected::OwnPrefix,
         Rejected::NextHops,
+        Rejected::Paths,
         Rejected::InvalidOrigin,
     ];
 }
@@ -93,6 +96,7 @@ impl fmt::Display for Rejected {
             Rejected::Leak => "a leak (RFC 9234)",
             Rejected::OwnPrefix => "it is a site's prefix, or part of one",
             Rejected::NextHops => "the neighbour uses too many next hops",
+            Rejected::Paths => "the neighbour has too many routes to the prefix",
             Rejected::InvalidOrigin => "its origin may not announce it (RFC 6811)",
         })
     }

@@ -17,6 +17,8 @@ pub(super) struct Candidate<'a> {
     pub(super) internal: bool,
     pub(super) router_id: Ipv4Addr,
     pub(super) address: IpAddr,
+    /// The neighbour's name for it (RFC 7911), by which several of one neighbour differ.
+    pub(super) path_id: u32,
     pub(super) attributes: &'a Attributes,
     /// The place of its next hop.
     pub(super) hop: u16,
@@ -46,6 +48,8 @@ pub enum Because {
     RouterId,
     /// Its neighbour's address is lower: (g).
     Address,
+    /// Its path identifier is lower: of several of one neighbour, which are equal otherwise.
+    PathId,
 }
 
 impl fmt::Display for Because {
@@ -61,6 +65,7 @@ impl fmt::Display for Because {
             Because::External => "external",
             Because::RouterId => "lowest router identifier",
             Because::Address => "lowest neighbour address",
+            Because::PathId => "lowest path identifier",
         })
     }
 }
@@ -78,9 +83,9 @@ impl Candidate<'_> {
         (going, self.rank, Reverse(local_pref), attributes.as_path.length(), attributes.origin as u8)
     }
 
-    fn after_med(&self) -> (bool, Ipv4Addr, IpAddr) {
+    fn after_med(&self) -> (bool, Ipv4Addr, IpAddr, u32) {
         // RFC 4456, section 9: a reflected route is of the router that it entered our AS by.
-        (self.internal, self.attributes.originator_id.unwrap_or(self.router_id), self.address)
+        (self.internal, self.attributes.originator_id.unwrap_or(self.router_id), self.address, self.path_id)
     }
 
     /// Missing is the lowest: section 9.1.2.2 (c).
@@ -127,8 +132,9 @@ pub(super) fn why(candidates: &[Candidate], place: usize) -> Because {
             (loses_by_med(candidates, other), Because::Med),
             (c.0 != d.0, Because::External),
             (c.1 != d.1, Because::RouterId),
+            (c.2 != d.2, Because::Address),
         ];
-        steps.into_iter().find(|(lost, _)| *lost).map_or(Because::Address, |(_, because)| because)
+        steps.into_iter().find(|(lost, _)| *lost).map_or(Because::PathId, |(_, because)| because)
     };
     let others = candidates.iter().enumerate().filter(|&(other, _)| other != place);
     others.map(|(_, other)| lost_at(other)).max_by_key(|&because| because as u8).unwrap_or(Because::Only)
@@ -147,6 +153,7 @@ mod tests {
             internal: false,
             router_id: Ipv4Addr::new(192, 0, 2, last),
             address: Ipv4Addr::new(203, 0, 113, last).into(),
+            path_id: 1,
             attributes,
             hop: 0,
         }
@@ -178,6 +185,7 @@ mod tests {
             (Candidate { internal: true, ..c(0, &plain) }, c(1, &plain), (1, Because::External)),
             (c(1, &plain), c(0, &plain), (1, Because::RouterId)),
             (Candidate { router_id: Ipv4Addr::new(192, 0, 2, 1), ..c(1, &plain) }, c(0, &plain), (1, Because::Address)),
+            (c(0, &plain), Candidate { path_id: 0, ..c(0, &plain) }, (1, Because::PathId)),
         ] {
             assert_eq!(decide(&[first, second]), Some(expected), "{expected:?}");
             assert_eq!(decide(&[second, first]), Some((0, expected.1)), "the order of arrival is nothing");

@@ -2,7 +2,8 @@
 
 use super::accept::{self, Rejected};
 use super::best::{self, Because, Candidate};
-use super::table::{Number, Received, Unused};
+use super::column::{Received, Unused};
+use super::table::Number;
 use super::{FAMILIES, Rib};
 use crate::bgp::Family;
 use crate::bgp::update::{Attributes, NextHop};
@@ -14,6 +15,8 @@ use std::sync::Arc;
 pub struct PageRoute {
     /// Whose it is.
     pub neighbor: usize,
+    /// The neighbour's name for it, where it may have several to a prefix (RFC 7911).
+    pub path_id: Option<u32>,
     /// What it says.
     pub attributes: Arc<Attributes>,
     /// Where its packets go.
@@ -31,7 +34,7 @@ pub struct PageRoute {
 pub struct Found {
     /// The prefix.
     pub prefix: IpNet,
-    /// One a neighbour at most.
+    /// One a neighbour, or several where that was agreed on.
     pub routes: Vec<PageRoute>,
 }
 
@@ -60,7 +63,7 @@ pub struct Explained {
 /// What is kept of a neighbour, in numbers.
 #[derive(Clone, Debug)]
 pub struct Counts {
-    /// Prefixes of IPv4 and IPv6.
+    /// Prefixes of IPv4 and IPv6, or routes, where it has several to a prefix.
     pub prefixes: [u32; 2],
     /// How many routes were turned away, by reason; those that never happened are left out.
     pub rejected: Vec<(Rejected, u64)>,
@@ -102,8 +105,7 @@ impl Rib {
         let table = &self.tables[family as usize];
         let prefix = table.prefix(number)?;
         let used: Vec<_> = (0..self.choices.len()).map(|choice| self.used(choice, family, number)).collect();
-        let route = |neighbor: usize| {
-            let received = table.received(number, neighbor);
+        let route = |neighbor: usize, id: u32, received: Received| {
             let (attributes, hop) = self.shared.get(received.route()?)?;
             let hop = self.hops.get(hop);
             let unused = match (received.unused(), hop.way) {
@@ -114,9 +116,10 @@ impl Rib {
                 (None, None) => Some("there is no way to its next hop".into()),
                 (None, Some(_)) => None,
             };
-            let used_by = used.iter().enumerate().filter(|(_, by)| by.is_some_and(|(by, _)| by == neighbor));
+            let used_by = used.iter().enumerate().filter(|(_, by)| by.is_some_and(|(by, _)| by == (neighbor, id)));
             Some(PageRoute {
                 neighbor,
+                path_id: self.neighbors[neighbor].config.add_path.then_some(id),
                 attributes: attributes.clone(),
                 next_hop: hop.next_hop,
                 stale: received.is_stale(),
@@ -124,32 +127,37 @@ impl Rib {
                 used_by: used_by.map(|(choice, _)| choice).collect(),
             })
         };
-        let routes: Vec<_> = (0..self.neighbors.len()).filter_map(route).collect();
+        let received = table.received.iter().enumerate();
+        let received = received.flat_map(|(neighbor, column)| column.routes(number).map(move |of| (neighbor, of)));
+        let routes: Vec<_> = received.filter_map(|(neighbor, (id, received))| route(neighbor, id, received)).collect();
         (!routes.is_empty()).then_some(Found { prefix, routes })
     }
 
-    fn used(&self, choice: usize, family: Family, number: Number) -> Option<(usize, Because)> {
+    /// The neighbour whose route a choice uses, the neighbour's name for it, and why it does.
+    fn used(&self, choice: usize, family: Family, number: Number) -> Option<((usize, u32), Because)> {
         let candidates: Vec<Candidate> = self.candidates(choice, family, number).collect();
         let place = best::best(&candidates)?;
-        Some((candidates[place].neighbor, best::why(&candidates, place)))
+        let Candidate { neighbor, path_id, .. } = candidates[place];
+        Some(((neighbor, path_id), best::why(&candidates, place)))
     }
 
     /// Why packets for a prefix or an address (a prefix of full length) go where they go.
     pub fn explain(&self, asked: &IpNet) -> Explained {
         let family = Family::of(asked);
         let table = &self.tables[family as usize];
-        let held = |number: &Number| {
-            (0..self.neighbors.len()).any(|neighbor| table.received(*number, neighbor) != Received::NONE)
-        };
+        let held = |number: &Number| table.received.iter().any(|column| !column.is_empty(*number));
         let broader = (0..=asked.prefix_len()).rev().filter_map(|length| IpNet::new(asked.addr(), length).ok());
         let number = broader.filter_map(|prefix| table.find(&prefix)).find(held);
-        let choices = 0..self.choices.len();
+        let used = |choice| {
+            let ((neighbor, _), because) = self.used(choice, family, number?)?;
+            Some((neighbor, because))
+        };
         let neighbors = self.neighbors.iter().enumerate();
         let exact = number.is_some_and(|number| table.prefix(number) == Some(asked.trunc()));
         let host = asked.prefix_len() == family.bits();
         Explained {
             found: number.and_then(|number| self.found(family, number)),
-            choices: choices.map(|choice| number.and_then(|number| self.used(choice, family, number))).collect(),
+            choices: (0..self.choices.len()).map(used).collect(),
             rejected: neighbors
                 .filter(|_| !exact && !host)
                 .filter_map(|(place, neighbor)| {

@@ -1,4 +1,4 @@
-//! One family's routes, as columns: a prefix has a number, and a neighbour's route to it stands at that place in the
+//! One family's routes, as columns: a prefix has a number, and a neighbour's routes to it stand at that place in the
 //! neighbour's column.
 //!
 //! ```text
@@ -13,6 +13,7 @@
 //! match only when an operator asks; so a hash of four octets an entry does, and no tree is kept
 //! (`docs/decisions/0016-columns-for-routes.md`).
 
+use super::column::Column;
 use crate::bgp::Family;
 use hashbrown::HashTable;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -60,61 +61,6 @@ impl Key {
 /// A prefix's number. It is another prefix's after this one has gone.
 pub(super) type Number = u32;
 
-/// A neighbour's route to a prefix: where its attributes stand, and three marks. Four octets, since a table has millions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Received(u32);
-
-impl Received {
-    /// There is none.
-    pub(super) const NONE: Received = Received(0);
-    /// From before a restart or a refresh, and not confirmed since (RFC 4724, RFC 7313).
-    const STALE: u32 = 1 << 31;
-    const ROUTE: u32 = (1 << 29) - 1;
-
-    /// `route` is below [`Received::MOST`].
-    pub(super) fn new(route: u32, unused: Option<Unused>) -> Received {
-        debug_assert!(route < Self::MOST);
-        Received((route + 1) | unused.map_or(0, |why| why as u32))
-    }
-
-    /// How many sets of attributes can be told apart: more than there is memory for.
-    pub(super) const MOST: u32 = Self::ROUTE;
-
-    pub(super) fn route(self) -> Option<u32> {
-        (self.0 & Self::ROUTE).checked_sub(1)
-    }
-
-    pub(super) fn is_stale(self) -> bool {
-        self.0 & Self::STALE != 0
-    }
-
-    /// Why it is kept and not used.
-    pub(super) fn unused(self) -> Option<Unused> {
-        [Unused::Own, Unused::InvalidOrigin].into_iter().find(|&why| self.0 & why as u32 != 0)
-    }
-
-    pub(super) fn set_stale(&mut self) {
-        if self.route().is_some() {
-            self.0 |= Self::STALE;
-        }
-    }
-
-    pub(super) fn set_unused(&mut self, unused: Option<Unused>) {
-        if let Some(route) = self.route() {
-            self.0 = self.0 & Self::STALE | Self::new(route, unused).0;
-        }
-    }
-}
-
-/// Why a route is kept and not used: what may pass without a word from its neighbour. Each is a mark.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unused {
-    /// Its prefix is a site's, or part of one.
-    Own = 1 << 30,
-    /// The VRPs forbid it (RFC 6811).
-    InvalidOrigin = 1 << 29,
-}
-
 /// Which next-hop object a kernel's route refers to: its place, from 1; 0 where the kernel has no route.
 pub(super) type Installed = u16;
 
@@ -128,7 +74,7 @@ pub(super) struct Table {
     keys: Vec<Key>,
     free: Vec<Number>,
     /// A column for each neighbour.
-    received: Vec<Vec<Received>>,
+    pub(super) received: Vec<Column>,
     /// A column for each egress choice.
     installed: Vec<Vec<Installed>>,
     /// Numbers whose kernel routes may not be what they should be, in the order in which that was noticed; each once, by
@@ -138,14 +84,15 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(family: Family, neighbors: usize, choices: usize) -> Table {
+    /// For neighbours of which some may have several routes to a prefix.
+    pub(super) fn new(family: Family, add_path: impl IntoIterator<Item = bool>, choices: usize) -> Table {
         Table {
             family,
             index: HashTable::new(),
             hash: RandomState::new(),
             keys: Vec::new(),
             free: Vec::new(),
-            received: vec![Vec::new(); neighbors],
+            received: add_path.into_iter().map(Column::new).collect(),
             installed: vec![Vec::new(); choices],
             dirty: Default::default(),
             is_dirty: Vec::new(),
@@ -181,7 +128,7 @@ impl Table {
             }
             None => {
                 self.keys.push(key);
-                self.received.iter_mut().for_each(|column| column.push(Received::NONE));
+                self.received.iter_mut().for_each(Column::push);
                 self.installed.iter_mut().for_each(|column| column.push(0));
                 if self.is_dirty.len() * 64 < self.keys.len() {
                     self.is_dirty.push(0);
@@ -197,14 +144,6 @@ impl Table {
     /// Nothing if the number is free.
     pub(super) fn prefix(&self, number: Number) -> Option<IpNet> {
         self.keys.get(number as usize)?.prefix(self.family)
-    }
-
-    pub(super) fn received(&self, number: Number, neighbor: usize) -> Received {
-        self.received[neighbor][number as usize]
-    }
-
-    pub(super) fn received_mut(&mut self, number: Number, neighbor: usize) -> &mut Received {
-        &mut self.received[neighbor][number as usize]
     }
 
     pub(super) fn installed(&self, number: Number, choice: usize) -> Installed {
@@ -244,7 +183,7 @@ impl Table {
     pub(super) fn release(&mut self, number: Number) {
         let at = number as usize;
         let key = self.keys[at];
-        let wanted = self.received.iter().any(|column| column[at] != Received::NONE)
+        let wanted = self.received.iter().any(|column| !column.is_empty(number))
             || self.installed.iter().any(|column| column[at] != 0)
             || self.is_dirty[at / 64] & 1 << (number % 64) != 0;
         if wanted || key == Key::FREE {
@@ -260,6 +199,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use super::super::column::Received;
     use super::*;
 
     #[test]
@@ -267,24 +207,27 @@ mod tests {
         let prefixes: [IpNet; 5] = ["0.0.0.0/0", "255.255.255.255/32", "8.8.8.0/24", "::/0", "2001:db8:ffff:ff00::/56"]
             .map(|text| text.parse().expect("a prefix"));
         for prefix in &prefixes {
-            let mut table = Table::new(Family::of(prefix), 1, 1);
+            let mut table = Table::new(Family::of(prefix), [false], 1);
             let number = table.find_or_insert(prefix).expect("a number");
             assert_eq!(table.prefix(number), Some(*prefix));
             assert_eq!(table.find(prefix), Some(number));
-            *table.received_mut(number, 0) = Received::new(0, None);
+            table.received[0].put(number, 0, Received::new(0, None));
             table.release(number);
             assert_eq!(table.find(prefix), Some(number), "there is a route to it");
-            *table.received_mut(number, 0) = Received::NONE;
+            table.received[0].take(number, 0);
             table.release(number);
             assert_eq!((table.find(prefix), table.prefix(number), table.prefixes()), (None, None, 0));
             assert_eq!(table.find_or_insert(prefix), Some(number));
         }
-        assert_eq!(Table::new(Family::Ipv6, 1, 1).find_or_insert(&"2001:db8::/57".parse().expect("a prefix")), None);
+        assert_eq!(
+            Table::new(Family::Ipv6, [false], 1).find_or_insert(&"2001:db8::/57".parse().expect("a prefix")),
+            None
+        );
     }
 
     #[test]
     fn what_is_touched_twice_is_looked_at_once() {
-        let mut table = Table::new(Family::Ipv4, 0, 0);
+        let mut table = Table::new(Family::Ipv4, [], 0);
         for text in ["8.0.0.0/8", "9.0.0.0/8"] {
             let number = table.find_or_insert(&text.parse().expect("a prefix")).expect("a number");
             table.touch(number);

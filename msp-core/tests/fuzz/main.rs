@@ -1,24 +1,36 @@
-//! What a neighbour can send, from the framer to the decoded UPDATE, with octets changed at random: nothing panics, and what
-//! is found holds together. The corpus is beside this file: streams of messages, each kept for what it reaches.
+//! What a neighbour can send, with octets changed at random. Nothing panics, and what is found holds together: streams of
+//! messages, from the framer to the decoded UPDATE; and whole lives of a table, from the framer to the kernel's routes, which
+//! must be those of a model told naively from the RFCs. The corpora are beside this folder, each entry kept for what it
+//! reaches.
+//!
+//! Lives are guided by what happens in them: one in which something new does is kept, and changed further. That takes the
+//! place of coverage by instrumentation, which needs another compiler or unsafe code of ours, and sees what a table comes to,
+//! which branches alone do not show.
 //!
 //! It takes some seconds as a test; for longer, and with another seed:
 //! `FUZZ_SECONDS=600 FUZZ_SEED=7 cargo test --release --package msp-core --test fuzz`. A finding is written to the
 //! folder for temporary files, to be kept in the corpus with what it taught.
 
+mod kernel;
+mod life;
+mod model;
+
 use msp_core::bgp::message::{Framer, Kind, Notification, Refresh};
 use msp_core::bgp::open::Open;
+use msp_core::bgp::rib::{Gateway, Operation, ROUTE_METRIC, Rib};
 use msp_core::bgp::update::{Context, Nlri, Update, decode};
 use msp_core::bgp::{Families, Family};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long it takes where nothing is said.
 const SECONDS: u64 = 3;
 
-fn corpus() -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
         .expect("the corpus is there")
         .map(|entry| entry.expect("it can be read").path())
@@ -150,7 +162,7 @@ fn number(name: &str, default: u64) -> u64 {
 
 #[test]
 fn what_a_neighbour_can_send_is_survived() {
-    let corpus = corpus();
+    let corpus = corpus("corpus");
     let contexts: Vec<Context> = contexts().collect();
     for stream in &corpus {
         for context in &contexts {
@@ -166,15 +178,55 @@ fn what_a_neighbour_can_send_is_survived() {
             let mut stream = corpus[rng.random_range(0..corpus.len())].clone();
             mutate(&mut stream, &corpus[rng.random_range(0..corpus.len())], &mut rng);
             let (extended, context) = (rng.random(), &contexts[rng.random_range(0..contexts.len())]);
-            let outcome = std::panic::catch_unwind(|| read(&stream, extended, context));
-            if let Err(panic) = outcome {
-                let file = std::env::temp_dir().join(format!("bgp-finding-{tried}"));
-                std::fs::write(&file, &stream).expect("a finding can be written");
-                eprintln!("a finding: {} with {context:?}, extended: {extended}", file.display());
-                std::panic::resume_unwind(panic);
-            }
+            or_write(&stream, &format!("{context:?}, extended: {extended}"), || read(&stream, extended, context));
             tried += 1;
         }
     }
     println!("{tried} streams");
+}
+
+/// Tries it; octets that make it panic are written down first.
+fn or_write<T>(octets: &[u8], what: &str, attempt: impl FnOnce() -> T + std::panic::UnwindSafe) -> T {
+    match std::panic::catch_unwind(attempt) {
+        Ok(result) => result,
+        Err(panic) => {
+            let file = std::env::temp_dir().join(format!("bgp-finding-{}", std::process::id()));
+            std::fs::write(&file, octets).expect("a finding can be written");
+            eprintln!("a finding: {} ({what})", file.display());
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn a_table_comes_to_what_a_naive_model_says_whatever_neighbours_send() {
+    let streams = corpus("corpus");
+    let mut kept = corpus("lives");
+    let mut seen: BTreeSet<u64> = BTreeSet::new();
+    for life in &kept {
+        seen.extend(or_write(life, "of the corpus", || life::live(life)));
+    }
+    let mut rng = StdRng::seed_from_u64(number("FUZZ_SEED", 1));
+    let end = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS", SECONDS));
+    let mut tried = 0u64;
+    while Instant::now() < end {
+        let [life, other] = [(); 2].map(|()| kept.get(rng.random_range(0..=kept.len())).cloned().unwrap_or_default());
+        let stream = &streams[rng.random_range(0..streams.len())];
+        let life = life::mutate(&life, &other, &mut rng, |octets, rng| mutate(octets, stream, rng));
+        let happened = or_write(&life, "a life", || life::live(&life));
+        // How much that is new makes a life worth keeping grows, so that the corpus does not.
+        let news = happened.difference(&seen).count();
+        if news > kept.len() / 200 {
+            seen.extend(happened);
+            kept.push(life);
+        }
+        tried += 1;
+    }
+    println!("{tried} lives, of which {} were kept; {} things happened", kept.len(), seen.len());
+    if let Some(folder) = std::env::var_os("FUZZ_KEEP").map(PathBuf::from) {
+        std::fs::create_dir_all(&folder).expect("a folder for lives");
+        for (place, life) in kept.iter().enumerate() {
+            std::fs::write(folder.join(format!("{place:04}")), life).expect("a life can be written");
+        }
+    }
 }
