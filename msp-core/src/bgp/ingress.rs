@@ -248,24 +248,22 @@ impl Ingress {
         self.liveness.standing(id)
     }
 
-    /// The routes that stand for a site at a neighbour: some of its own prefixes, or aggregates around them. If there are
-    /// none although the site could be announced: why.
+    /// The routes that stand for a site at a neighbour: some of its own prefixes, or aggregates around them. An error says why
+    /// one of them may not leave, or why there is none although the site could be announced.
     pub(crate) fn routes_of(&self, id: PeerId, neighbor: usize) -> Result<Vec<IpNet>, String> {
         let (Some(table), Some(life)) = (self.tables.get(neighbor), self.liveness.get(id)) else {
             return Ok(Vec::new());
         };
-        let own = life.site.prefixes.iter().map(IpNet::trunc).filter(|prefix| table.wanted.contains_key(prefix));
         let around = self.policy.aggregates.iter().zip(&table.within).filter(|(_, sites)| sites.contains(&id));
-        let around = around.map(|(aggregate, _)| aggregate.prefix).filter(|prefix| table.wanted.contains_key(prefix));
-        let routes: Vec<IpNet> = own.chain(around).collect();
-        if !routes.is_empty() {
-            return Ok(routes);
+        let around = around.map(|(aggregate, _)| aggregate.prefix);
+        let candidates: Vec<IpNet> = life.site.prefixes.iter().map(IpNet::trunc).chain(around).collect();
+        if let Some(why) = candidates.iter().find_map(|prefix| self.refused().get(prefix)) {
+            return Err(why.to_string());
         }
-        let aggregates = self.policy.aggregates.iter().map(|aggregate| aggregate.prefix);
-        let mut candidates = life.site.prefixes.iter().map(IpNet::trunc).chain(aggregates);
-        match candidates.find_map(|prefix| self.refused().get_key_value(&prefix)) {
-            Some((prefix, why)) => Err(format!("{prefix} is not announced: {why}")),
-            None => Err("the policy in [[ingress]] announces nothing of it there".to_owned()),
+        let routes: Vec<IpNet> = candidates.into_iter().filter(|prefix| table.wanted.contains_key(prefix)).collect();
+        match routes.is_empty() {
+            true => Err("the policy in [[ingress]] announces nothing of it there".to_owned()),
+            false => Ok(routes),
         }
     }
 

@@ -368,7 +368,7 @@ fn what_the_vrps_forbid_does_not_leave_and_nothing_within_it_is_blackholed() {
         prefixes(&["198.51.100.0/24", "203.0.113.0/24"])
     );
     let why = ingress.routes_of(PeerId(1), 0).expect_err("a reason");
-    assert!(why.starts_with("198.51.100.0/24 is not announced: AS 64500 may not announce it"), "{why}");
+    assert!(why.starts_with("AS 64500 may not announce it"), "{why}");
     ingress.set_origins(origins(&[vrp("198.51.100.0/24", 64500), vrp("203.0.113.0/24", 64500)]), true);
     assert_eq!(wanted(&ingress), prefixes(&["198.51.100.0/24", "203.0.113.0/24", "203.0.113.7/32"]));
     // What has left stays, whatever a cache says later.
