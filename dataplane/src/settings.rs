@@ -12,6 +12,8 @@
 //! The types to read into are `serde` structs with `deny_unknown_fields`, all with a field `schema: Schema`. What serde
 //! cannot see (a slot used twice, say) a daemon reports by [`Document::error`], in the same form.
 
+pub mod policy;
+
 use proto::SecretKey;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};

@@ -204,6 +204,8 @@ pub struct Middlebox {
     /// The TUN's MTU.
     #[serde(default = "default_mtu")]
     pub mtu: u16,
+    /// The policy that it and its core have, as the text of a file.
+    pub policy: Option<String>,
 }
 
 fn default_mtu() -> u16 {

@@ -278,7 +278,7 @@ impl Core<'_> {
                 tracing::warn!(site = name(id), "unreachable");
                 self.liveness.unreachable(clock::now(), id);
             }
-            Event::Moved { peer, from, to } => tracing::info!(site = name(peer), ?from, ?to, "moved"),
+            Event::Moved { peer, class, from, to } => tracing::info!(site = name(peer), %class, ?from, ?to, "moved"),
         }
     }
 

@@ -95,6 +95,7 @@ struct File {
     prefixes: Vec<Text<IpNet>>,
     withdraw_after: Option<Text<Option<Duration>>>,
     egress: Option<String>,
+    policy: Option<PathBuf>,
     middlebox: Option<Middlebox>,
     client: Option<Client>,
 }
@@ -214,12 +215,14 @@ impl Read {
             None => 0,
             Some(name) => surroundings.place_of(name).map_err(|problem| document.error("egress", problem))?,
         };
+        let policy = file.policy.as_ref().map(|path| settings::policy::read(&document.resolve(path))).transpose()?;
         let peer = PeerConfig {
             id: PeerId(file.id),
             name: file.name,
             kind,
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
             egress,
+            policy: policy.unwrap_or_default().into(),
             paths,
         };
         let withdraw_after = file.withdraw_after.map_or(surroundings.withdraw_after, |after| after.0);

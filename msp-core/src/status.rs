@@ -382,6 +382,7 @@ mod tests {
             kind: PeerKind::Middlebox,
             prefixes: vec![prefix()],
             egress: 0,
+            policy: Default::default(),
             paths: Vec::new(),
         };
         let withdraw_after = Some(Duration::from_secs(60));

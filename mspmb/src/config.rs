@@ -3,6 +3,7 @@
 use crate::nat64::Pref64;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun, Written};
 use ipnet::IpNet;
+use proto::policy::Policy;
 use proto::{
     Identity, Keepalive, LinkId, MAX_SLOTS, NodeConfig, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey,
 };
@@ -11,6 +12,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where the configuration is if nobody says otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/etc/mspmb/mspmb.toml";
@@ -41,6 +43,7 @@ struct File {
     lan: Vec<String>,
     #[serde(default)]
     tun: Tun,
+    policy: Option<PathBuf>,
     core: CoreTable,
     #[serde(default)]
     uplink: Vec<UplinkTable>,
@@ -163,6 +166,8 @@ pub(crate) struct Config {
     /// Interfaces of the LAN besides those with an address of the site.
     pub(crate) lan: Vec<String>,
     pub(crate) tun: Tun,
+    /// Which uplinks the site's packets take.
+    pub(crate) policy: Arc<Policy>,
     pub(crate) core: Core,
     /// The uplinks that the file names, in order of preference.
     pub(crate) uplinks: Vec<Uplink>,
@@ -223,7 +228,9 @@ impl Config {
             return Err(document.error("control", "expected a path that begins with /"));
         }
         let secret = settings::read_key(&document.resolve(&file.secret_file))?;
+        let policy = file.policy.map(|path| settings::policy::read(&document.resolve(&path))).transpose()?;
         Ok(Config {
+            policy: policy.unwrap_or_default().into(),
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
             control: file.control,
             state: document.resolve(&file.state),
@@ -272,6 +279,7 @@ impl Config {
                     .map(|address| IpNet::new(address, 0).expect("0 is a length of prefixes of both families"))
                     .to_vec(),
                 egress: 0,
+                policy: self.policy.clone(),
                 paths,
             }],
         }

@@ -12,8 +12,10 @@
 //! | [`lan`] | what the host must look like for the site's packets |
 //! | [`state`] | what is known again after a restart |
 //! | [`status`] | what is shown |
+//! | [`explain`] | what policy says of a packet |
 
 mod config;
+mod explain;
 mod find;
 mod lan;
 mod names;
@@ -58,9 +60,9 @@ enum Command {
     /// Needs CAP_NET_ADMIN and CAP_NET_RAW. Logs go to stderr; RUST_LOG (for example RUST_LOG=debug) says how much.
     /// Whatever it changes on this host (routing rules, routes, sysctls) is undone when it ends, or by its next start
     /// if it was killed. Every key of the configuration can be overridden by a variable: MSPMB_TUN__MTU=1400 sets `mtu`
-    /// in [tun].
+    /// in [tun]. SIGHUP has it read the policy again.
     Run(File),
-    /// Checks the configuration and the secret, and changes nothing
+    /// Checks the configuration, the policy and the secret, and changes nothing
     Check(File),
     /// Shows what the running middlebox does
     Status {
@@ -72,6 +74,15 @@ enum Command {
         /// Show it anew every second, until interrupted
         #[arg(long)]
         watch: bool,
+    },
+    /// Tells what the policy says of a packet: its class, and which links it takes
+    ///
+    /// For example: mspmb explain --dst 192.0.2.7 --dport 443
+    Explain {
+        #[command(flatten)]
+        file: File,
+        #[command(flatten)]
+        packet: explain::Packet,
     },
     /// Makes the box's secret, and prints the public keys that the core needs
     ///
@@ -94,6 +105,7 @@ fn main() -> ExitCode {
         Command::Run(file) => run::run(&file.config),
         Command::Check(file) => check(&file),
         Command::Status { file, json, watch } => status::show(&file.config, json, watch),
+        Command::Explain { file, packet } => explain::explain(&file.config, &packet),
         Command::Keygen { file, secret_file, force } => keygen(&file, secret_file, force),
     };
     match result {

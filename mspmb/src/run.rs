@@ -37,13 +37,13 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(supervise(config))
+    runtime.block_on(supervise(path, config))
 }
 
 /// Takes hold of the host, serves, and gives the host back, whatever happened in between.
-async fn supervise(config: Config) -> anyhow::Result<()> {
+async fn supervise(path: &Path, config: Config) -> anyhow::Result<()> {
     let mut host = Host::open(&config.journal(), Owner::Middlebox).await?;
-    let served = serve(&config, &mut host).await;
+    let served = serve(path, &config, &mut host).await;
     host.restore().await;
     if served.is_ok() {
         tracing::info!("ended; everything is as it was");
@@ -51,16 +51,17 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     served
 }
 
-async fn serve(config: &Config, host: &mut Host) -> anyhow::Result<()> {
+async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen to SIGHUP")?;
     let control = ControlSocket::bind(&config.control)?;
     let tun = host.open_tun(&config.tun.name, config.tun.mtu).await?;
     let (dataplane, mut events) = Dataplane::start(config.node(), vec![tun], Vec::new())?;
     let handle = dataplane.handle();
     let news = Arc::new(Notify::new());
     let mut site = Site::new(config, host, handle.clone(), news.clone());
-    let control = tokio::spawn(control.serve(answers(handle, site.shown.subscribe())));
+    let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe())));
     tracing::info!(prefixes = ?config.prefixes, core = config.core.name, tun = config.tun.name, "running");
     if clock::unix_time() < EARLIEST {
         let unix_time = clock::unix_time().as_secs();
@@ -73,6 +74,12 @@ async fn serve(config: &Config, host: &mut Host) -> anyhow::Result<()> {
         // It never ends but by an error.
         result = site.follow() => result,
         () = log_events(&mut events, &config.core.name, &news) => Err(anyhow::anyhow!("stopping")),
+        result = async {
+            loop {
+                hangup.recv().await;
+                reload_policy(path, config, &handle).await?;
+            }
+        } => result,
     };
     control.abort();
     // Waited for, so that the socket is gone when we are; that it was aborted is no news.
@@ -80,6 +87,26 @@ async fn serve(config: &Config, host: &mut Host) -> anyhow::Result<()> {
     // If the loop has ended by itself, its own error says more.
     dataplane.stop()?;
     ended
+}
+
+/// Reads the policy again, and puts it in force whole or not at all. An error is the end of the loop.
+async fn reload_policy(path: &Path, config: &Config, handle: &Handle) -> anyhow::Result<()> {
+    let new = match Config::load(path) {
+        Ok(new) => new.policy,
+        Err(error) => {
+            tracing::error!(%error, "the policy was not read; the one before stays in force");
+            return Ok(());
+        }
+    };
+    let mut peers = config.node().peers;
+    peers.iter_mut().for_each(|peer| peer.policy = new.clone());
+    match handle.set_peers(peers).await? {
+        Ok(()) => {
+            tracing::info!(classes = new.classes().len(), "the policy is in force; other changes wait for a restart")
+        }
+        Err(error) => tracing::error!(%error, "the policy was refused; the one before stays in force"),
+    }
+    Ok(())
 }
 
 /// The site's side of the host, and the uplinks: they change together.
@@ -182,7 +209,7 @@ async fn log_events(events: &mut mpsc::UnboundedReceiver<Event>, core: &str, new
             }
             Event::Reachable(_) => tracing::info!(core, "reachable"),
             Event::Unreachable(_) => tracing::warn!(core, "unreachable"),
-            Event::Moved { from, to, .. } => tracing::info!(core, ?from, ?to, "moved"),
+            Event::Moved { class, from, to, .. } => tracing::info!(core, %class, ?from, ?to, "moved"),
         }
     }
 }

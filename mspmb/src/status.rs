@@ -6,7 +6,7 @@ use anyhow::Context;
 use dataplane::control;
 use dataplane::engine::Counters;
 use proto::PathState;
-use proto::snapshot::{PathSnapshot, Snapshot};
+use proto::snapshot::{ClassSnapshot, PathSnapshot, PeerSnapshot, Snapshot};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -100,6 +100,10 @@ fn table(status: &Status) -> String {
     text.push_str(&aligned(&rows));
     text.push('\n');
     text.push_str(&aligned(&networks(&status.uplinks)));
+    if let Some(peer) = peer.filter(|peer| peer.classes.len() > 1) {
+        text.push('\n');
+        text.push_str(&aligned(&classes(peer, &status.uplinks)));
+    }
     for uplink in &status.uplinks {
         for note in uplink.warnings.iter().chain(&uplink.unresolved) {
             let _ = writeln!(text, "{}: {note}", uplink.interface);
@@ -119,6 +123,23 @@ fn table(status: &Status) -> String {
         let _ = write!(text, "\ndropped: {}\n", drops.join(", "));
     }
     text
+}
+
+/// The classes of the policy, and what goes up of each.
+fn classes(peer: &PeerSnapshot, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
+    let header = ["CLASS", "UP BY", "SENT", "PACKETS", "CHANGES"].map(str::to_owned).to_vec();
+    let row = |class: &ClassSnapshot| {
+        let by = match class.current_slot {
+            None => "no link".to_owned(),
+            Some(slot) => match uplinks.iter().find(|uplink| uplink.slot == slot) {
+                Some(uplink) => uplink.interface.clone(),
+                None => format!("slot {slot}"),
+            },
+        };
+        let ClassSnapshot { name, tx, path_changes, .. } = class;
+        vec![name.clone(), by, octets(tx.bytes), tx.packets.to_string(), path_changes.to_string()]
+    };
+    std::iter::once(header).chain(peer.classes.iter().map(row)).collect()
 }
 
 fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<String> {

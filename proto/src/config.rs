@@ -1,11 +1,13 @@
 //! What a node is told by its daemon: who it is, who its peers are, what may pass.
 
 use crate::keys::{PublicKey, SecretKey};
+use crate::policy::Policy;
 use crate::tunnel::{HANDSHAKE_MAX, OVERHEAD};
 use crate::{LinkId, MAX_SLOTS, PeerId};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The largest MTU of a TUN that is supported, in octets: that of jumbo frames.
@@ -62,6 +64,8 @@ pub struct PeerConfig {
     /// The place of the TUN that its packets are delivered to, among those that the caller has: what becomes of them
     /// there is the host's routing's to say. 0 where there is one.
     pub egress: u8,
+    /// Which links what is sent to it takes.
+    pub policy: Arc<Policy>,
     /// Its paths, at most one a slot.
     pub paths: Vec<PathConfig>,
 }
@@ -264,6 +268,7 @@ mod tests {
             kind: PeerKind::Middlebox,
             prefixes: prefixes.iter().map(|p| p.parse().expect("a prefix")).collect(),
             egress: 0,
+            policy: Arc::default(),
             paths: Vec::new(),
         }
     }

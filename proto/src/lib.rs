@@ -13,10 +13,11 @@
 //! | --- | --- |
 //! | [`packet`]: is it one, whole and ours to carry | [`tunnel`]: whose is it, does it open |
 //! | [`route`]: which peer has the destination | [`path`]: note its number for the next receipt |
-//! | [`schedule`]: which path for this flow | [`wire`]: is it a link message |
-//! | [`replay`]: keep it until it is acknowledged | [`reassembly`]: is it a part of a packet |
-//! | [`shape`]: has the path room, or does it wait | [`route`]: may this peer use this source |
-//! | [`mtu`]: does it fit in one datagram | the TUN |
+//! | [`policy`]: of which class is it | [`wire`]: is it a link message |
+//! | [`schedule`]: which path for this flow | [`reassembly`]: is it a part of a packet |
+//! | [`replay`]: keep it until it is acknowledged | [`route`]: may this peer use this source |
+//! | [`shape`]: has the path room, or does it wait | the TUN |
+//! | [`mtu`]: does it fit in one datagram | |
 //! | [`tunnel`]: seal | |
 //! | [`path`]: remember number and time | |
 
@@ -31,6 +32,7 @@ pub mod output;
 pub mod packet;
 mod path;
 mod peer;
+pub mod policy;
 mod quality;
 mod reassembly;
 mod received;

@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A datagram that came in.
@@ -78,10 +79,12 @@ pub enum Event {
     Reachable(PeerId),
     /// The last path of a peer went down.
     Unreachable(PeerId),
-    /// New flows take another path now.
+    /// New flows of a class take another path now.
     Moved {
         /// The peer.
         peer: PeerId,
+        /// The class of the policy.
+        class: Arc<str>,
         /// The slot they took.
         from: Option<u8>,
         /// The slot they take.
@@ -201,7 +204,7 @@ impl Node {
                     let packet = &mut packet[..view.len];
                     clamp_mss(&view, packet, self.mtu);
                     let flow = view.flow_hash(packet, self.flow_key);
-                    self.with_peer(at, now, out, |peer, ctx| peer.send_packet(ctx, packet, flow));
+                    self.with_peer(at, now, out, |peer, ctx| peer.send_packet(ctx, &view, packet, flow));
                 }
                 Err(reason) => self.drops.add(reason),
             }

@@ -114,13 +114,35 @@ impl IpView {
             }
         }
         let ports = match (self.upper, self.protocol) {
-            (Some(at), TCP | UDP | SCTP) => packet[..self.len].get(at..at + 4),
             (Some(at), ICMP | ICMPV6) => packet[..self.len].get(at + 4..at + 6),
-            _ => None,
+            _ => self.port_octets(packet),
         };
         let ports = ports.map_or(0, |bytes| bytes.iter().fold(0u64, |acc, &b| acc << 8 | u64::from(b)));
         hash.mix(ports << 8 | u64::from(self.protocol));
         hash.0
+    }
+
+    /// The octets of both ports, where there are any to be seen.
+    fn port_octets<'a>(&self, packet: &'a [u8]) -> Option<&'a [u8]> {
+        match (self.upper, self.protocol) {
+            (Some(at), TCP | UDP | SCTP) => packet[..self.len].get(at..at + 4),
+            _ => None,
+        }
+    }
+
+    /// Source and destination port. `None`: its protocol has none, or it is a fragment that isn't the first.
+    pub fn ports(&self, packet: &[u8]) -> Option<(u16, u16)> {
+        let octets: [u8; 4] = self.port_octets(packet)?.try_into().ok()?;
+        let [source, destination] = [[octets[0], octets[1]], [octets[2], octets[3]]].map(u16::from_be_bytes);
+        Some((source, destination))
+    }
+
+    /// The differentiated services codepoint (RFC 2474), 0 to 63.
+    pub fn dscp(&self, packet: &[u8]) -> u8 {
+        match self.source {
+            IpAddr::V4(_) => packet[1] >> 2,
+            IpAddr::V6(_) => (packet[0] << 2 | packet[1] >> 6) & 0x3f,
+        }
     }
 
     /// The addresses of the packet that an ICMP error quotes: (source, destination). `None`: this is no ICMP error, or

@@ -11,11 +11,12 @@ use crate::health::{Surroundings, Transition};
 use crate::node::{Event, PathState};
 use crate::output::Output;
 use crate::path::Path;
+use crate::policy::{Class, Direction, Policy};
 use crate::reassembly::Reassembly;
 use crate::replay::Replay;
 use crate::route::Routes;
-use crate::schedule::{Candidate, FlowTable, choose};
-use crate::snapshot::{PeerSnapshot, Traffic};
+use crate::schedule::{Candidate, Course, FlowTable};
+use crate::snapshot::{ClassSnapshot, PeerSnapshot, Traffic};
 use crate::timer::Armed;
 use crate::tunnel::{Indices, PathRef, Role, Suite};
 use crate::wire::{Hello, Item, MAX_MESSAGE, Writer};
@@ -51,6 +52,11 @@ pub(crate) struct Context<'a> {
     pub(crate) scratch: &'a mut Vec<u8>,
 }
 
+/// One for each class.
+fn courses(policy: &Policy) -> Vec<Course> {
+    policy.classes().iter().map(|_| Course::default()).collect()
+}
+
 /// The other end.
 pub(crate) struct Peer {
     pub(crate) config: PeerConfig,
@@ -58,11 +64,12 @@ pub(crate) struct Peer {
     role: Role,
     paths: Vec<Path>,
     flows: FlowTable,
-    current: Option<u8>,
-    /// The last slot that was current: coming back to it is no change of path.
-    last_slot: Option<u8>,
-    moved_at: Instant,
-    path_changes: u64,
+    /// Of each class of the policy, by its place. The last is that of everything else.
+    courses: Vec<Course>,
+    /// The slots that are some class's current one, a bit each.
+    carrying: u8,
+    /// When the policy was put in force.
+    policy_since: Instant,
     reachable: bool,
     /// The last inner packet, either way.
     last_traffic: Option<Instant>,
@@ -86,8 +93,6 @@ pub(crate) struct Peer {
     /// Slots of paths by which nothing more may have come, a bit each, since what is kept was sent again last: what went by
     /// them, or found no path, wants another one.
     rescue: Option<u8>,
-    /// Flows that don't pause are to follow from the path of this slot, after a planned move.
-    leaving: Option<u8>,
     copies: Traffic,
     receipts_sent: Traffic,
     tx: Traffic,
@@ -103,14 +108,13 @@ impl Peer {
             |path: &PathConfig| Path::new(path.clone(), PathRef { peer: at, slot: path.slot }, role, suite, mtu, now);
         Peer {
             paths: config.paths.iter().map(path).collect(),
-            config,
             at,
             role,
             flows: FlowTable::default(),
-            current: None,
-            last_slot: None,
-            moved_at: Instant::ZERO,
-            path_changes: 0,
+            courses: courses(&config.policy),
+            config,
+            carrying: 0,
+            policy_since: now,
             reachable: false,
             last_traffic: None,
             receipt_due: None,
@@ -125,7 +129,6 @@ impl Peer {
             replay: Replay::default(),
             list: Vec::new(),
             rescue: None,
-            leaving: None,
             copies: Traffic::default(),
             receipts_sent: Traffic::default(),
             tx: Traffic::default(),
@@ -167,6 +170,11 @@ impl Peer {
         for mut path in old {
             path.tunnel.retire(indices);
         }
+        if config.policy != self.config.policy {
+            self.courses = courses(&config.policy);
+            self.policy_since = now;
+            self.flows.forget_classes();
+        }
         self.config = config;
     }
 
@@ -200,6 +208,22 @@ impl Peer {
         self.capabilities & capability != 0 && self.paths.iter().any(|path| path.introduced)
     }
 
+    /// Which way packets to it go.
+    fn direction(&self) -> Direction {
+        match self.config.kind {
+            PeerKind::Core => Direction::Up,
+            PeerKind::Middlebox | PeerKind::Client => Direction::Down,
+        }
+    }
+
+    /// The path of this slot is one that packets take now: of the class of everything else, or of one that is in use.
+    fn in_use(&self, now: Instant, slot: u8) -> bool {
+        let recent = |course: &Course| course.used.is_some_and(|at| now.since(at) < ACTIVE);
+        let mut courses = self.courses.iter().rev();
+        let rest = courses.next().and_then(|rest| rest.current);
+        rest == Some(slot) || courses.any(|course| course.current == Some(slot) && recent(course))
+    }
+
     fn path_mut(&mut self, slot: u8) -> Option<&mut Path> {
         self.paths.iter_mut().find(|path| path.config.slot == slot)
     }
@@ -216,7 +240,7 @@ impl Peer {
             initiator: self.role == Role::Initiator,
             other_up: self.paths.iter().any(|p| p.config.slot != slot && p.health.state() == PathState::Up),
             several_ways: path.endpoints.len() > 1,
-            active: self.is_active(now) && !(path.metered() && self.current != Some(slot)),
+            active: self.is_active(now) && (!path.metered() || self.in_use(now, slot)),
             keepalive: path.keepalive,
             largest: path.mtu.size(),
         }
@@ -290,27 +314,24 @@ impl Peer {
         self.choose_path(ctx);
     }
 
-    /// The choice of path follows what was learnt. Sends nothing.
+    /// The choice of path, of each class, follows what was learnt. Sends nothing.
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
-        let candidates = self.paths.iter().filter_map(|path| {
-            let (slot, preference) = (path.config.slot, path.preference());
-            Some(Candidate { slot, preference, standing: path.standing(ctx.now)? })
-        });
-        let chosen = choose(candidates, self.current);
-        if chosen == self.current {
-            return;
-        }
-        let from = std::mem::replace(&mut self.current, chosen);
-        // A path that lives is left as planned; from one that does not, all has been sent again already.
-        let lives = |slot: &u8| self.paths.iter().any(|path| path.config.slot == *slot && path.alive());
-        self.leaving = from.filter(lives);
-        if let Some(slot) = chosen {
-            if self.last_slot.replace(slot).is_some_and(|last| last != slot) {
-                self.path_changes += 1;
+        let direction = self.direction();
+        let Peer { paths, courses, config, .. } = self;
+        for (course, class) in courses.iter_mut().zip(config.policy.classes()) {
+            let treatment = class.treatment(direction);
+            let candidates = paths.iter().filter_map(|path| {
+                let slot = path.config.slot;
+                let preference = treatment.preference(slot, path.preference())?;
+                Some(Candidate { slot, preference, standing: path.standing(ctx.now)? })
+            });
+            let lives = |slot| paths.iter().any(|path| path.config.slot == slot && path.alive());
+            if let Some((from, to)) = course.follow(ctx.now, candidates, lives) {
+                ctx.events.push_back(Event::Moved { peer: config.id, class: class.name.clone(), from, to });
             }
-            self.moved_at = ctx.now;
         }
-        ctx.events.push_back(Event::Moved { peer: self.config.id, from, to: chosen });
+        self.carrying =
+            self.courses.iter().filter_map(|course| course.current).fold(0, |slots, slot| slots | 1 << slot);
     }
 
     fn report(&mut self, ctx: &mut Context<'_>, slot: u8, transition: Option<Transition>) {
@@ -387,6 +408,17 @@ impl Peer {
         }
     }
 
+    /// What is to be shown of each class.
+    fn classes(&self) -> Vec<ClassSnapshot> {
+        let of = |(course, class): (&Course, &Class)| ClassSnapshot {
+            name: class.name.to_string(),
+            current_slot: course.current,
+            path_changes: course.changes,
+            tx: course.tx,
+        };
+        self.courses.iter().zip(self.config.policy.classes()).map(of).collect()
+    }
+
     pub(crate) fn snapshot(&self, mtu: u16, now: Instant) -> PeerSnapshot {
         // Both ends know eight slots; those that never had an uplink, or on which nobody has spoken, are nothing to show.
         let mut paths: Vec<_> = self
@@ -400,8 +432,9 @@ impl Peer {
             id: self.config.id,
             name: self.config.name.clone(),
             reachable: self.reachable,
-            current_slot: self.current,
-            path_changes: self.path_changes,
+            current_slot: self.courses.last().and_then(|rest| rest.current),
+            path_changes: self.courses.last().map_or(0, |rest| rest.changes),
+            classes: self.classes(),
             tx: self.tx,
             rx: self.rx,
             fragmented: self.fragmented,

@@ -4,11 +4,12 @@
 //! its transmissions is acknowledged, or until it is older than its use. Nothing here decides when to send: [`crate::peer`]
 //! does, when there is room, when a path is suspected or has failed, and when flows move.
 
-use crate::Instant;
 use crate::counters::{DropReason, Drops};
 use crate::node::MAX_AGE;
+use crate::policy::{ClassId, Priority};
 use crate::shape::Waiting;
 use crate::tunnel::PacketId;
+use crate::{Instant, MAX_SLOTS};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -69,6 +70,7 @@ struct Kept {
     origin: Option<Origin>,
     /// Its flow's queue where it waits.
     flow: u8,
+    class: ClassId,
     /// It is of a call or a game.
     urgent: bool,
     /// Slots by which it was sent or for which it waits, a bit each.
@@ -76,6 +78,24 @@ struct Kept {
     transmissions: u8,
     /// Datagrams of each transmission that are not acknowledged.
     open: [u8; TRANSMISSIONS],
+}
+
+/// What a packet is treated by, while it is kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sort {
+    /// The hash of its flow.
+    pub(crate) flow: u64,
+    pub(crate) class: ClassId,
+    /// `None`: as its DSCP says.
+    pub(crate) priority: Option<Priority>,
+}
+
+/// Whose packets go from one path to another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Moving {
+    Class(ClassId),
+    /// Of the flow with this hash, and perhaps of some others.
+    Flow(u64),
 }
 
 /// A packet that is to be sent.
@@ -119,7 +139,7 @@ fn max_age(packet: &[u8]) -> Duration {
 
 impl Replay {
     /// Keeps a packet, and says at which place. What must make room is counted.
-    pub(crate) fn keep(&mut self, now: Instant, packet: &[u8], flow: u64, drops: &mut Drops) -> u64 {
+    pub(crate) fn keep(&mut self, now: Instant, packet: &[u8], sort: Sort, drops: &mut Drops) -> u64 {
         self.used_at = now;
         self.expire(now, drops);
         while self.octets + packet.len() > MOST_OCTETS || self.kept.len() >= MOST_PACKETS {
@@ -132,13 +152,18 @@ impl Replay {
         buffer.extend_from_slice(packet);
         self.octets += packet.len();
         self.packets += 1;
-        let max_age = max_age(packet);
+        let max_age = match sort.priority {
+            Some(Priority::Realtime) => REALTIME_MAX_AGE,
+            Some(Priority::Normal) => MAX_AGE,
+            None => max_age(packet),
+        };
         self.kept.push_back(Kept {
             packet: buffer,
             at: now,
             until: now + max_age,
             origin: None,
-            flow: flow as u8,
+            flow: sort.flow as u8,
+            class: sort.class,
             urgent: max_age == REALTIME_MAX_AGE,
             tried: 0,
             transmissions: 0,
@@ -313,17 +338,19 @@ impl Replay {
     }
 
     /// Lists, as slot and place, real time first and then the oldest first, what was given to a path in `bad` or to none,
-    /// and to none in `good` (a bit for each slot), with the first of the paths of `targets` that was not given it yet. What
-    /// is too old is forgotten and counted.
+    /// and to none in `good` (a bit for each slot), with the first of the `targets` of its class that was not given it yet.
+    /// What is too old is forgotten and counted.
     pub(crate) fn rescue(
         &mut self,
         now: Instant,
         bad: u8,
         good: u8,
-        targets: impl Iterator<Item = u8> + Clone,
+        targets: impl Fn(ClassId) -> [Option<u8>; MAX_SLOTS],
         drops: &mut Drops,
         list: &mut Vec<(u8, u64)>,
     ) {
+        // Mostly all are of one class.
+        let mut ranked: Option<(ClassId, _)> = None;
         // What cannot wait goes first: the rest may fill a queue on the way.
         for urgent in [true, false] {
             for at in 0..self.kept.len() {
@@ -332,7 +359,11 @@ impl Replay {
                 if kept.packet.is_empty() || !wanted || kept.urgent != urgent {
                     continue;
                 }
-                let mut targets = targets.clone();
+                let (_, targets) = match ranked {
+                    Some(of) if of.0 == kept.class => of,
+                    _ => *ranked.insert((kept.class, targets(kept.class))),
+                };
+                let mut targets = targets.into_iter().flatten();
                 let Some(slot) = targets.find(|slot| kept.tried & 1 << slot == 0) else { continue };
                 if now > kept.until {
                     self.forget(at);
@@ -344,12 +375,23 @@ impl Replay {
         }
     }
 
-    /// Lists, as slot and place, the oldest first, what was given to the path `from` alone and was not sent yet, or is of
-    /// at most `age` ago, to go by the path `to`.
-    pub(crate) fn overtake(&self, now: Instant, age: Duration, from: u8, to: u8, list: &mut Vec<(u8, u64)>) {
+    /// Lists, as slot and place, the oldest first, what moves of what was given to the path `from` alone and was not sent yet,
+    /// or is of at most `age` ago, to go by the path `to`.
+    pub(crate) fn overtake(
+        &self,
+        now: Instant,
+        age: Duration,
+        (from, to): (u8, u8),
+        who: Moving,
+        list: &mut Vec<(u8, u64)>,
+    ) {
         for (kept, place) in self.kept.iter().zip(self.first..) {
             let late = kept.transmissions == 0 || now.since(kept.at) <= age;
-            if !kept.packet.is_empty() && kept.tried == 1 << from && late {
+            let moves = match who {
+                Moving::Class(class) => kept.class == class,
+                Moving::Flow(flow) => kept.flow == flow as u8,
+            };
+            if !kept.packet.is_empty() && kept.tried == 1 << from && moves && late {
                 list.push((to, place));
             }
         }
@@ -389,7 +431,7 @@ mod tests {
     fn kept(count: u64) -> (Replay, Vec<Ticket>, Drops) {
         let (mut replay, mut drops, mut tickets) = (Replay::default(), Drops::default(), Vec::new());
         for number in 0..count {
-            let place = replay.keep(at(number), &packet(number), 0, &mut drops);
+            let place = replay.keep(at(number), &packet(number), Sort::default(), &mut drops);
             tickets.push(send(&mut replay, place, 0, Origin::Whole(0, PacketId { session: 1, number }), 1));
         }
         (replay, tickets, drops)
@@ -398,7 +440,14 @@ mod tests {
     /// What a rescue sends, by slot and number.
     fn rescued(replay: &mut Replay, now: u64, good: u8, targets: &[u8], drops: &mut Drops) -> Vec<(u8, u64)> {
         let (mut list, mut sent) = (Vec::new(), Vec::new());
-        replay.rescue(at(now), !good, good, targets.iter().copied(), drops, &mut list);
+        replay.rescue(
+            at(now),
+            !good,
+            good,
+            |_| std::array::from_fn(|place| targets.get(place).copied()),
+            drops,
+            &mut list,
+        );
         for (slot, place) in list {
             replay.assign(at(now), place, slot);
             replay.transmit(place, slot, |outgoing| {
@@ -427,7 +476,7 @@ mod tests {
     #[test]
     fn any_of_its_transmissions_acknowledges_a_packet_if_all_of_its_datagrams_have_come() {
         let (mut replay, mut drops) = (Replay::default(), Drops::default());
-        let place = replay.keep(at(0), &packet(0), 0, &mut drops);
+        let place = replay.keep(at(0), &packet(0), Sort::default(), &mut drops);
         let first = send(&mut replay, place, 0, Origin::Fragments(7), 2);
         let second = send(&mut replay, place, 1, Origin::Fragments(7), 2);
         replay.on_acknowledged(first);
@@ -444,11 +493,11 @@ mod tests {
         let (mut replay, _, mut drops) = kept(3);
         let mut call = packet(3);
         call[1] = 46 << 2;
-        let place = replay.keep(at(3), &call, 0, &mut drops);
+        let place = replay.keep(at(3), &call, Sort::default(), &mut drops);
         send(&mut replay, place, 0, Origin::Fragments(1), 1);
         assert_eq!(rescued(&mut replay, 300, 0, &[1], &mut drops).len(), 3);
         assert_eq!(drops.get(DropReason::Aged), 1);
-        replay.keep(at(3), &packet(4), 0, &mut drops);
+        replay.keep(at(3), &packet(4), Sort::default(), &mut drops);
         replay.expire(at(1001), &mut drops);
         assert_eq!(replay.held().0, 3);
         replay.expire(at(1010), &mut drops);
@@ -467,13 +516,13 @@ mod tests {
     fn memory_is_bounded_in_octets_and_packets_and_given_back() {
         let (mut replay, mut drops) = (Replay::default(), Drops::default());
         for _ in 0..40_000 {
-            replay.keep(at(0), &[0x45; 1000], 0, &mut drops);
+            replay.keep(at(0), &[0x45; 1000], Sort::default(), &mut drops);
             assert!(replay.held().1 <= MOST_OCTETS);
         }
         assert_eq!(drops.get(DropReason::ReplayBound), 40_000 - (MOST_OCTETS / 1000) as u64);
         let mut replay = Replay::default();
         for _ in 0..MOST_PACKETS + 10 {
-            replay.keep(at(0), &[0x45; 20], 0, &mut drops);
+            replay.keep(at(0), &[0x45; 20], Sort::default(), &mut drops);
         }
         assert_eq!(replay.held().0, MOST_PACKETS);
         replay.expire(at(11_000), &mut drops);
@@ -487,12 +536,12 @@ mod tests {
             replay.on_acknowledged(ticket);
         }
         let (mut list, mut drops) = (Vec::new(), Drops::default());
-        replay.overtake(at(50), Duration::from_millis(20), 0, 1, &mut list);
+        replay.overtake(at(50), Duration::from_millis(20), (0, 1), Moving::Class(0), &mut list);
         assert_eq!(list, (30..50).map(|place| (1, place)).collect::<Vec<_>>());
-        let place = replay.keep(at(50), &packet(50), 0, &mut drops);
+        let place = replay.keep(at(50), &packet(50), Sort::default(), &mut drops);
         replay.assign(at(50), place, 0);
         list.clear();
-        replay.overtake(at(90), Duration::from_millis(20), 0, 1, &mut list);
+        replay.overtake(at(90), Duration::from_millis(20), (0, 1), Moving::Class(0), &mut list);
         assert_eq!(list, [(1, 50)], "what waits is not under way for as long as it waits");
     }
 
@@ -500,7 +549,7 @@ mod tests {
     fn what_waits_for_one_path_and_was_sent_by_another_is_that_one_s_unless_it_lost_it() {
         let (mut replay, mut drops) = (Replay::default(), Drops::default());
         for lost in [false, true] {
-            let place = replay.keep(at(0), &packet(0), 0, &mut drops);
+            let place = replay.keep(at(0), &packet(0), Sort::default(), &mut drops);
             let waiting = replay.assign(at(0), place, 0).expect("it is kept");
             let ticket = send(&mut replay, place, 1, Origin::Fragments(7), 1);
             if lost {
@@ -515,14 +564,14 @@ mod tests {
     #[test]
     fn what_a_path_gives_up_is_forgotten_if_no_other_has_it() {
         let (mut replay, mut drops) = (Replay::default(), Drops::default());
-        let place = replay.keep(at(0), &packet(0), 0, &mut drops);
+        let place = replay.keep(at(0), &packet(0), Sort::default(), &mut drops);
         assert_eq!(replay.assign(at(0), place, 0).map(|waiting| waiting.copy), Some(false));
         assert_eq!(replay.assign(at(1), place, 1).map(|waiting| waiting.copy), Some(true));
         assert!(!replay.is_sent(place));
         assert!(!replay.give_up(place, 0));
         assert!(replay.give_up(place, 1));
         assert!(replay.is_sent(place), "nobody need send it");
-        let place = replay.keep(at(0), &packet(1), 0, &mut drops);
+        let place = replay.keep(at(0), &packet(1), Sort::default(), &mut drops);
         let ticket = send(&mut replay, place, 0, Origin::Fragments(1), 1);
         replay.forget_try(ticket, 0);
         assert_eq!(replay.assign(at(1), place, 0).map(|waiting| waiting.copy), Some(true), "again by the same path");

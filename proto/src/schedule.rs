@@ -1,6 +1,8 @@
-//! Which path a flow takes: a ranking of the paths, a choice with hysteresis, and a memory of flows.
+//! Which path a flow takes: a ranking of the paths, a choice with hysteresis for each class, and a memory of flows.
 
 use crate::node::PathState;
+use crate::policy::ClassId;
+use crate::snapshot::Traffic;
 use crate::{Instant, MAX_SLOTS};
 use std::time::Duration;
 
@@ -79,6 +81,47 @@ pub(crate) fn choose(candidates: impl IntoIterator<Item = Candidate>, current: O
     Some(if leave { best.slot } else { now.slot })
 }
 
+/// The way that the packets of one class take.
+#[derive(Debug, Default)]
+pub(crate) struct Course {
+    /// The slot that new flows take.
+    pub(crate) current: Option<u8>,
+    /// The last slot that was current: coming back to it is no change of path.
+    last: Option<u8>,
+    pub(crate) moved_at: Instant,
+    pub(crate) changes: u64,
+    /// Flows that don't pause are to follow from the path of this slot, after a planned move.
+    pub(crate) leaving: Option<u8>,
+    /// What has been sent of the class.
+    pub(crate) tx: Traffic,
+    /// When that was last.
+    pub(crate) used: Option<Instant>,
+}
+
+impl Course {
+    /// Follows what has become of the paths; `lives`: whether one can still carry what it has. The slots moved from and to,
+    /// if new flows take another one now.
+    pub(crate) fn follow(
+        &mut self,
+        now: Instant,
+        candidates: impl IntoIterator<Item = Candidate>,
+        lives: impl Fn(u8) -> bool,
+    ) -> Option<(Option<u8>, Option<u8>)> {
+        let to = choose(candidates, self.current);
+        if to == self.current {
+            return None;
+        }
+        let from = std::mem::replace(&mut self.current, to);
+        // A path that lives is left as planned; from one that does not, all has been sent again already.
+        self.leaving = from.filter(|slot| lives(*slot));
+        if let Some(slot) = to {
+            self.changes += u64::from(self.last.replace(slot).is_some_and(|last| last != slot));
+            self.moved_at = now;
+        }
+        Some((from, to))
+    }
+}
+
 /// After a planned move (back to a preferred path), flows follow at their first pause; those that never pause follow
 /// after this long. TCP's bursts pause once a round trip, and by then a preferred path that fell again has been noticed.
 pub(crate) const MOVE_GRACE: Duration = Duration::from_millis(300);
@@ -86,15 +129,17 @@ pub(crate) const MOVE_GRACE: Duration = Duration::from_millis(300);
 const SETS: usize = 128;
 const WAYS: usize = 2;
 
-#[derive(Clone, Copy)]
-struct Flow {
+/// What is remembered of a flow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flow {
     hash: u64,
-    slot: u8,
+    class: Option<ClassId>,
+    slot: Option<u8>,
     last: Instant,
 }
 
-/// Which flow took which path last. A flow that is pushed out by others (beyond 256 at once) just takes the path of new
-/// flows.
+/// Which flow is of which class, and took which path last. A flow that is pushed out by others (beyond 256 at once) is just a
+/// new one.
 #[derive(Default)]
 pub(crate) struct FlowTable {
     /// Made with the first packet: most sites of a core are idle.
@@ -102,38 +147,54 @@ pub(crate) struct FlowTable {
 }
 
 impl FlowTable {
-    /// The slot for a packet of flow `hash`: `current`, or, after a planned move, the one that the flow is on while it
-    /// does not pause. `alive`: the slots that can be used; `pause`: asked only then, how long a gap must be so that the
-    /// packets before it, which went by the slot given, cannot be overtaken.
+    /// The flow `hash`, of which a packet is to be sent.
+    pub(crate) fn find(&mut self, hash: u64, now: Instant) -> &mut Flow {
+        if self.flows.is_empty() {
+            self.flows = vec![[None; WAYS]; SETS];
+        }
+        let set = &mut self.flows[hash as usize % SETS];
+        let place = set.iter().position(|flow| flow.is_some_and(|flow| flow.hash == hash)).unwrap_or_else(|| {
+            let last = |way: &usize| set[*way].map_or(Instant::ZERO, |flow| flow.last);
+            let oldest = (0..WAYS).min_by_key(last).unwrap_or(0);
+            set[oldest] = None;
+            oldest
+        });
+        set[place].get_or_insert(Flow { hash, class: None, slot: None, last: now })
+    }
+
+    /// The policy is another one: each flow's class is to be found anew.
+    pub(crate) fn forget_classes(&mut self) {
+        self.flows.iter_mut().flatten().flatten().for_each(|flow| flow.class = None);
+    }
+}
+
+impl Flow {
+    /// Its class; `classify` is asked once.
+    pub(crate) fn class(&mut self, classify: impl FnOnce() -> ClassId) -> ClassId {
+        *self.class.get_or_insert_with(classify)
+    }
+
+    /// The slot for its next packet: `current`, or, after a planned move, the one that it is on while it does not pause; and
+    /// the one that it leaves without a pause. `alive`: the slots that can be used; `pause`: asked only then, how long a gap
+    /// must be so that the packets before it, which went by the slot given, cannot be overtaken.
     pub(crate) fn assign(
         &mut self,
-        hash: u64,
         now: Instant,
         current: u8,
         alive: [bool; MAX_SLOTS],
         moved_at: Instant,
         pause: impl FnOnce(u8) -> Duration,
-    ) -> u8 {
-        if self.flows.is_empty() {
-            self.flows = vec![[None; WAYS]; SETS];
+    ) -> (u8, Option<u8>) {
+        let last = std::mem::replace(&mut self.last, now);
+        let old = self.slot.filter(|&slot| slot != current && alive[usize::from(slot)]);
+        let going_on = old.filter(|&slot| now.since(last) < pause(slot));
+        if let Some(slot) = going_on
+            && now.since(moved_at) < MOVE_GRACE
+        {
+            return (slot, None);
         }
-        let set = &mut self.flows[hash as usize % SETS];
-        if let Some(flow) = set.iter_mut().flatten().find(|flow| flow.hash == hash) {
-            let stay = flow.slot != current
-                && alive[usize::from(flow.slot)]
-                && now.since(flow.last) < pause(flow.slot)
-                && now.since(moved_at) < MOVE_GRACE;
-            if !stay {
-                flow.slot = current;
-            }
-            flow.last = now;
-            return flow.slot;
-        }
-        let oldest = set.iter_mut().min_by_key(|flow| flow.map_or(Instant::ZERO, |flow| flow.last));
-        if let Some(place) = oldest {
-            *place = Some(Flow { hash, slot: current, last: now });
-        }
-        current
+        self.slot = Some(current);
+        (current, going_on)
     }
 }
 
@@ -175,18 +236,21 @@ mod tests {
         let mut flows = FlowTable::default();
         let mut alive = [false; MAX_SLOTS];
         (alive[0], alive[1]) = (true, true);
-        let pause = |_| Duration::from_millis(20);
-        assert_eq!(flows.assign(7, at(0), 1, alive, at(0), pause), 1);
-        assert_eq!(flows.assign(7, at(10), 0, alive, at(5), pause), 1, "no pause yet");
-        assert_eq!(flows.assign(8, at(10), 0, alive, at(5), pause), 0, "a new flow goes at once");
-        assert_eq!(flows.assign(7, at(40), 0, alive, at(5), pause), 0, "it paused");
-        assert_eq!(flows.assign(9, at(50), 1, alive, at(0), pause), 1);
+        let mut assign = |hash, ms: u64, current, alive, moved_at| {
+            let flow = flows.find(hash, at(ms));
+            flow.assign(at(ms), current, alive, at(moved_at), |_| Duration::from_millis(20)).0
+        };
+        assert_eq!(assign(7, 0, 1, alive, 0), 1);
+        assert_eq!(assign(7, 10, 0, alive, 5), 1, "no pause yet");
+        assert_eq!(assign(8, 10, 0, alive, 5), 0, "a new flow goes at once");
+        assert_eq!(assign(7, 40, 0, alive, 5), 0, "it paused");
+        assert_eq!(assign(9, 50, 1, alive, 0), 1);
         for ms in 51..1100 {
-            let slot = flows.assign(9, at(ms), 0, alive, at(50), pause);
+            let slot = assign(9, ms, 0, alive, 50);
             assert_eq!(slot, if ms < 350 { 1 } else { 0 }, "at {ms}: a flow that never pauses");
         }
         alive[1] = false;
-        assert_eq!(flows.assign(10, at(2000), 1, alive, at(0), pause), 1);
-        assert_eq!(flows.assign(10, at(2001), 0, alive, at(2000), pause), 0, "its path died: at once");
+        assert_eq!(assign(10, 2000, 1, alive, 0), 1);
+        assert_eq!(assign(10, 2001, 0, alive, 2000), 0, "its path died: at once");
     }
 }

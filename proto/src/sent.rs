@@ -307,7 +307,7 @@ impl SentSession {
 mod tests {
     use super::*;
     use crate::Drops;
-    use crate::replay::{Origin, Replay};
+    use crate::replay::{Origin, Replay, Sort};
 
     fn at(ms: u64) -> Instant {
         Instant::from_nanos(ms * 1_000_000)
@@ -353,7 +353,7 @@ mod tests {
         let mut tickets = Vec::new();
         let mut replay = Replay::default();
         for number in 0..20 {
-            let place = replay.keep(at(number), &[0x45; 20], 0, &mut Drops::default());
+            let place = replay.keep(at(number), &[0x45; 20], Sort::default(), &mut Drops::default());
             replay.transmit(place, 0, |outgoing| {
                 tickets.push(outgoing.ticket);
                 Some((Origin::Fragments(0), 1))

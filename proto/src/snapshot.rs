@@ -24,10 +24,13 @@ pub struct PeerSnapshot {
     pub name: String,
     /// At least one path is up.
     pub reachable: bool,
-    /// The slot that new flows take now.
+    /// The slot that new flows take now, of all that is of no class of the policy.
     pub current_slot: Option<u8>,
     /// How often `current_slot` has changed from one path to another, since the start.
     pub path_changes: u64,
+    /// The classes of the policy, in its order.
+    #[serde(default)]
+    pub classes: Vec<ClassSnapshot>,
     /// Inner packets and octets taken for the peer: sent, or waiting, or dropped later for a reason that is counted.
     pub tx: Traffic,
     /// Inner packets and octets received from the peer and delivered.
@@ -52,6 +55,19 @@ pub struct PeerSnapshot {
     pub drops: Drops,
     /// Its paths, in the order of their slots.
     pub paths: Vec<PathSnapshot>,
+}
+
+/// What is sent of a class.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClassSnapshot {
+    /// Its name.
+    pub name: String,
+    /// The slot that its new flows take now.
+    pub current_slot: Option<u8>,
+    /// How often that has changed from one path to another, since the policy is in force.
+    pub path_changes: u64,
+    /// Inner packets and octets of it since then: sent, or waiting, or dropped later for a reason that is counted.
+    pub tx: Traffic,
 }
 
 /// A path at a moment.

@@ -46,6 +46,7 @@ fn site(egress: u8) -> PeerConfig {
         kind: PeerKind::Client,
         prefixes: vec!["198.51.100.0/24".parse().expect("a prefix")],
         egress,
+        policy: Default::default(),
         paths: vec![path],
     }
 }

@@ -29,13 +29,22 @@ struct Uplink {
 }
 
 fn check(text: &str) -> Result<Example, String> {
+    with_file("box.toml", text, |path| load::<Example>(path, None)).map(|(value, _)| value)
+}
+
+/// What reading a file with this text says; an error without the file's folder.
+pub(super) fn with_file<T>(
+    name: &str,
+    text: &str,
+    read: impl FnOnce(&Path) -> Result<T, SettingsError>,
+) -> Result<T, String> {
     // Distinct names: the tests run side by side in one process.
     let folder = scratch();
-    let path = folder.join("box.toml");
+    let path = folder.join(name);
     std::fs::write(&path, text).expect("writing a scratch file");
-    let result = load::<Example>(&path, None);
+    let result = read(&path);
     std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
-    result.map(|(value, _)| value).map_err(|error| error.to_string().replace(&format!("{}/", folder.display()), ""))
+    result.map_err(|error| error.to_string().replace(&format!("{}/", folder.display()), ""))
 }
 
 fn scratch() -> PathBuf {

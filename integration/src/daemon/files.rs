@@ -149,15 +149,19 @@ impl Files {
         };
         let mut text = format!(
             "schema = 1\nprefixes = {}\nsecret_file = \"secret.key\"\nmiddlebox = {}\ncontrol = \"{}\"\n\
-             state = \"state\"\n[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = {}\n",
+             state = \"state\"\n{}[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = {}\n",
             quoted(&middlebox.prefixes),
             middlebox.number,
             self.control(name).display(),
+            if middlebox.policy.is_some() { "policy = \"policy.toml\"\n" } else { "" },
             middlebox.mtu,
             middlebox.core,
             self.secret(&middlebox.core).public(),
             endpoints,
         );
+        if let Some(policy) = &middlebox.policy {
+            self.put(name, "policy.toml", policy, 0o644)?;
+        }
         for uplink in middlebox.named_uplinks() {
             let _ = write!(text, "[[uplink]]\ninterface = \"{uplink}\"\n");
             if middlebox.metered.contains(uplink) {
@@ -221,6 +225,10 @@ impl Files {
                 let middlebox = middlebox.with_context(|| format!("host {host} has no middlebox"))?;
                 let _ = writeln!(text, "prefixes = {}", quoted(&middlebox.prefixes));
                 self.site_extras(site, &mut text);
+                if let Some(policy) = &middlebox.policy {
+                    let _ = writeln!(text, "policy = \"../{site_name}.policy.toml\"");
+                    self.put(name, &format!("{site_name}.policy.toml"), policy, 0o644)?;
+                }
                 let secret = self.secret(host);
                 let slots = (0..MAX_SLOTS as u8).map(|slot| format!("\"{}\"", secret.uplink(slot).public()));
                 let keys = slots.collect::<Vec<_>>().join(", ");

@@ -159,8 +159,8 @@ impl Peer {
             return Err(DropReason::PeerQuote);
         }
         // A SYN's MSS governs the segments that go back to its sender: those take our direction of the path.
-        let current = self.paths.iter().find(|path| Some(path.config.slot) == self.current);
-        clamp_mss(&view, packet, current.map_or(ctx.mtu, |path| path.packet_mtu(ctx.mtu)));
+        let used = self.paths.iter().filter(|path| self.carrying & 1 << path.config.slot != 0);
+        clamp_mss(&view, packet, used.map(|path| path.packet_mtu(ctx.mtu)).min().unwrap_or(ctx.mtu));
         self.last_traffic = Some(ctx.now);
         self.rx.add(len);
         ctx.out.deliver(self.config.egress, len);

@@ -5,8 +5,10 @@ use super::{Context, Peer};
 use crate::counters::DropReason;
 use crate::health::RECEIPT_INTERVAL;
 use crate::node::PathState;
+use crate::packet::IpView;
 use crate::path::Path;
-use crate::replay::{Outgoing, Ticket};
+use crate::policy::{ClassId, Facts, Treatment};
+use crate::replay::{Moving, Outgoing, Sort, Ticket};
 use crate::schedule::MOVE_GRACE;
 use crate::shape::Popped;
 use crate::tunnel::OVERHEAD;
@@ -40,37 +42,62 @@ pub(crate) fn fragment_number(epoch: u64, count: u64) -> u32 {
     (epoch as u32).wrapping_add(count as u32)
 }
 
+/// The slots of the paths that live, the best first, without those that are not to be taken.
+fn ranked(paths: &[Path], now: Instant, treatment: &Treatment) -> [Option<u8>; MAX_SLOTS] {
+    let mut ranked = [None; MAX_SLOTS];
+    let standing = paths.iter().filter(|path| path.alive()).filter_map(|path| {
+        let slot = path.config.slot;
+        Some((path.standing(now)?, treatment.preference(slot, path.preference())?, slot))
+    });
+    for (place, of) in ranked.iter_mut().zip(standing) {
+        *place = Some(of);
+    }
+    ranked.sort_unstable_by_key(|of| (of.is_none(), *of));
+    ranked.map(|of| of.map(|(_, _, slot)| slot))
+}
+
 impl Peer {
     /// An inner packet for the peer, cut to its length.
-    pub(crate) fn send_packet(&mut self, ctx: &mut Context<'_>, packet: &[u8], flow: u64) {
+    pub(crate) fn send_packet(&mut self, ctx: &mut Context<'_>, view: &IpView, packet: &[u8], flow: u64) {
         self.last_traffic = Some(ctx.now);
-        let Some(current) = self.current else {
+        let direction = self.direction();
+        let Peer { paths, flows, courses, config, .. } = self;
+        let known = flows.find(flow, ctx.now);
+        let class = known.class(|| config.policy.classify(&Facts::of(view, packet, direction)));
+        let Some(course) = courses.get_mut(usize::from(class)) else { return };
+        course.used = Some(ctx.now);
+        let Some(current) = course.current else {
             self.drops.add(DropReason::NoPath);
             return;
         };
         let mut alive = [false; MAX_SLOTS];
-        for path in &self.paths {
+        for path in &*paths {
             // An impaired one keeps nobody: what flows there is lost.
             alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
         }
-        let slot = self
-            .flows
-            .assign(flow, ctx.now, current, alive, self.moved_at, |from| later_by(&self.paths, from, current));
-        if ctx.now.since(self.moved_at) >= MOVE_GRACE
-            && let Some(from) = self.leaving.take()
+        let moved_at = course.moved_at;
+        let (slot, left) = known.assign(ctx.now, current, alive, moved_at, |from| later_by(paths, from, current));
+        course.tx.add(packet.len());
+        if ctx.now.since(moved_at) >= MOVE_GRACE
+            && let Some(from) = course.leaving.take()
         {
-            self.overtake(ctx, from, current);
+            self.overtake(ctx, from, current, Moving::Class(class));
+        } else if let Some(from) = left.filter(|_| moved_at == self.policy_since) {
+            // Of the policy before, it was of a class that went another way.
+            self.overtake(ctx, from, current, Moving::Flow(flow));
         }
         if !self.takes_copies() {
             self.send_unkept(ctx, slot, packet);
             return;
         }
         self.tx.add(packet.len());
-        let place = self.replay.keep(ctx.now, packet, flow, &mut self.drops);
+        let sort = Sort { flow, class, priority: self.config.policy.class(class).priority };
+        let place = self.replay.keep(ctx.now, packet, sort, &mut self.drops);
         let doubtful = self.path_mut(slot).is_some_and(|path| path.health.state() == PathState::Suspect);
         self.offer(ctx, slot, place);
         // What is suspected may be dead, and the other may be dead as well and not be known to be.
-        if doubtful && let Some(other) = self.ranked(ctx.now).into_iter().flatten().find(|other| *other != slot) {
+        if doubtful && let Some(other) = self.ranked(ctx.now, class).into_iter().flatten().find(|other| *other != slot)
+        {
             self.offer(ctx, other, place);
         }
     }
@@ -156,22 +183,24 @@ impl Peer {
         let Some(bad) = self.rescue.take() else { return };
         let works = |path: &&Path| path.health.state() == PathState::Up && path.standing(ctx.now).is_some();
         let good = self.paths.iter().filter(works).fold(0, |good, path| good | 1 << path.config.slot);
-        let targets = self.ranked(ctx.now).into_iter().flatten();
         let mut list = std::mem::take(&mut self.list);
-        self.replay.rescue(ctx.now, bad, good, targets, &mut self.drops, &mut list);
+        let direction = self.direction();
+        let Peer { paths, replay, drops, config, .. } = self;
+        let targets = |class| ranked(paths, ctx.now, config.policy.class(class).treatment(direction));
+        replay.rescue(ctx.now, bad, good, targets, drops, &mut list);
         self.offer_all(ctx, list);
     }
 
     /// Flows that do not pause go from one path to a faster one, with what they have under way: all that might still
     /// arrive by the old path after what is sent by the new one goes by the new one too, in front of it. So they keep
     /// their order, and nobody has to wait for the slower path.
-    fn overtake(&mut self, ctx: &mut Context<'_>, from: u8, to: u8) {
+    fn overtake(&mut self, ctx: &mut Context<'_>, from: u8, to: u8, who: Moving) {
         if from == to || !self.takes_copies() {
             return;
         }
         let under_way = later_by(&self.paths, from, to);
         let mut list = std::mem::take(&mut self.list);
-        self.replay.overtake(ctx.now, under_way, from, to, &mut list);
+        self.replay.overtake(ctx.now, under_way, (from, to), who, &mut list);
         self.offer_all(ctx, list);
     }
 
@@ -183,16 +212,9 @@ impl Peer {
         self.list = list;
     }
 
-    /// The slots of the paths that live, the best first.
-    fn ranked(&self, now: Instant) -> [Option<u8>; MAX_SLOTS] {
-        let mut ranked = [None; MAX_SLOTS];
-        let alive = self.paths.iter().filter(|path| path.alive());
-        let standing = alive.filter_map(|path| Some((path.standing(now)?, path.preference(), path.config.slot)));
-        for (place, of) in ranked.iter_mut().zip(standing) {
-            *place = Some(of);
-        }
-        ranked.sort_unstable_by_key(|of| (of.is_none(), *of));
-        ranked.map(|of| of.map(|(_, _, slot)| slot))
+    /// The slots of the paths that live, the best for packets of a class first, without those that they never take.
+    fn ranked(&self, now: Instant, class: ClassId) -> [Option<u8>; MAX_SLOTS] {
+        ranked(&self.paths, now, self.config.policy.class(class).treatment(self.direction()))
     }
 
     // ---- receipts ------------------------------------------------------------------------------------------------
@@ -283,9 +305,12 @@ impl Peer {
         }
     }
 
-    /// The best path that lives, of those whose slots are not in `except`.
+    /// The best path that lives, whatever policy says, of those whose slots are not in `except`.
     pub(super) fn best_alive(&mut self, now: Instant, except: [bool; MAX_SLOTS]) -> Option<&mut Path> {
-        let slot = self.ranked(now).into_iter().flatten().find(|slot| !except[usize::from(*slot)])?;
+        let slot = ranked(&self.paths, now, &Treatment::default())
+            .into_iter()
+            .flatten()
+            .find(|slot| !except[usize::from(*slot)])?;
         self.path_mut(slot)
     }
 }

@@ -270,7 +270,15 @@ impl World {
             mtu: MTU,
             local,
             listen_key: (side == Side::Core).then(|| core_secret.clone()),
-            peers: vec![PeerConfig { id: PEER, name: "peer".into(), kind, prefixes, egress: 0, paths }],
+            peers: vec![PeerConfig {
+                id: PEER,
+                name: "peer".into(),
+                kind,
+                prefixes,
+                egress: 0,
+                policy: Default::default(),
+                paths,
+            }],
         };
         let node = Node::with_suite(config, (world.suite)(), seed, now);
         let mut node = node.expect("the world's own configuration is sound");

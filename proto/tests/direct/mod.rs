@@ -30,6 +30,7 @@ pub(crate) fn site(secret: u8) -> PeerConfig {
         kind: PeerKind::Middlebox,
         prefixes: vec!["198.51.100.0/24".parse().expect("a prefix")],
         egress: 0,
+        policy: Default::default(),
         paths: vec![PathConfig {
             slot: 0,
             preference: None,

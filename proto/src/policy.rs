@@ -1,0 +1,309 @@
+//! Policy: which links the packets of a class take, up and down.
+//!
+//! A policy is a list of classes. A packet is of the first class that matches it; one that matches everything is always the
+//! last. Box and core have the same policy: the box decides by it how packets go up, the core how they come down. So what is
+//! matched is said from the site's point of view, both ways: `src` is the site's end of a flow, `dst` the end outside.
+//!
+//! ```text
+//!                      src, sport                              dst, dport
+//!   host of the site ------------- box ===links=== core ------------------ host outside
+//!                                  up -->       <-- down
+//! ```
+//!
+//! Every class has an order of links for each direction. Whatever is in use fails over as without policy: a list says which
+//! link is wanted, and the health of the paths which can be had.
+
+use crate::MAX_SLOTS;
+use crate::packet::IpView;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// Which way packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the site: the box decides.
+    Up,
+    /// To the site: the core decides.
+    Down,
+}
+
+/// A class's place in its policy.
+pub type ClassId = u8;
+
+/// The name of the class that is there without being written.
+pub const REST: &str = "rest";
+
+/// A policy that can be put in force: checked, and with a last class that matches everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    classes: Vec<Class>,
+}
+
+/// Packets that are treated alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// Its name for people; each class has another.
+    pub name: Arc<str>,
+    /// What it is made of.
+    pub matches: Matches,
+    /// How its packets go up.
+    pub up: Treatment,
+    /// How they come down.
+    pub down: Treatment,
+    /// What goes first where a link is full; `None`: as the packet's own DSCP says.
+    pub priority: Option<Priority>,
+}
+
+/// By which links packets go in one direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Treatment {
+    /// The slots of the links, the most wanted first. Empty: all of them, in the order that holds without policy.
+    pub links: Vec<u8>,
+    /// What happens while none of the links can be used.
+    pub otherwise: Otherwise,
+}
+
+/// What happens to the packets of a class that can use none of its links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Otherwise {
+    /// They take any other that works.
+    #[default]
+    Any,
+    /// They are dropped.
+    Drop,
+}
+
+/// What goes first where a link is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// A call, a game: before everything else, and of no use after 200 ms.
+    Realtime,
+    /// The rest: by turns, a flow at a time.
+    Normal,
+}
+
+/// What a packet must be like. All that is said must hold; of a list, one element.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Matches {
+    /// Where the site's end lies; empty: anywhere.
+    pub src: Vec<IpNet>,
+    /// Where the end outside lies; empty: anywhere.
+    pub dst: Vec<IpNet>,
+    /// The numbers of the protocols above IP; empty: any.
+    pub proto: Vec<u8>,
+    /// The ports of the site's end; empty: any, and packets that show none (fragments but the first).
+    pub sport: Vec<RangeInclusive<u16>>,
+    /// The ports of the end outside; the same.
+    pub dport: Vec<RangeInclusive<u16>>,
+    /// Differentiated services codepoints (RFC 2474), a bit each; 0: any.
+    pub dscp: u64,
+}
+
+/// Why a policy was refused. What was in force stays in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// More classes than a policy may have.
+    #[error("{0} classes: expected at most {MOST_CLASSES}")]
+    TooMany(usize),
+    /// A class without a name of its own.
+    #[error("there are two classes \"{name}\": give each a name of its own")]
+    NameTwice {
+        /// The place of the second.
+        class: usize,
+        /// The name.
+        name: Arc<str>,
+    },
+    /// A class that no packet can be of.
+    #[error(
+        "no packet is ever of class \"{name}\": all that it matches is of \"{before}\" before it; put it in front of that"
+    )]
+    Unreachable {
+        /// Its place.
+        class: usize,
+        /// Its name.
+        name: Arc<str>,
+        /// The name of the class that has all its packets.
+        before: Arc<str>,
+    },
+    /// A slot that does not exist, or that a list names twice.
+    #[error("class \"{name}\" names slot {slot}, which {problem}")]
+    Slot {
+        /// The place of the class.
+        class: usize,
+        /// Its name.
+        name: Arc<str>,
+        /// The slot.
+        slot: u8,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+impl PolicyError {
+    /// The place of the class that is wrong, if it is one.
+    pub fn class(&self) -> Option<usize> {
+        match self {
+            PolicyError::TooMany(_) => None,
+            PolicyError::NameTwice { class, .. }
+            | PolicyError::Unreachable { class, .. }
+            | PolicyError::Slot { class, .. } => Some(*class),
+        }
+    }
+}
+
+/// As many as one octet of what is remembered for a flow and for a packet tells apart; nobody reads more.
+pub const MOST_CLASSES: usize = 255;
+
+impl Default for Policy {
+    /// One class of everything, in the order that the links have.
+    fn default() -> Self {
+        Policy { classes: vec![Class::rest()] }
+    }
+}
+
+impl Class {
+    fn rest() -> Self {
+        let (matches, up, down) = Default::default();
+        Class { name: REST.into(), matches, up, down, priority: None }
+    }
+
+    /// How its packets go this way.
+    pub fn treatment(&self, direction: Direction) -> &Treatment {
+        match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        }
+    }
+}
+
+impl Policy {
+    /// Checks these classes. What none of them matches is of one more, called [`REST`].
+    pub fn new(mut classes: Vec<Class>) -> Result<Policy, PolicyError> {
+        if classes.last().is_none_or(|last| last.matches != Matches::default()) {
+            classes.push(Class::rest());
+        }
+        if classes.len() > MOST_CLASSES {
+            return Err(PolicyError::TooMany(classes.len()));
+        }
+        for (at, class) in classes.iter().enumerate() {
+            let name = &class.name;
+            if classes[..at].iter().any(|other| other.name == *name) {
+                return Err(PolicyError::NameTwice { class: at, name: name.clone() });
+            }
+            if let Some(before) = classes[..at].iter().find(|before| before.matches.covers(&class.matches)) {
+                let before = before.name.clone();
+                return Err(PolicyError::Unreachable { class: at, name: name.clone(), before });
+            }
+            for links in [&class.up.links, &class.down.links] {
+                for (place, &slot) in links.iter().enumerate() {
+                    let problem = match slot {
+                        _ if usize::from(slot) >= MAX_SLOTS => "does not exist; slots are 0 to 7",
+                        _ if links[..place].contains(&slot) => "the list has twice",
+                        _ => continue,
+                    };
+                    return Err(PolicyError::Slot { class: at, name: name.clone(), slot, problem });
+                }
+            }
+        }
+        Ok(Policy { classes })
+    }
+
+    /// Its classes, in their order; the last matches everything.
+    pub fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    /// A class; the last, if there is none at this place (it may be of a policy that was in force before).
+    pub(crate) fn class(&self, class: ClassId) -> &Class {
+        &self.classes[usize::from(class).min(self.classes.len() - 1)]
+    }
+
+    /// The class that a packet is of.
+    pub fn classify(&self, facts: &Facts) -> ClassId {
+        let first = self.classes.iter().position(|class| class.matches.matches(facts));
+        // The last matches everything, and there are at most 255.
+        first.unwrap_or(self.classes.len() - 1) as ClassId
+    }
+}
+
+/// What is matched of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The site's end.
+    pub src: IpAddr,
+    /// The end outside.
+    pub dst: IpAddr,
+    /// The protocol above IP.
+    pub proto: u8,
+    /// The ports of both, the site's first, where the packet shows them.
+    pub ports: Option<(u16, u16)>,
+    /// The differentiated services codepoint, 0 to 63.
+    pub dscp: u8,
+}
+
+impl Facts {
+    /// Of a packet that goes in this direction.
+    pub fn of(view: &IpView, packet: &[u8], direction: Direction) -> Facts {
+        let (proto, dscp, ports) = (view.protocol, view.dscp(packet), view.ports(packet));
+        match direction {
+            Direction::Up => Facts { src: view.source, dst: view.destination, proto, ports, dscp },
+            Direction::Down => {
+                let ports = ports.map(|(source, destination)| (destination, source));
+                Facts { src: view.destination, dst: view.source, proto, ports, dscp }
+            }
+        }
+    }
+}
+
+impl Matches {
+    /// Does a packet with these facts match?
+    pub fn matches(&self, facts: &Facts) -> bool {
+        let within = |list: &[IpNet], address| list.is_empty() || list.iter().any(|net| net.contains(&address));
+        let port = |list: &[RangeInclusive<u16>], port: Option<u16>| {
+            list.is_empty() || port.is_some_and(|port| list.iter().any(|range| range.contains(&port)))
+        };
+        // The cheapest first: with two hundred rules most are told by these.
+        (self.dscp == 0 || self.dscp >> facts.dscp & 1 == 1)
+            && (self.proto.is_empty() || self.proto.contains(&facts.proto))
+            && port(&self.dport, facts.ports.map(|(_, dport)| dport))
+            && port(&self.sport, facts.ports.map(|(sport, _)| sport))
+            && within(&self.dst, facts.dst)
+            && within(&self.src, facts.src)
+    }
+
+    /// Does this match all that the other one does? May say no where several elements together do.
+    fn covers(&self, other: &Matches) -> bool {
+        fn each<T>(wide: &[T], narrow: &[T], covers: impl Fn(&T, &T) -> bool) -> bool {
+            wide.is_empty()
+                || (!narrow.is_empty() && narrow.iter().all(|one| wide.iter().any(|wide| covers(wide, one))))
+        }
+        let net = |wide: &IpNet, narrow: &IpNet| wide.contains(narrow);
+        let range = |wide: &RangeInclusive<u16>, narrow: &RangeInclusive<u16>| {
+            wide.start() <= narrow.start() && narrow.end() <= wide.end()
+        };
+        each(&self.src, &other.src, net)
+            && each(&self.dst, &other.dst, net)
+            && each(&self.proto, &other.proto, u8::eq)
+            && each(&self.sport, &other.sport, range)
+            && each(&self.dport, &other.dport, range)
+            && (self.dscp == 0 || (other.dscp != 0 && other.dscp & !self.dscp == 0))
+    }
+}
+
+impl Treatment {
+    /// How much a link is wanted that has this preference without policy: less is more. `None`: packets never take it.
+    pub(crate) fn preference(&self, slot: u8, preference: u8) -> Option<u8> {
+        match self.links.iter().position(|link| *link == slot) {
+            // At most eight slots are in a list.
+            Some(place) => Some(place as u8),
+            None if self.links.is_empty() => Some(preference),
+            None if self.otherwise == Otherwise::Drop => None,
+            None => Some(preference.saturating_add(MAX_SLOTS as u8)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
