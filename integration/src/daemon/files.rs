@@ -212,7 +212,9 @@ impl Files {
             if let Some(next_hop) = bgp.next_hop_v6 {
                 let _ = writeln!(text, "next_hop_v6 = \"{next_hop}\"");
             }
-            if !bgp.settings.iter().any(|setting| setting.starts_with("announce ")) {
+            // What follows a header is of another table.
+            let mut own = bgp.settings.iter().take_while(|setting| !setting.starts_with('['));
+            if !own.any(|setting| setting.starts_with("announce ")) {
                 text.push_str("announce = [\"sites\"]\n");
             }
             for setting in &bgp.settings {
