@@ -21,7 +21,7 @@ use proto::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -61,7 +61,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const GROUP: usize = 100;
 
 /// What one run came to; times in seconds.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, serde::Serialize)]
 struct Measured {
     sites: u32,
     /// From the core's start until it runs.
@@ -89,6 +89,21 @@ struct Measured {
     peak_mib: f64,
 }
 
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} sites, the core's start {:.1} s", self.sites, self.start)?;
+        let way = |span: f64, lag: f64, messages: usize| {
+            format!("over {span:.1} s; {lag:.2} s after the last the neighbour is told, in {messages} UPDATEs")
+        };
+        writeln!(f, "  up    {}", way(self.up_span, self.up_lag, self.up_messages))?;
+        writeln!(f, "  down  {}", way(self.down_span, self.down_lag, self.down_messages))?;
+        writeln!(f, "  a reload {:.1} s, {} UPDATEs", self.reload, self.reload_messages)?;
+        let megabytes = self.status_octets as f64 / 1e6;
+        writeln!(f, "  status {:.1} s for {megabytes:.1} MB", self.status)?;
+        write!(f, "  {:.1} s of processor, {:.0} MiB at most", self.cpu, self.peak_mib)
+    }
+}
+
 /// Measures, and says whether the bars are met.
 pub fn run(arguments: &Arguments) -> Result<bool> {
     ensure!(crate::setup::is_root(), "this needs root: it makes network namespaces");
@@ -96,7 +111,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let mut all = Vec::new();
     for run in 0..arguments.runs {
         let measured = once(arguments, run as u64).with_context(|| format!("run {run}"))?;
-        println!("{measured:#?}");
+        println!("run {}: {measured}", run + 1);
         all.push(measured);
     }
     if let Some(file) = &arguments.json {
