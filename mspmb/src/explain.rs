@@ -50,7 +50,7 @@ pub(crate) fn explain(path: &Path, packet: &Packet) -> anyhow::Result<()> {
 fn text(config: &Config, facts: &Facts, status: Option<&Status>) -> String {
     let number = config.policy.classify(facts);
     let class = &config.policy.classes()[usize::from(number)];
-    let mut text = format!("class {:?}, the {}. of {}\n", class.name, number + 1, config.policy.classes().len());
+    let mut text = format!("class {:?}, number {} of {}\n", class.name, number + 1, config.policy.classes().len());
     for (direction, word) in [(Direction::Up, "up"), (Direction::Down, "down")] {
         let _ = writeln!(text, "{word}: {}", order(class.treatment(direction)));
     }

@@ -146,7 +146,11 @@ impl IngressTable {
         let (sites, around) = (patterns(self.sites), patterns(self.aggregates));
         for (place, pattern) in around.iter().flatten().enumerate() {
             if !aggregates.iter().any(|aggregate| pattern.matches(&aggregate.name)) {
-                return error(format!("aggregates[{place}]"), format!("there is no aggregate {:?}", pattern.0));
+                let known = known(aggregates.iter().map(|aggregate| &aggregate.name));
+                return error(
+                    format!("aggregates[{place}]"),
+                    format!("there is no aggregate {:?}: {known}", pattern.0),
+                );
             }
         }
         let mut places = None;
@@ -156,7 +160,8 @@ impl IngressTable {
             let named = neighbors.iter().enumerate().filter(|(_, neighbor)| pattern.matches(&neighbor.name));
             places.extend(named.map(|(number, _)| number));
             if places.len() == before {
-                return error(format!("neighbors[{place}]"), format!("there is no neighbour {:?}", pattern.0));
+                let known = known(neighbors.iter().map(|neighbor| &neighbor.name));
+                return error(format!("neighbors[{place}]"), format!("there is no neighbour {:?}: {known}", pattern.0));
             }
         }
         if self.when != WhenTable::default() && around.is_some() {
@@ -212,6 +217,15 @@ impl WhenTable {
             at_least: self.at_least,
             at_most: self.at_most,
         })
+    }
+}
+
+/// The way out where a name is not there.
+fn known<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    match names[..] {
+        [] => "none is configured; make it, or leave this out".into(),
+        _ => format!("expected one of {}, or the beginning of some with a *", names.join(", ")),
     }
 }
 

@@ -61,13 +61,15 @@ impl Peer {
     pub(crate) fn send_packet(&mut self, ctx: &mut Context<'_>, view: &IpView, packet: &[u8], flow: u64) {
         self.last_traffic = Some(ctx.now);
         let direction = self.direction();
-        let Peer { paths, flows, courses, config, .. } = self;
+        let Peer { paths, flows, courses, config, drops, .. } = self;
         let known = flows.find(flow, ctx.now);
         let class = known.class(|| config.policy.classify(&Facts::of(view, packet, direction)));
-        let Some(course) = courses.get_mut(usize::from(class)) else { return };
-        course.used = Some(ctx.now);
-        let Some(current) = course.current else {
-            self.drops.add(DropReason::NoPath);
+        let course = courses.get_mut(usize::from(class)).map(|course| {
+            course.used = Some(ctx.now);
+            (course.current, course)
+        });
+        let Some((Some(current), course)) = course else {
+            drops.add(DropReason::NoPath);
             return;
         };
         let mut alive = [false; MAX_SLOTS];
