@@ -21,6 +21,18 @@ pub fn unix_time() -> Duration {
     Duration::from_nanos(nanos(clock_gettime(ClockId::Realtime)))
 }
 
+/// Waits until then; for ever without one.
+///
+/// What has passed is over when first looked at. A timer of tokio's never is, however short: a task that makes one anew in
+/// each round, and always has something else to do, would never see its end.
+pub async fn until(deadline: Option<Instant>) {
+    match deadline.map(|at| at.since(now())) {
+        None => std::future::pending().await,
+        Some(Duration::ZERO) => {}
+        Some(wait) => tokio::time::sleep(wait).await,
+    }
+}
+
 fn nanos(time: Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
@@ -78,6 +90,16 @@ impl AsFd for ClockWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_has_passed_is_over_when_first_looked_at() {
+        let mut passed = std::pin::pin!(until(Some(now())));
+        let first = std::future::poll_fn(|context| std::task::Poll::Ready(passed.as_mut().poll(context))).await;
+        assert!(first.is_ready());
+        let soon = now() + Duration::from_millis(2);
+        until(Some(soon)).await;
+        assert!(now() >= soon);
+    }
 
     #[test]
     fn a_clock_that_nobody_sets_is_quiet() {

@@ -270,13 +270,7 @@ impl Core<'_> {
         tracing::info!(sites = self.sites.list.len(), listen = ?self.config.listen, "the core is running");
         let mut loading: Option<JoinHandle<_>> = None;
         loop {
-            let due = self.ingress.poll_timeout().map(|at| at.since(clock::now()));
-            let due = async {
-                match due {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let due = self.ingress.poll_timeout();
             let loaded = async {
                 match &mut loading {
                     Some(task) => task.await,
@@ -289,7 +283,7 @@ impl Core<'_> {
                     // The loop's own error says why.
                     None => break,
                 },
-                () = due => self.ingress.handle_timeout(clock::now()),
+                () = clock::until(due) => self.ingress.handle_timeout(clock::now()),
                 Ok(()) = self.caches.changed() => self.origins().await,
                 Some(question) = questions.recv() => match question {
                     Question::Status(answer) => self.answer(answer).await,

@@ -190,16 +190,10 @@ pub(crate) fn start(configs: Vec<Config>) -> watch::Receiver<Caches> {
 /// Keeps what is known. The tasks end with it.
 async fn keep(known: watch::Sender<Caches>, mut heard: mpsc::Receiver<Heard>, _tasks: JoinSet<()>) {
     loop {
-        let due = known.borrow().poll_timeout().map(|at| at.since(clock::now()));
-        let due = async {
-            match due {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
+        let due = known.borrow().poll_timeout();
         let heard = tokio::select! {
             heard = heard.recv() => heard,
-            () = due => None,
+            () = clock::until(due) => None,
             () = known.closed() => return,
         };
         let before = known.borrow().counting();

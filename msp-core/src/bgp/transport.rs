@@ -311,13 +311,6 @@ impl Task {
 
     async fn wait(&mut self, requests: &mut Requests) -> Wake {
         let deadline = self.session.poll_timeout().into_iter().chain(self.advertised.poll_timeout()).min();
-        let deadline = deadline.map(|at| at.since(clock::now()));
-        let deadline = async {
-            match deadline {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
         let reading = self.news.is_empty();
         let [out, incoming] = &mut self.lines;
         let (feed, mut orders) = match &mut self.learning {
@@ -347,7 +340,7 @@ impl Task {
         tokio::select! {
             biased;
             notification = stop => Wake::Stop(notification),
-            () = deadline => Wake::Deadline,
+            () = clock::until(deadline) => Wake::Deadline,
             Some(told) = requests.told.recv() => Wake::Tell(told),
             Some(answer) = requests.asked.recv() => Wake::Question(answer),
             Some(stream) = requests.visitors.recv() => Wake::Visitor(stream),
