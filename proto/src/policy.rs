@@ -10,8 +10,8 @@
 //!                                  up -->       <-- down
 //! ```
 //!
-//! Every class has an order of links for each direction. Whatever is in use fails over as without policy: a list says which
-//! link is wanted, and the health of the paths which can be had.
+//! Every class has links for each direction, and a mode that says how they are used. Whatever is in use fails over as without
+//! policy: a list says which link is wanted, and the health of the paths which can be had.
 
 use crate::MAX_SLOTS;
 use crate::packet::IpView;
@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Which way packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,36 @@ pub const REST: &str = "rest";
 /// A policy that can be put in force: checked, and with a last class that matches everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
+    links: [Link; MAX_SLOTS],
     classes: Vec<Class>,
+}
+
+/// What is said of a link, by its slot. Links work without any of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its name for people.
+    pub name: Option<Arc<str>>,
+    /// What it carries up, in bits a second; `None`: that is measured.
+    pub rate_up: Option<u64>,
+    /// What it carries down, in bits a second; `None`: that is measured.
+    pub rate_down: Option<u64>,
+    /// The only direction in which it is used; `None`: both.
+    pub only: Option<Direction>,
+}
+
+impl Link {
+    /// May packets of this direction take it at all?
+    pub fn takes(&self, direction: Direction) -> bool {
+        self.only.is_none_or(|only| only == direction)
+    }
+
+    /// What it carries in this direction, in bits a second, if that is said.
+    pub fn rate(&self, direction: Direction) -> Option<u64> {
+        match direction {
+            Direction::Up => self.rate_up,
+            Direction::Down => self.rate_down,
+        }
+    }
 }
 
 /// Packets that are treated alike.
@@ -61,8 +91,39 @@ pub struct Class {
 pub struct Treatment {
     /// The slots of the links, the most wanted first. Empty: all of them, in the order that holds without policy.
     pub links: Vec<u8>,
+    /// How the links are used.
+    pub mode: Mode,
+    /// A link beyond it is not used while another is within.
+    pub limit: Limit,
     /// What happens while none of the links can be used.
     pub otherwise: Otherwise,
+}
+
+/// How the packets of a class are spread over its links (the goals of draft-ernst-generic-goals-and-benefits, section 3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// All by the most wanted link that works.
+    #[default]
+    Prefer,
+    /// Each flow by one link, drawn by these weights, one for each of the links.
+    Share(Vec<u16>),
+    /// Each flow by the link that has most room, and by another when that one is full.
+    Balance,
+    /// Each packet by so many links at once; the first copy is delivered.
+    Duplicate(u8),
+    /// Each packet by the link by which it arrives first, put back in order at the other end.
+    Bond,
+}
+
+/// What a link may be like at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    /// The time that a packet takes, one way: half of the round trip.
+    pub latency: Option<Duration>,
+    /// Of a million packets, how many are lost.
+    pub loss_ppm: Option<u32>,
+    /// How much that time varies (RFC 6298's RTTVAR).
+    pub jitter: Option<Duration>,
 }
 
 /// What happens to the packets of a class that can use none of its links.
@@ -159,7 +220,7 @@ pub const MOST_CLASSES: usize = 255;
 impl Default for Policy {
     /// One class of everything, in the order that the links have.
     fn default() -> Self {
-        Policy { classes: vec![Class::rest()] }
+        Policy { links: Default::default(), classes: vec![Class::rest()] }
     }
 }
 
@@ -180,7 +241,7 @@ impl Class {
 
 impl Policy {
     /// Checks these classes. What none of them matches is of one more, called [`REST`].
-    pub fn new(mut classes: Vec<Class>) -> Result<Policy, PolicyError> {
+    pub fn new(links: [Link; MAX_SLOTS], mut classes: Vec<Class>) -> Result<Policy, PolicyError> {
         if classes.last().is_none_or(|last| last.matches != Matches::default()) {
             classes.push(Class::rest());
         }
@@ -207,7 +268,12 @@ impl Policy {
                 }
             }
         }
-        Ok(Policy { classes })
+        Ok(Policy { links, classes })
+    }
+
+    /// What is said of each link, by its slot.
+    pub fn links(&self) -> &[Link; MAX_SLOTS] {
+        &self.links
     }
 
     /// Its classes, in their order; the last matches everything.

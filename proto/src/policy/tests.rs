@@ -23,7 +23,7 @@ fn the_first_class_that_matches_has_the_packet_and_the_rest_is_always_there() {
     let voice = class("voice", Matches { dscp: 1 << 46, ..Matches::default() });
     let web = class("web", Matches { proto: vec![6], dport: vec![80..=80, 443..=443], ..Matches::default() });
     let office = class("office", Matches { dst: vec![net("192.0.2.0/24")], ..Matches::default() });
-    let policy = Policy::new(vec![voice, web, office]).expect("a good policy");
+    let policy = Policy::new(Default::default(), vec![voice, web, office]).expect("a good policy");
     assert_eq!(policy.classes().last().map(|class| &*class.name), Some(REST));
     for (facts, expected) in [
         (facts("192.0.2.1", 6, 443, 46), 0),
@@ -57,14 +57,16 @@ fn both_directions_of_a_flow_are_of_one_class() {
 fn a_class_that_no_packet_can_be_of_is_refused_with_the_one_that_has_them() {
     let wide = class("office", Matches { dst: vec![net("192.0.2.0/24")], ..Matches::default() });
     let narrow = Matches { dst: vec![net("192.0.2.128/25")], proto: vec![6], ..Matches::default() };
-    let error = Policy::new(vec![wide.clone(), class("mail", narrow.clone())]).expect_err("never reached");
+    let error =
+        Policy::new(Default::default(), vec![wide.clone(), class("mail", narrow.clone())]).expect_err("never reached");
     assert_eq!(
         error.to_string(),
         "no packet is ever of class \"mail\": all that it matches is of \"office\" before it; put it in front of that"
     );
     assert_eq!(error.class(), Some(1));
-    Policy::new(vec![class("mail", narrow), wide]).expect("the other order is good");
-    let error = Policy::new(vec![class("all", Matches::default()), class("late", Matches::default())]);
+    Policy::new(Default::default(), vec![class("mail", narrow), wide]).expect("the other order is good");
+    let error =
+        Policy::new(Default::default(), vec![class("all", Matches::default()), class("late", Matches::default())]);
     assert!(matches!(error, Err(PolicyError::Unreachable { class: 1, .. })));
 }
 
@@ -82,15 +84,15 @@ fn what_cannot_be_is_refused() {
             "there are two classes \"voice\": give each a name of its own",
         ),
     ] {
-        assert_eq!(Policy::new(classes).expect_err("wrong").to_string(), expected);
+        assert_eq!(Policy::new(Default::default(), classes).expect_err("wrong").to_string(), expected);
     }
     let many = (0..300).map(|n| class(&format!("{n}"), Matches { dport: vec![n..=n], ..Matches::default() }));
-    assert_eq!(Policy::new(many.collect()), Err(PolicyError::TooMany(301)));
+    assert_eq!(Policy::new(Default::default(), many.collect()), Err(PolicyError::TooMany(301)));
 }
 
 #[test]
 fn links_of_the_list_come_first_in_its_order_and_others_only_where_they_may() {
-    let with = |links: &[u8], otherwise| Treatment { links: links.to_vec(), otherwise };
+    let with = |links: &[u8], otherwise| Treatment { links: links.to_vec(), otherwise, ..Treatment::default() };
     let all = |treatment: &Treatment| [0, 1, 2].map(|slot| treatment.preference(slot, slot));
     assert_eq!(all(&with(&[], Otherwise::Any)), [Some(0), Some(1), Some(2)]);
     assert_eq!(all(&with(&[2, 0], Otherwise::Any)), [Some(1), Some(9), Some(0)]);
