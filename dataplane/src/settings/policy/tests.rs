@@ -1,0 +1,85 @@
+use super::words::codepoint;
+use super::*;
+use crate::settings::tests::with_file;
+
+const LINKS: &str = "schema = 1\n[[link]]\nname = \"dsl\"\nslot = 0\n[[link]]\nname = \"lte\"\nslot = 1\n";
+
+fn policy(classes: &str) -> Result<Policy, String> {
+    with_file("policy.toml", &format!("{LINKS}{classes}"), read)
+}
+
+#[test]
+fn what_is_written_is_what_is_in_force() {
+    let policy = policy(
+        "[[class]]\nname = \"voice\"\nmatch = { dscp = [\"ef\", \"cs5\", 44] }\nlinks = [\"lte\", \"dsl\"]\n\
+         priority = \"realtime\"\n[[class]]\nname = \"records\"\nmatch = { dst = \"192.0.2.1\", proto = \"tcp\", \
+         dport = [443, \"5000-5010\"] }\nup = { links = [\"lte\"], otherwise = \"drop\" }\n",
+    );
+    let policy = policy.expect("a good policy");
+    let [voice, records, rest] = policy.classes() else { panic!("{policy:?}") };
+    assert_eq!(voice.matches.dscp, 1 << 46 | 1 << 40 | 1 << 44);
+    assert_eq!((&voice.up.links, &voice.down, voice.priority), (&vec![1, 0], &voice.up, Some(Priority::Realtime)));
+    assert_eq!(records.matches.dst, ["192.0.2.1/32".parse().expect("a prefix")]);
+    assert_eq!((&records.matches.proto, &records.matches.dport), (&vec![6], &vec![443..=443, 5000..=5010]));
+    assert_eq!(records.up, Treatment { links: vec![1], otherwise: Otherwise::Drop, ..Treatment::default() });
+    assert_eq!(records.down, Treatment::default());
+    assert_eq!(&*rest.name, proto::policy::REST);
+}
+
+#[test]
+fn the_manuals_example_is_a_good_policy() {
+    let manual = include_str!("../../../../docs/policy.md");
+    let (_, example) = manual.split_once("```toml\n").expect("there is an example");
+    let (example, _) = example.split_once("```").expect("it ends");
+    let policy = with_file("policy.toml", example, read).expect("a good policy");
+    let names: Vec<&str> = policy.classes().iter().map(|class| &*class.name).collect();
+    assert_eq!(names, ["voice", "records", "backups", "rest"]);
+}
+
+#[test]
+fn names_of_codepoints_are_those_of_their_rfcs() {
+    let names = [("af11", 10), ("af43", 38), ("cs0", 0), ("cs7", 56), ("le", 1), ("ef", 46), ("va", 44)];
+    for (name, number) in names {
+        assert_eq!(codepoint(name), Some(number), "{name}");
+    }
+    for name in ["af44", "af53", "af1", "af001", "cs8", "cs", "cs+1", "af+1", "EF", "", "afé1"] {
+        assert_eq!(codepoint(name), None, "{name}");
+    }
+}
+
+#[test]
+fn errors_name_the_line_and_the_way_out() {
+    for (class, expected) in [
+        ("links = [\"lt\"]", "policy.toml:10:10: class[0].links[0]: there is no link \"lt\": did you mean \"lte\"?"),
+        ("links = [\"lte\", \"lte\"]", "policy.toml:10:17: class[0].links[1]: \"lte\" is in the list twice"),
+        ("links = []", "policy.toml:10:9: class[0].links: the list is empty"),
+        ("otherwise = \"drop\"", "policy.toml:10:13: class[0].otherwise: there are no `links` beside it"),
+        ("match = { dst = \"192.0.2.1/24\" }", "policy.toml:10:17: class[0].match.dst: \"192.0.2.1/24\" has bits set"),
+        ("match = { dport = 70000 }", "policy.toml:10:19: class[0].match.dport: 70000 is not understood: expected a"),
+        ("match = { dport = \"9-1\" }", "policy.toml:10:19: class[0].match.dport: \"9-1\" is not understood"),
+        ("match = { proto = \"tpc\" }", "policy.toml:10:19: class[0].match.proto: \"tpc\" is not understood: exp"),
+        ("match = { dscp = [] }", "policy.toml:10:18: class[0].match.dscp: the list is empty: nothing would match"),
+        (
+            "match = { port = 1 }",
+            "policy.toml:10:11: unknown key \"port\" in [class[0].match]; did you mean \"dport\"?",
+        ),
+        (
+            "mode = \"bound\"",
+            "policy.toml:10:8: class[0].mode: unknown variant `bound`, expected one of `prefer`, `share`,",
+        ),
+        (
+            "mode = \"share\"\nlinks = [\"dsl\", \"lte\"]\nweights = [3]",
+            "policy.toml:12:11: class[0].weights: expected a number of at least 1 for each of the links",
+        ),
+        ("copies = 2", "policy.toml:10:10: class[0].copies: only mode = \"duplicate\" sends copies"),
+        ("up = { mode = \"duplicate\", copies = 1 }", "policy.toml:10:37: class[0].up.copies: expected 2 to 8"),
+        ("limit = { loss = \"200 %\" }", "policy.toml:10:18: class[0].limit.loss: \"200 %\" is not understood"),
+        (
+            "[[class]]\nname = \"b\"\nmatch = { proto = \"tcp\" }",
+            "policy.toml:10:1: class[1]: no packet is ever of class \"b\": all that it matches is of \"a\" before it",
+        ),
+    ] {
+        let error = policy(&format!("[[class]]\nname = \"a\"\n{class}\n")).expect_err(class);
+        assert!(error.starts_with(expected), "{error}\nexpected: {expected}");
+    }
+}
