@@ -1,11 +1,13 @@
 //! One path of a bundle: its tunnel, its health, the way there, and what is said on it.
 
+use crate::balance::Berth;
 use crate::config::{PathConfig, PeerKind};
 use crate::health::{Health, Surroundings, Transition, Wants};
 use crate::mtu::Discovery;
 use crate::node::PathState;
 use crate::output::Route;
 use crate::peer::{Context, fragment_number};
+use crate::policy::Measured;
 use crate::received::ReceivedLog;
 use crate::replay::{Origin, Outgoing, Replay, Ticket};
 use crate::schedule::Standing;
@@ -555,6 +557,19 @@ impl Path {
             state => state,
         };
         Standing::of(state, health.on_probation(now), now.since(health.since()), session)
+    }
+
+    /// What it has to offer to flows that are balanced.
+    pub(crate) fn berth(&self, now: Instant) -> Berth {
+        let delivered = self.health.quality().delivery_rate(now) / 8;
+        Berth { slot: self.config.slot, rate: self.shaper.rate(), delivered }
+    }
+
+    /// What it is like, if that is known.
+    pub(crate) fn measured(&self, now: Instant) -> Option<Measured> {
+        let (smoothed, jitter) = self.health.rtt()?;
+        let [loss, ..] = self.health.quality().loss(now);
+        Some(Measured { latency: smoothed / 2, jitter, loss: loss.unwrap_or(0.0) })
     }
 
     pub(crate) fn metered(&self) -> bool {

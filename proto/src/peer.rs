@@ -7,15 +7,16 @@ pub(crate) use send::fragment_number;
 
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
+use crate::flows::FlowTable;
 use crate::health::{Surroundings, Transition};
 use crate::node::{Event, PathState};
 use crate::output::Output;
 use crate::path::Path;
-use crate::policy::{Class, Direction, Policy};
+use crate::policy::{Class, ClassId, Direction, Policy};
 use crate::reassembly::Reassembly;
 use crate::replay::Replay;
 use crate::route::Routes;
-use crate::schedule::{Candidate, Course, FlowTable};
+use crate::schedule::{Candidate, Course};
 use crate::snapshot::{ClassSnapshot, PeerSnapshot, Traffic};
 use crate::timer::Armed;
 use crate::tunnel::{Indices, PathRef, Role, Suite};
@@ -219,9 +220,11 @@ impl Peer {
     /// The path of this slot is one that packets take now: of the class of everything else, or of one that is in use.
     fn in_use(&self, now: Instant, slot: u8) -> bool {
         let recent = |course: &Course| course.used.is_some_and(|at| now.since(at) < ACTIVE);
-        let mut courses = self.courses.iter().rev();
-        let rest = courses.next().and_then(|rest| rest.current);
-        rest == Some(slot) || courses.any(|course| course.current == Some(slot) && recent(course))
+        let direction = self.direction();
+        let takes =
+            |(course, class): &(&Course, &Class)| course.slots(&class.treatment(direction).mode) & 1 << slot != 0;
+        let mut courses = self.courses.iter().zip(self.config.policy.classes()).rev();
+        courses.next().as_ref().is_some_and(takes) || courses.any(|of| takes(&of) && recent(of.0))
     }
 
     fn path_mut(&mut self, slot: u8) -> Option<&mut Path> {
@@ -318,20 +321,29 @@ impl Peer {
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
         let direction = self.direction();
         let Peer { paths, courses, config, .. } = self;
-        for (course, class) in courses.iter_mut().zip(config.policy.classes()) {
-            let treatment = class.treatment(direction);
-            let candidates = paths.iter().filter_map(|path| {
+        for (class, course) in courses.iter_mut().enumerate() {
+            let order = config.policy.order(class as ClassId, direction);
+            let limit = &order.treatment.limit;
+            let mut candidates = [None; MAX_SLOTS];
+            for (candidate, path) in candidates.iter_mut().zip(&*paths) {
                 let slot = path.config.slot;
-                let preference = treatment.preference(slot, path.preference())?;
-                Some(Candidate { slot, preference, standing: path.standing(ctx.now)? })
-            });
+                *candidate = path.standing(ctx.now).and_then(|standing| {
+                    let mut preference = order.preference(slot, path.preference())?;
+                    preference.within_limit = course.is_within(ctx.now, slot, limit, path.measured(ctx.now));
+                    Some(Candidate { slot, preference, standing })
+                });
+            }
+            let candidates = candidates.into_iter().flatten();
             let lives = |slot| paths.iter().any(|path| path.config.slot == slot && path.alive());
             if let Some((from, to)) = course.follow(ctx.now, candidates, lives) {
-                ctx.events.push_back(Event::Moved { peer: config.id, class: class.name.clone(), from, to });
+                let class = config.policy.class(class as ClassId).name.clone();
+                ctx.events.push_back(Event::Moved { peer: config.id, class, from, to });
             }
         }
-        self.carrying =
-            self.courses.iter().filter_map(|course| course.current).fold(0, |slots, slot| slots | 1 << slot);
+        self.carrying = 0;
+        for (course, class) in self.courses.iter().zip(self.config.policy.classes()) {
+            self.carrying |= course.slots(&class.treatment(direction).mode);
+        }
     }
 
     fn report(&mut self, ctx: &mut Context<'_>, slot: u8, transition: Option<Transition>) {

@@ -6,7 +6,7 @@
 
 use crate::counters::{DropReason, Drops};
 use crate::node::MAX_AGE;
-use crate::policy::{ClassId, Priority};
+use crate::policy::{ClassId, MOST_COPIES, Priority};
 use crate::shape::Waiting;
 use crate::tunnel::PacketId;
 use crate::{Instant, MAX_SLOTS};
@@ -28,7 +28,7 @@ const REALTIME_MAX_AGE: Duration = Duration::from_millis(200);
 const KEEP_BUFFERS: Duration = Duration::from_secs(10);
 
 /// Transmissions of a packet whose acknowledgements are told apart; there are no more than that.
-const TRANSMISSIONS: usize = 4;
+const TRANSMISSIONS: usize = MOST_COPIES as usize;
 
 /// Names one transmission of a kept packet, for the log of what a path has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +73,8 @@ struct Kept {
     class: ClassId,
     /// It is of a call or a game.
     urgent: bool,
+    /// All paths that it is given to are to carry it.
+    everywhere: bool,
     /// Slots by which it was sent or for which it waits, a bit each.
     tried: u8,
     transmissions: u8,
@@ -165,6 +167,7 @@ impl Replay {
             flow: sort.flow as u8,
             class: sort.class,
             urgent: max_age == REALTIME_MAX_AGE,
+            everywhere: false,
             tried: 0,
             transmissions: 0,
             open: [0; TRANSMISSIONS],
@@ -184,6 +187,13 @@ impl Replay {
         self.octets -= buffer.len();
         self.packets -= 1;
         self.spare.push(buffer);
+    }
+
+    /// All paths that the packet at `place` is given to are to carry it, and not only the first that can.
+    pub(crate) fn wants_all(&mut self, place: u64) {
+        if let Some(at) = self.at(place) {
+            self.kept[at].everywhere = true;
+        }
     }
 
     /// Gives the packet at `place` to the path of `slot`: it is sent there next, or waits there like this.
@@ -232,7 +242,7 @@ impl Replay {
     pub(crate) fn claim(&mut self, waiting: &Waiting, slot: u8) -> bool {
         let Some(at) = self.at(waiting.place) else { return false };
         let kept = &mut self.kept[at];
-        let claimed = waiting.copy || kept.transmissions == 0 || kept.tried == 1 << slot;
+        let claimed = waiting.copy || kept.everywhere || kept.transmissions == 0 || kept.tried == 1 << slot;
         if !claimed {
             kept.tried &= !(1 << slot);
         }

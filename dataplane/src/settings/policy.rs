@@ -17,7 +17,9 @@
 mod words;
 
 use super::{Document, Schema, SettingsError, Text, load, nearest};
-use proto::policy::{Class, Direction, Limit, Link, Matches, Mode, Otherwise, Policy, Priority, Treatment};
+use proto::policy::{
+    Class, Direction, Limit, Link, MOST_COPIES, Matches, Mode, Otherwise, Policy, Priority, Treatment,
+};
 use serde::Deserialize;
 use std::path::Path;
 use words::{Codepoint, Delay, Network, Ports, Protocol, Rate, Several, Share};
@@ -272,9 +274,9 @@ impl WayTable {
                 }
                 Mode::Share(weights)
             }
-            ModeWord::Duplicate => match self.copies.unwrap_or(proto::MAX_SLOTS as u8) {
-                copies @ 2..=8 => Mode::Duplicate(copies),
-                _ => return wrong(copies_at, "expected 2 to 8 links at once"),
+            ModeWord::Duplicate => match self.copies.unwrap_or(MOST_COPIES) {
+                copies @ 2..=MOST_COPIES => Mode::Duplicate(copies),
+                _ => return wrong(copies_at, "expected 2 to 4 links at once"),
             },
         };
         let limit = self.limit.unwrap_or_default();

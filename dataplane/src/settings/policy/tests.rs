@@ -72,7 +72,7 @@ fn errors_name_the_line_and_the_way_out() {
             "policy.toml:12:11: class[0].weights: expected a number of at least 1 for each of the links",
         ),
         ("copies = 2", "policy.toml:10:10: class[0].copies: only mode = \"duplicate\" sends copies"),
-        ("up = { mode = \"duplicate\", copies = 1 }", "policy.toml:10:37: class[0].up.copies: expected 2 to 8"),
+        ("up = { mode = \"duplicate\", copies = 1 }", "policy.toml:10:37: class[0].up.copies: expected 2 to 4"),
         ("limit = { loss = \"200 %\" }", "policy.toml:10:18: class[0].limit.loss: \"200 %\" is not understood"),
         (
             "[[class]]\nname = \"b\"\nmatch = { proto = \"tcp\" }",
