@@ -39,6 +39,7 @@ mod quality;
 mod reassembly;
 mod received;
 mod replay;
+mod resequence;
 mod route;
 mod schedule;
 mod sent;

@@ -290,6 +290,11 @@ impl Policy {
         &self.classes[usize::from(class).min(self.classes.len() - 1)]
     }
 
+    /// Whether packets of any class are bonded in this direction.
+    pub(crate) fn bonds(&self, direction: Direction) -> bool {
+        self.classes.iter().any(|class| class.treatment(direction).mode == Mode::Bond)
+    }
+
     /// The order of the links for packets of a class that go in this direction.
     pub(crate) fn order(&self, class: ClassId, direction: Direction) -> Order<'_> {
         Order { links: &self.links, direction, treatment: self.class(class).treatment(direction) }

@@ -9,6 +9,7 @@ use crate::node::MAX_AGE;
 use crate::policy::{ClassId, MOST_COPIES, Priority};
 use crate::shape::Waiting;
 use crate::tunnel::PacketId;
+use crate::wire::Sequence;
 use crate::{Instant, MAX_SLOTS};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -75,6 +76,10 @@ struct Kept {
     urgent: bool,
     /// All paths that it is given to are to carry it.
     everywhere: bool,
+    /// It waits for whichever path has room.
+    queued: bool,
+    /// Its place in its stream, if it is bonded.
+    sequence: Option<Sequence>,
     /// Slots by which it was sent or for which it waits, a bit each.
     tried: u8,
     transmissions: u8,
@@ -105,6 +110,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) packet: &'a [u8],
     /// What it is known by, if it was sent before.
     pub(crate) origin: Option<Origin>,
+    /// Its place in its stream, if it is bonded.
+    pub(crate) sequence: Option<Sequence>,
     /// For this transmission.
     pub(crate) ticket: Ticket,
 }
@@ -168,6 +175,8 @@ impl Replay {
             class: sort.class,
             urgent: max_age == REALTIME_MAX_AGE,
             everywhere: false,
+            queued: false,
+            sequence: None,
             tried: 0,
             transmissions: 0,
             open: [0; TRANSMISSIONS],
@@ -206,6 +215,41 @@ impl Replay {
         Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
     }
 
+    /// The packet at `place` waits for whichever path has room.
+    pub(crate) fn wait_for_any(&mut self, now: Instant, place: u64) -> Option<Waiting> {
+        let at = self.at(place)?;
+        let kept = &mut self.kept[at];
+        kept.queued = true;
+        let (len, copy) = (kept.packet.len() as u16, false);
+        Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
+    }
+
+    /// The packet at `place` goes by the path of `slot`, with this place in its stream. `false`: it need not any more.
+    pub(crate) fn leave_queue(&mut self, now: Instant, place: u64, slot: u8, sequence: Sequence) -> bool {
+        let Some(at) = self.at(place) else { return false };
+        let kept = &mut self.kept[at];
+        if !std::mem::take(&mut kept.queued) {
+            return false;
+        }
+        kept.sequence = Some(sequence);
+        self.assign(now, place, slot).is_some()
+    }
+
+    /// The packet at `place` is not waited for any more. Whether it still was.
+    pub(crate) fn give_up_waiting(&mut self, place: u64) -> bool {
+        let Some(at) = self.at(place) else { return false };
+        let queued = std::mem::take(&mut self.kept[at].queued);
+        if queued {
+            self.forget(at);
+        }
+        queued
+    }
+
+    /// Nothing waits for whichever path has room any more: it is to find one as what has lost its own.
+    pub(crate) fn leave_queues(&mut self) {
+        self.kept.iter_mut().for_each(|kept| kept.queued = false);
+    }
+
     /// Has `send` transmit the packet at `place` by the path of `slot`, and say what it is known by now and in how many
     /// datagrams it went; 0: it could not. Whether there still was such a packet.
     pub(crate) fn transmit(
@@ -221,7 +265,7 @@ impl Replay {
             return false;
         }
         let ticket = Ticket::new(place, transmission);
-        match send(Outgoing { packet: &kept.packet, origin: kept.origin, ticket }) {
+        match send(Outgoing { packet: &kept.packet, origin: kept.origin, sequence: kept.sequence, ticket }) {
             Some((origin, datagrams)) => {
                 kept.origin.get_or_insert(origin);
                 kept.open[transmission] = datagrams;
@@ -366,7 +410,7 @@ impl Replay {
             for at in 0..self.kept.len() {
                 let kept = &self.kept[at];
                 let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
-                if kept.packet.is_empty() || !wanted || kept.urgent != urgent {
+                if kept.packet.is_empty() || !wanted || kept.urgent != urgent || kept.queued {
                     continue;
                 }
                 let (_, targets) = match ranked {

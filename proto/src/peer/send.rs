@@ -1,6 +1,5 @@
 //! What this end sends to a peer: packets by the paths that their flows take, again where a path fails them, and receipts.
 
-use super::receive::MOST_TRAILER;
 use super::{Context, Peer};
 use crate::balance::{self, Berth};
 use crate::counters::DropReason;
@@ -14,7 +13,7 @@ use crate::replay::{Moving, Outgoing, Sort, Ticket};
 use crate::schedule::{Course, MOVE_GRACE, draw};
 use crate::shape::Popped;
 use crate::tunnel::OVERHEAD;
-use crate::wire::{self, Item, MAX_MESSAGE, Writer};
+use crate::wire::{self, Hello, Item, MAX_MESSAGE, MOST_TRAILER, Writer};
 use crate::{Instant, MAX_SLOTS};
 use std::time::Duration;
 
@@ -140,11 +139,16 @@ impl Peer {
         self.tx.add(packet.len());
         let class_of = self.config.policy.class(class);
         let sort = Sort { flow, class, priority: class_of.priority };
-        let copies = match class_of.treatment(direction).mode {
-            Mode::Duplicate(copies) => usize::from(copies),
-            _ => 1,
+        let (copies, bonds) = match class_of.treatment(direction).mode {
+            Mode::Duplicate(copies) => (usize::from(copies), false),
+            Mode::Bond => (1, self.can(Hello::SEQUENCES)),
+            Mode::Prefer | Mode::Share(_) | Mode::Balance => (1, false),
         };
         let place = self.replay.keep(ctx.now, packet, sort, &mut self.drops);
+        if bonds {
+            self.bond(ctx, class, place);
+            return;
+        }
         if copies > 1 {
             self.offer_copies(ctx, place, (class, slot), copies);
             return;
@@ -178,7 +182,7 @@ impl Peer {
         let Peer { paths, fragmented, .. } = self;
         let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
         let sent = if cut {
-            let outgoing = Outgoing { packet, origin: None, ticket: Ticket::NONE };
+            let outgoing = Outgoing { packet, origin: None, sequence: None, ticket: Ticket::NONE };
             path.send_packet(ctx, &outgoing, &[], cut, fragmented).is_some()
         } else {
             path.send_whole(ctx, packet, &[], Ticket::NONE, eliciting).is_some()
@@ -202,7 +206,7 @@ impl Peer {
     }
 
     /// Sends a kept packet by the path of `slot`. Receipts that are wanted ride on it.
-    fn transmit(&mut self, ctx: &mut Context<'_>, slot: u8, place: u64) {
+    pub(super) fn transmit(&mut self, ctx: &mut Context<'_>, slot: u8, place: u64) {
         let first = !self.replay.is_sent(place);
         let mut buffer = [0; MAX_MESSAGE];
         let receipts = if first { self.receipts_to_ride(ctx.now, slot, &mut buffer) } else { None };
@@ -245,6 +249,7 @@ impl Peer {
                 }
             }
         }
+        self.feed_all(ctx);
     }
 
     /// Sends again what no path that works has carried, by the best that have not.
