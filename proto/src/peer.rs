@@ -277,7 +277,7 @@ impl Peer {
         let lost = self.lost.contains(&true).then_some((now, "an uplink is gone"));
         let rescue = self.rescue.map(|_| (now, "replay"));
         let bonds = self.bonds.ready_at().map(|at| (at, "bond"));
-        let order = self.resequencer.deadline().map(|at| (at, "order"));
+        let order = self.resequencer.deadline(now).map(|at| (at, "order"));
         let expiry = self.replay.expires_at().map(|at| (at, "memory"));
         let paths = self.paths.iter().flat_map(|path| {
             let around = self.surroundings(path, now);

@@ -134,6 +134,12 @@ impl Queue {
         if urgent { !self.urgent.is_empty() } else { self.packets > 0 }
     }
 
+    /// Octets that wait of the flow whose turn is next; of real time, none.
+    pub(crate) fn next_flow(&self) -> u64 {
+        let next = self.new.front().or(self.old.front()).filter(|_| self.urgent.is_empty());
+        next.map_or(0, |at| self.flows[usize::from(*at)].octets)
+    }
+
     /// Puts a packet behind those of its flow.
     pub(crate) fn push(&mut self, packet: Waiting) {
         self.packets += 1;
