@@ -106,7 +106,7 @@ impl Peer {
         let role = if config.kind == PeerKind::Core { Role::Initiator } else { Role::Responder };
         let path =
             |path: &PathConfig| Path::new(path.clone(), PathRef { peer: at, slot: path.slot }, role, suite, mtu, now);
-        Peer {
+        let mut peer = Peer {
             paths: config.paths.iter().map(path).collect(),
             at,
             role,
@@ -135,6 +135,17 @@ impl Peer {
             rx: Traffic::default(),
             drops: Drops::default(),
             armed: Armed::default(),
+        };
+        peer.give_rates();
+        peer
+    }
+
+    /// Tells each path what its link carries, where the policy does.
+    fn give_rates(&mut self) {
+        let direction = self.direction();
+        for path in &mut self.paths {
+            let rate = self.config.policy.links().get(usize::from(path.config.slot)).and_then(|link| link.rate(direction));
+            path.shaper.give(rate.map(|bits| bits / 8));
         }
     }
 
@@ -176,6 +187,7 @@ impl Peer {
             self.flows.forget_classes();
         }
         self.config = config;
+        self.give_rates();
     }
 
     pub(crate) fn retire(&mut self, indices: &mut Indices) {

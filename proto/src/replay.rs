@@ -105,6 +105,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) origin: Option<Origin>,
     /// For this transmission.
     pub(crate) ticket: Ticket,
+    /// It is of a call or a game.
+    pub(crate) urgent: bool,
 }
 
 /// The packets kept for one peer, the oldest first.
@@ -211,7 +213,7 @@ impl Replay {
             return false;
         }
         let ticket = Ticket::new(place, transmission);
-        match send(Outgoing { packet: &kept.packet, origin: kept.origin, ticket }) {
+        match send(Outgoing { packet: &kept.packet, origin: kept.origin, ticket, urgent: kept.urgent }) {
             Some((origin, datagrams)) => {
                 kept.origin.get_or_insert(origin);
                 kept.open[transmission] = datagrams;

@@ -134,6 +134,11 @@ impl Queue {
         if urgent { !self.urgent.is_empty() } else { self.packets > 0 }
     }
 
+    /// Whether something waits that is urgent, or something that is not.
+    pub(crate) fn has(&self, urgent: bool) -> bool {
+        if urgent { !self.urgent.is_empty() } else { self.packets > self.urgent.len() }
+    }
+
     /// Puts a packet behind those of its flow.
     pub(crate) fn push(&mut self, packet: Waiting) {
         self.packets += 1;

@@ -10,6 +10,7 @@ mod traffic;
 pub use link::{LinkModel, Loss, Sleep, Stalls};
 pub use traffic::{Arrival, Flow, Report, at, ms};
 
+use crate::policy::Policy;
 use crate::tunnel::Suite;
 use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
 use crate::{PeerId, PeerKind, SecretKey, Uplink};
@@ -20,6 +21,7 @@ use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use traffic::Traffic;
 
@@ -56,6 +58,8 @@ pub struct WorldConfig {
     pub core_addresses: Vec<SocketAddr>,
     /// How the box is to ask on each link while idle.
     pub keepalive: Keepalive,
+    /// What both ends have of policy.
+    pub policy: Arc<Policy>,
 }
 
 impl WorldConfig {
@@ -68,6 +72,7 @@ impl WorldConfig {
             box_prefixes: site_prefixes(),
             core_addresses: vec![SocketAddr::from(([192, 0, 2, 1], 51820))],
             keepalive: Keepalive::default(),
+            policy: Arc::default(),
         }
     }
 
@@ -276,7 +281,7 @@ impl World {
                 kind,
                 prefixes,
                 egress: 0,
-                policy: Default::default(),
+                policy: world.policy.clone(),
                 paths,
             }],
         };
