@@ -150,11 +150,22 @@ impl Peer {
             armed: Armed::default(),
         };
         peer.numbering = peer.numbering();
+        peer.give_rates();
         peer
     }
 
     fn numbering(&self) -> u16 {
         if self.config.policy.bonds(self.direction()) { Sequence::ROOM as u16 } else { 0 }
+    }
+
+    /// Tells each path what its link carries, where the policy does.
+    fn give_rates(&mut self) {
+        let direction = self.direction();
+        for path in &mut self.paths {
+            let rate =
+                self.config.policy.links().get(usize::from(path.config.slot)).and_then(|link| link.rate(direction));
+            path.shaper.give(rate.map(|bits| bits / 8));
+        }
     }
 
     /// Takes another configuration of the same peer; paths that stay keep their sessions.
@@ -199,6 +210,7 @@ impl Peer {
         }
         self.config = config;
         self.numbering = self.numbering();
+        self.give_rates();
     }
 
     pub(crate) fn retire(&mut self, indices: &mut Indices) {

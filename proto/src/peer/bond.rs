@@ -210,7 +210,7 @@ impl Peer {
             faster = member.beside(faster);
             path.await_room(ctx.now, wanted);
             if wanted {
-                let at = path.next_room_at(ctx.now);
+                let at = path.next_room_at(ctx.now, queue.is_before(true));
                 ready_at = Some(ready_at.map_or(at, |other: Instant| other.min(at)));
             }
         }

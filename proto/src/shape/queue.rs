@@ -140,6 +140,11 @@ impl Queue {
         next.map_or(0, |at| self.flows[usize::from(*at)].octets)
     }
 
+    /// Whether something waits that is urgent, or something that is not.
+    pub(crate) fn has(&self, urgent: bool) -> bool {
+        if urgent { !self.urgent.is_empty() } else { self.packets > self.urgent.len() }
+    }
+
     /// Puts a packet behind those of its flow.
     pub(crate) fn push(&mut self, packet: Waiting) {
         self.packets += 1;
