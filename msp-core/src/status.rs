@@ -452,6 +452,7 @@ mod tests {
             prefixes: vec![prefix()],
             egress: 0,
             policy: Default::default(),
+            open_windows: 0,
             paths: Vec::new(),
         };
         let withdraw_after = Some(Duration::from_secs(60));

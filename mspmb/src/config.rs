@@ -1,6 +1,7 @@
 //! What the operator wrote.
 
 use crate::nat64::Pref64;
+use dataplane::calendar;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun, Written};
 use ipnet::IpNet;
 use proto::policy::Policy;
@@ -19,7 +20,7 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/mspmb/mspmb.toml";
 /// Variables that begin with this override the file.
 const ENVIRONMENT: &str = "MSPMB";
 /// The only core there is yet; a number for the node.
-const CORE: PeerId = PeerId(1);
+pub(crate) const CORE: PeerId = PeerId(1);
 
 /// The file as it is written.
 #[derive(Debug, Deserialize)]
@@ -280,6 +281,7 @@ impl Config {
                     .to_vec(),
                 egress: 0,
                 policy: self.policy.clone(),
+                open_windows: calendar::open_now(&self.policy),
                 paths,
             }],
         }

@@ -130,6 +130,7 @@ fn classes(peer: &PeerSnapshot, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
     let header = ["CLASS", "UP BY", "SENT", "PACKETS", "CHANGES"].map(str::to_owned).to_vec();
     let row = |class: &ClassSnapshot| {
         let by = match class.current_slot {
+            _ if !class.open => "closed".to_owned(),
             None => "no link".to_owned(),
             Some(slot) => match uplinks.iter().find(|uplink| uplink.slot == slot) {
                 Some(uplink) => uplink.interface.clone(),

@@ -367,6 +367,16 @@ impl Node {
         self.with_each_peer(now, |peer, _| peer.clock_stepped(now));
     }
 
+    /// Windows of policies have opened or closed: which are open for each peer named, a bit each. Flows under way take their
+    /// other class's way from now on, without loss and in order.
+    pub fn set_open_windows(&mut self, now: Instant, open: &HashMap<PeerId, u64>) {
+        for peer in self.peers.iter_mut().flatten() {
+            if let Some(&open) = open.get(&peer.config.id) {
+                peer.set_open_windows(now, open);
+            }
+        }
+    }
+
     /// Puts another set of peers in force, whole or not at all. Peers and paths that stay as they were keep their
     /// sessions and lose no packet. A peer that goes is gone without an event: its owner knows.
     pub fn set_peers(&mut self, now: Instant, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {

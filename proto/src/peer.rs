@@ -68,7 +68,7 @@ pub(crate) struct Peer {
     courses: Vec<Course>,
     /// The slots that are some class's current one, a bit each.
     carrying: u8,
-    /// When the policy was put in force.
+    /// When the policy was put in force, or a window of it opened or closed last: flows find their classes anew from then on.
     policy_since: Instant,
     reachable: bool,
     /// The last inner packet, either way.
@@ -175,7 +175,16 @@ impl Peer {
             self.policy_since = now;
             self.flows.forget_classes();
         }
+        self.set_open_windows(now, config.open_windows);
         self.config = config;
+    }
+
+    /// These windows of the policy are open from now on, a bit each.
+    pub(crate) fn set_open_windows(&mut self, now: Instant, open: u64) {
+        if std::mem::replace(&mut self.config.open_windows, open) != open {
+            self.policy_since = now;
+            self.flows.forget_classes();
+        }
     }
 
     pub(crate) fn retire(&mut self, indices: &mut Indices) {
@@ -410,13 +419,14 @@ impl Peer {
 
     /// What is to be shown of each class.
     fn classes(&self) -> Vec<ClassSnapshot> {
-        let of = |(course, class): (&Course, &Class)| ClassSnapshot {
+        let of = |(place, (course, class)): (usize, (&Course, &Class))| ClassSnapshot {
             name: class.name.to_string(),
+            open: self.config.policy.is_open(place, self.config.open_windows),
             current_slot: course.current,
             path_changes: course.changes,
             tx: course.tx,
         };
-        self.courses.iter().zip(self.config.policy.classes()).map(of).collect()
+        self.courses.iter().zip(self.config.policy.classes()).enumerate().map(of).collect()
     }
 
     pub(crate) fn snapshot(&self, mtu: u16, now: Instant) -> PeerSnapshot {

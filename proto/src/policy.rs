@@ -41,7 +41,27 @@ pub const REST: &str = "rest";
 pub struct Policy {
     links: [Link; MAX_SLOTS],
     classes: Vec<Class>,
+    /// The windows of its classes, each once.
+    windows: Vec<Window>,
+    /// For each class a bit set: its window's, by the place in `windows`. None: it is there at any time.
+    within: Vec<u64>,
+    zone: Option<Arc<str>>,
 }
+
+/// When the packets of a class are of it: some hours of some days of the week, as clocks at the site show them. A window
+/// that ends on the day after belongs to the day on which it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The days on which it begins, a bit each; the lowest is Monday's.
+    pub days: u8,
+    /// The minute of the day at which it begins, 0 to 1439.
+    pub from: u16,
+    /// The minute at which it ends, 1 to 1440: of the same day if that is after `from`, else of the next.
+    pub until: u16,
+}
+
+/// As many windows as a policy may have: a bit each says which are open.
+pub const MOST_WINDOWS: usize = 64;
 
 /// What is said of a link, by its slot. Links work without any of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -160,6 +180,8 @@ pub struct Matches {
     pub dport: Vec<RangeInclusive<u16>>,
     /// Differentiated services codepoints (RFC 2474), a bit each; 0: any.
     pub dscp: u64,
+    /// When it is sent; `None`: at any time.
+    pub window: Option<Window>,
 }
 
 /// Why a policy was refused. What was in force stays in force.
@@ -168,6 +190,12 @@ pub enum PolicyError {
     /// More classes than a policy may have.
     #[error("{0} classes: expected at most {MOST_CLASSES}")]
     TooMany(usize),
+    /// More windows than a policy may have.
+    #[error("more than {MOST_WINDOWS} different windows: expected that some classes have the same hours and days")]
+    TooManyWindows {
+        /// The place of the class that has one more.
+        class: usize,
+    },
     /// A class without a name of its own.
     #[error("there are two classes \"{name}\": give each a name of its own")]
     NameTwice {
@@ -207,7 +235,8 @@ impl PolicyError {
     pub fn class(&self) -> Option<usize> {
         match self {
             PolicyError::TooMany(_) => None,
-            PolicyError::NameTwice { class, .. }
+            PolicyError::TooManyWindows { class }
+            | PolicyError::NameTwice { class, .. }
             | PolicyError::Unreachable { class, .. }
             | PolicyError::Slot { class, .. } => Some(*class),
         }
@@ -220,7 +249,8 @@ pub const MOST_CLASSES: usize = 255;
 impl Default for Policy {
     /// One class of everything, in the order that the links have.
     fn default() -> Self {
-        Policy { links: Default::default(), classes: vec![Class::rest()] }
+        let (links, windows, zone) = Default::default();
+        Policy { links, classes: vec![Class::rest()], windows, within: vec![0], zone }
     }
 }
 
@@ -268,7 +298,42 @@ impl Policy {
                 }
             }
         }
-        Ok(Policy { links, classes })
+        let (mut windows, mut within) = (Vec::new(), Vec::new());
+        for (at, class) in classes.iter().enumerate() {
+            let Some(window) = class.matches.window else {
+                within.push(0);
+                continue;
+            };
+            let place = windows.iter().position(|other| *other == window).unwrap_or_else(|| {
+                windows.push(window);
+                windows.len() - 1
+            });
+            if place >= MOST_WINDOWS {
+                return Err(PolicyError::TooManyWindows { class: at });
+            }
+            within.push(1 << place);
+        }
+        Ok(Policy { links, classes, windows, within, zone: None })
+    }
+
+    /// The same with the name of the time zone in which its windows are meant.
+    pub fn in_zone(self, zone: Option<Arc<str>>) -> Policy {
+        Policy { zone, ..self }
+    }
+
+    /// The name of the time zone in which its windows are meant, as the tz database has it.
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// Its windows, each once. Which of them are open is for the caller to know: a bit each, by their places here.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+
+    /// Whether packets can be of a class while these windows are open.
+    pub fn is_open(&self, class: usize, open: u64) -> bool {
+        self.within.get(class).is_none_or(|window| window & !open == 0)
     }
 
     /// What is said of each link, by its slot.
@@ -286,9 +351,10 @@ impl Policy {
         &self.classes[usize::from(class).min(self.classes.len() - 1)]
     }
 
-    /// The class that a packet is of.
-    pub fn classify(&self, facts: &Facts) -> ClassId {
-        let first = self.classes.iter().position(|class| class.matches.matches(facts));
+    /// The class that a packet is of while these windows are open.
+    pub fn classify(&self, facts: &Facts, open: u64) -> ClassId {
+        let mut classes = self.classes.iter().zip(&self.within);
+        let first = classes.position(|(class, window)| window & !open == 0 && class.matches.matches(facts));
         // The last matches everything, and there are at most 255.
         first.unwrap_or(self.classes.len() - 1) as ClassId
     }
@@ -324,7 +390,7 @@ impl Facts {
 }
 
 impl Matches {
-    /// Does a packet with these facts match?
+    /// Does a packet with these facts match, at a time that does?
     pub fn matches(&self, facts: &Facts) -> bool {
         let within = |list: &[IpNet], address| list.is_empty() || list.iter().any(|net| net.contains(&address));
         let port = |list: &[RangeInclusive<u16>], port: Option<u16>| {
@@ -339,7 +405,7 @@ impl Matches {
             && within(&self.src, facts.src)
     }
 
-    /// Does this match all that the other one does? May say no where several elements together do.
+    /// Does this match all that the other one does? May say no where several elements together do, or longer hours.
     fn covers(&self, other: &Matches) -> bool {
         fn each<T>(wide: &[T], narrow: &[T], covers: impl Fn(&T, &T) -> bool) -> bool {
             wide.is_empty()
@@ -355,6 +421,7 @@ impl Matches {
             && each(&self.sport, &other.sport, range)
             && each(&self.dport, &other.dport, range)
             && (self.dscp == 0 || (other.dscp != 0 && other.dscp & !self.dscp == 0))
+            && (self.window.is_none() || self.window == other.window)
     }
 }
 

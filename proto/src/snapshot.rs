@@ -62,12 +62,19 @@ pub struct PeerSnapshot {
 pub struct ClassSnapshot {
     /// Its name.
     pub name: String,
+    /// Whether packets can be of it now: it has no window, or that is open.
+    #[serde(default = "always")]
+    pub open: bool,
     /// The slot that its new flows take now.
     pub current_slot: Option<u8>,
     /// How often that has changed from one path to another, since the policy is in force.
     pub path_changes: u64,
     /// Inner packets and octets of it since then: sent, or waiting, or dropped later for a reason that is counted.
     pub tx: Traffic,
+}
+
+fn always() -> bool {
+    true
 }
 
 /// A path at a moment.

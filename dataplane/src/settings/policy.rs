@@ -17,16 +17,18 @@
 mod words;
 
 use super::{Document, Schema, SettingsError, Text, load, nearest};
-use proto::policy::{Class, Direction, Limit, Link, Matches, Mode, Otherwise, Policy, Priority, Treatment};
+use proto::policy::{Class, Direction, Limit, Link, Matches, Mode, Otherwise, Policy, Priority, Treatment, Window};
 use serde::Deserialize;
 use std::path::Path;
-use words::{Codepoint, Delay, Network, Ports, Protocol, Rate, Several, Share};
+use std::sync::Arc;
+use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Several, Share, Zone};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(rename = "schema")]
     _schema: Schema,
+    timezone: Option<Text<Zone>>,
     #[serde(default)]
     link: Vec<LinkTable>,
     #[serde(default)]
@@ -116,6 +118,8 @@ struct MatchTable {
     sport: Several<Ports>,
     dport: Several<Ports>,
     dscp: Several<Codepoint>,
+    hours: Option<Text<Hours>>,
+    days: Several<Text<Days>>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -156,6 +160,13 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
     for link in &file.link {
         links[usize::from(link.slot)] = link.compile();
     }
+    let zone: Option<Arc<str>> = file.timezone.map(|Text(Zone(name))| name.into());
+    let timed = |class: &ClassTable| class.matches.window().is_some();
+    if let (None, Some(class)) = (&zone, file.class.iter().position(timed)) {
+        let key = format!("class[{class}].match");
+        let problem = "hours of which clock? Expected `timezone` at the top of the file, such as \"Europe/Berlin\"";
+        return Err(document.error(&key, problem));
+    }
     let classes = file.class.into_iter().enumerate().map(|(index, table)| {
         let key = format!("class[{index}]");
         if table.name.trim().is_empty() {
@@ -164,10 +175,11 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
         table.compile(&key, &Reader { links: &file.link, document: &document })
     });
     let classes: Vec<Class> = classes.collect::<Result<_, _>>()?;
-    Policy::new(links, classes).map_err(|error| {
+    let policy = Policy::new(links, classes).map_err(|error| {
         let key = error.class().map_or("class".to_owned(), |class| format!("class[{class}]"));
         document.error(&key, error)
-    })
+    })?;
+    Ok(policy.in_zone(zone))
 }
 
 impl LinkTable {
@@ -311,10 +323,21 @@ impl Reader<'_> {
 }
 
 impl MatchTable {
+    /// When it is sent, if that is said.
+    fn window(&self) -> Option<Window> {
+        if self.hours.is_none() && self.days.0.is_empty() {
+            return None;
+        }
+        let days = self.days.0.iter().fold(0, |bits, Text(Days(days))| bits | days);
+        let (from, until) = self.hours.map_or((0, 24 * 60), |Text(Hours(from, until))| (from, until));
+        Some(Window { days: if days == 0 { Days::ALL } else { days }, from, until })
+    }
+
     fn compile(self) -> Matches {
         let networks = |list: Several<Text<Network>>| list.0.into_iter().map(|Text(Network(net))| net).collect();
         let ports = |list: Several<Ports>| list.0.into_iter().map(|Ports(range)| range).collect();
         Matches {
+            window: self.window(),
             src: networks(self.src),
             dst: networks(self.dst),
             proto: self.proto.0.into_iter().map(|Protocol(number)| number).collect(),

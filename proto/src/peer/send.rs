@@ -63,7 +63,7 @@ impl Peer {
         let direction = self.direction();
         let Peer { paths, flows, courses, config, drops, .. } = self;
         let known = flows.find(flow, ctx.now);
-        let class = known.class(|| config.policy.classify(&Facts::of(view, packet, direction)));
+        let class = known.class(|| config.policy.classify(&Facts::of(view, packet, direction), config.open_windows));
         let course = courses.get_mut(usize::from(class)).map(|course| {
             course.used = Some(ctx.now);
             (course.current, course)
@@ -84,8 +84,8 @@ impl Peer {
             && let Some(from) = course.leaving.take()
         {
             self.overtake(ctx, from, current, Moving::Class(class));
-        } else if let Some(from) = left.filter(|_| moved_at == self.policy_since) {
-            // Of the policy before, it was of a class that went another way.
+        } else if let Some(from) = left.filter(|_| moved_at <= self.policy_since) {
+            // Before that it was of a class that went another way.
             self.overtake(ctx, from, current, Moving::Flow(flow));
         }
         if !self.takes_copies() {

@@ -10,6 +10,7 @@ mod traffic;
 pub use link::{LinkModel, Loss, Sleep, Stalls};
 pub use traffic::{Arrival, Flow, Report, at, ms};
 
+use crate::policy::Policy;
 use crate::tunnel::Suite;
 use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
 use crate::{PeerId, PeerKind, SecretKey, Uplink};
@@ -20,6 +21,7 @@ use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use traffic::Traffic;
 
@@ -56,6 +58,8 @@ pub struct WorldConfig {
     pub core_addresses: Vec<SocketAddr>,
     /// How the box is to ask on each link while idle.
     pub keepalive: Keepalive,
+    /// What both ends go by.
+    pub policy: Arc<Policy>,
 }
 
 impl WorldConfig {
@@ -68,6 +72,7 @@ impl WorldConfig {
             box_prefixes: site_prefixes(),
             core_addresses: vec![SocketAddr::from(([192, 0, 2, 1], 51820))],
             keepalive: Keepalive::default(),
+            policy: Arc::default(),
         }
     }
 
@@ -276,7 +281,8 @@ impl World {
                 kind,
                 prefixes,
                 egress: 0,
-                policy: Default::default(),
+                policy: world.policy.clone(),
+                open_windows: 0,
                 paths,
             }],
         };
@@ -408,6 +414,12 @@ impl World {
         let now = self.now;
         self.ends[Side::Box as usize].node.set_uplink(now, LinkId(link as u16), uplink);
         self.settle(Side::Box);
+    }
+
+    /// An end's daemon says which windows of the policy are open, a bit each.
+    pub fn set_open_windows(&mut self, side: Side, open: u64) {
+        let now = self.now;
+        self.ends[side as usize].node.set_open_windows(now, &[(PEER, open)].into());
     }
 
     /// An end's wall clock is set.
