@@ -332,6 +332,7 @@ impl Peer {
             let candidates = paths.iter().filter_map(|path| {
                 let slot = path.config.slot;
                 let preference = treatment.preference(slot, path.preference())?;
+                treatment.may_take(slot, path.capped).then_some(())?;
                 Some(Candidate { slot, preference, standing: path.standing(ctx.now)? })
             });
             let lives = |slot| paths.iter().any(|path| path.config.slot == slot && path.alive());
@@ -397,6 +398,13 @@ impl Peer {
         for path in self.paths.iter_mut().filter(|path| path.config.link == Some(link)) {
             path.health.ask_now();
             path.mtu.begin_anew();
+        }
+    }
+
+    /// These slots' links, a bit each, are at their cap, and the others are not.
+    pub(crate) fn set_capped(&mut self, now: Instant, slots: u8) {
+        for path in &mut self.paths {
+            path.set_capped(now, slots >> path.config.slot & 1 == 1);
         }
     }
 

@@ -74,6 +74,21 @@ pub struct Link {
     pub rate_down: Option<u64>,
     /// The only direction in which it is used; `None`: both.
     pub only: Option<Direction>,
+    /// How much it may carry; `None`: whatever comes.
+    pub metered: Option<Metered>,
+}
+
+/// A month's allowance of a link. What has been used of it, and what day it is, is for the box to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metered {
+    /// Octets a month, both ways together.
+    pub cap: u64,
+    /// The day on which a month begins, 1 to 31; where a month is shorter, its last.
+    pub reset_day: u8,
+    /// Days on which nothing is counted, a bit each; the lowest is Monday's.
+    pub free: u8,
+    /// The places of the classes that go on to take it beyond its cap.
+    pub over: Vec<ClassId>,
 }
 
 impl Link {
@@ -117,6 +132,9 @@ pub struct Treatment {
     pub limit: Limit,
     /// What happens while none of the links can be used.
     pub otherwise: Otherwise,
+    /// The slots of links that are not taken any more when their cap is reached, a bit each. [`Policy::new`] sets it, by what
+    /// is said of the links.
+    pub stops_at_cap: u8,
 }
 
 /// How the packets of a class are spread over its links (the goals of draft-ernst-generic-goals-and-benefits, section 3).
@@ -298,6 +316,11 @@ impl Policy {
                 }
             }
         }
+        for (at, class) in classes.iter_mut().enumerate() {
+            let stops = |link: &Link| link.metered.as_ref().is_some_and(|m| !m.over.iter().any(|c| usize::from(*c) == at));
+            let slots = links.iter().zip(0..).filter(|(link, _)| stops(link)).fold(0, |slots, (_, slot)| slots | 1 << slot);
+            (class.up.stops_at_cap, class.down.stops_at_cap) = (slots, slots);
+        }
         let (mut windows, mut within) = (Vec::new(), Vec::new());
         for (at, class) in classes.iter().enumerate() {
             let Some(window) = class.matches.window else {
@@ -426,6 +449,11 @@ impl Matches {
 }
 
 impl Treatment {
+    /// Whether packets may take the link of this slot, which is at its cap or not.
+    pub(crate) fn may_take(&self, slot: u8, capped: bool) -> bool {
+        !capped || self.stops_at_cap >> slot & 1 == 0
+    }
+
     /// How much a link is wanted that has this preference without policy: less is more. `None`: packets never take it.
     pub(crate) fn preference(&self, slot: u8, preference: u8) -> Option<u8> {
         match self.links.iter().position(|link| *link == slot) {

@@ -88,6 +88,9 @@ pub struct PathSnapshot {
     pub reason: String,
     /// How long it has been in that state, in seconds.
     pub since_s: f64,
+    /// Its link is at its cap, and only classes that may go on take it.
+    #[serde(default)]
+    pub capped: bool,
     /// Where the peer is, if known.
     pub endpoint: Option<SocketAddr>,
     /// Smoothed round-trip time, in milliseconds.

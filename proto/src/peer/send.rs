@@ -45,7 +45,8 @@ pub(crate) fn fragment_number(epoch: u64, count: u64) -> u32 {
 /// The slots of the paths that live, the best first, without those that are not to be taken.
 fn ranked(paths: &[Path], now: Instant, treatment: &Treatment) -> [Option<u8>; MAX_SLOTS] {
     let mut ranked = [None; MAX_SLOTS];
-    let standing = paths.iter().filter(|path| path.alive()).filter_map(|path| {
+    let usable = |path: &&Path| path.alive() && treatment.may_take(path.config.slot, path.capped);
+    let standing = paths.iter().filter(usable).filter_map(|path| {
         let slot = path.config.slot;
         Some((path.standing(now)?, treatment.preference(slot, path.preference())?, slot))
     });

@@ -422,6 +422,13 @@ impl World {
         self.ends[side as usize].node.set_open_windows(now, &[(PEER, open)].into());
     }
 
+    /// The box's links of these slots, a bit each, are at their cap, and the others are not.
+    pub fn set_capped(&mut self, slots: u8) {
+        let now = self.now;
+        self.ends[Side::Box as usize].node.set_capped(now, slots);
+        self.settle(Side::Box);
+    }
+
     /// An end's wall clock is set.
     pub fn step_clock(&mut self, side: Side) {
         let now = self.now;
