@@ -40,7 +40,7 @@ pub fn open(policy: &Policy, now: Duration) -> Open {
         // One that has begun yesterday may still be open; each comes again within a week, and one that daylight saving has
         // swallowed a week later.
         let first = today.yesterday().unwrap_or(today);
-        for day in first.series(1.day()).take(16).filter(|day| begins_on(window, *day)) {
+        for day in first.series(1.day()).take(16).filter(|day| is_in(window.days, *day)) {
             let Some((from, until)) = interval(&zone, window, day) else { continue };
             if from <= at && at < until {
                 open.windows |= 1 << place;
@@ -55,7 +55,27 @@ pub fn open(policy: &Policy, now: Duration) -> Open {
     open
 }
 
-/// The same now, for the configuration of a peer.
+/// The day on which the month of a link has begun, by its place in the calendar: "2026-11-14". `None`: before
+/// [`clock::EARLIEST`], when nobody knows.
+pub fn month(policy: &Policy, reset_day: u8, now: Duration) -> Option<String> {
+    let today = today(policy, now)?;
+    // Of the month of this day, on its last one if it has none of that number.
+    let reset = |of: Date| of.first_of_month().checked_add((of.days_in_month().min(reset_day as i8) - 1).days()).ok();
+    let this = reset(today)?;
+    let began = if this <= today { this } else { reset(today.first_of_month().yesterday().ok()?)? };
+    Some(began.to_string())
+}
+
+/// Whether it is one of these days, a bit each, the lowest Monday's. While nobody knows it is none.
+pub fn is_one_of(policy: &Policy, days: u8, now: Duration) -> bool {
+    today(policy, now).is_some_and(|today| is_in(days, today))
+}
+
+fn today(policy: &Policy, now: Duration) -> Option<Date> {
+    timestamp(now).filter(|_| now >= clock::EARLIEST).map(|at| zone(policy).to_datetime(at).date())
+}
+
+/// Which windows are open now, for the configuration of a peer.
 pub fn open_now(policy: &Policy) -> u64 {
     open(policy, clock::unix_time()).windows
 }
@@ -73,8 +93,8 @@ fn since_1970(at: Timestamp) -> Duration {
     Duration::try_from(at.as_duration()).unwrap_or_default()
 }
 
-fn begins_on(window: &Window, day: Date) -> bool {
-    window.days >> day.weekday().to_monday_zero_offset() & 1 == 1
+fn is_in(days: u8, day: Date) -> bool {
+    days >> day.weekday().to_monday_zero_offset() & 1 == 1
 }
 
 /// From when until when a window is open that begins on this day. `None`: it is one that daylight saving has swallowed.

@@ -427,6 +427,26 @@ impl Written for Duration {
     }
 }
 
+/// An amount of data, in octets; written in decimal units, as links are sold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Octets(pub u64);
+
+impl Written for Octets {
+    const EXPECTED: &'static str = "an amount of data such as \"50 MB\" or \"1 GB\"";
+    fn read(text: &str) -> Result<Self, Option<String>> {
+        let unit = text.find(|c: char| !c.is_ascii_digit()).ok_or(None)?;
+        let number: u64 = text[..unit].parse().map_err(|_| None)?;
+        let factor = match text[unit..].trim() {
+            "kB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            _ => return Err(None),
+        };
+        number.checked_mul(factor).map(Octets).ok_or(None)
+    }
+}
+
 /// `None` is "never".
 impl Written for Option<Duration> {
     const EXPECTED: &'static str = "a time such as \"60s\" or \"500ms\", or \"never\"";

@@ -2,6 +2,7 @@
 
 use crate::config::{CORE, Config};
 use crate::lan;
+use crate::meter::{Meter, MeterStatus};
 use crate::status::{self, Status};
 use crate::uplinks::{Shown, Uplinks};
 use anyhow::Context;
@@ -60,7 +61,8 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
     let news = Arc::new(Notify::new());
     let policy = watch::Sender::new(vec![(CORE, config.policy.clone())]);
     let mut site = Site::new(config, host, handle.clone(), news.clone());
-    let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe())));
+    let mut meter = Meter::open(&config.state);
+    let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe(), meter.shown())));
     tracing::info!(prefixes = ?config.prefixes, core = config.core.name, tun = config.tun.name, "running");
     if clock::unix_time() < clock::EARLIEST {
         let unix_time = clock::unix_time().as_secs();
@@ -79,11 +81,14 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
                 reload_policy(path, config, &handle, &policy).await?;
             }
         } => result,
+        ended = meter.follow(&handle, policy.subscribe()) => Err(ended.into()),
         ended = calendar::keep_windows(&handle, policy.subscribe()) => Err(ended.into()),
     };
     control.abort();
     // Waited for, so that the socket is gone when we are; that it was aborted is no news.
     let _ = control.await;
+    let in_force = policy.borrow().first().map(|(_, policy)| policy.clone()).unwrap_or_default();
+    meter.close(&handle, &in_force).await;
     // If the loop has ended by itself, its own error says more.
     dataplane.stop()?;
     ended
@@ -179,10 +184,12 @@ impl<'a> Site<'a> {
 fn answers(
     handle: Handle,
     shown: watch::Receiver<Shown>,
+    metered: watch::Receiver<Vec<MeterStatus>>,
 ) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Option<String>> + Send>> + Send + Sync {
     let started = Instant::now();
     move |command| {
         let (handle, Shown { uplinks, unused }) = (handle.clone(), shown.borrow().clone());
+        let metered = metered.borrow().clone();
         Box::pin(async move {
             if command != "status" {
                 return None;
@@ -196,6 +203,7 @@ fn answers(
                 uptime_s: started.elapsed().as_secs_f64(),
                 uplinks,
                 unused,
+                metered,
                 node,
                 dataplane,
             })

@@ -1,6 +1,7 @@
 //! What the daemon shows of itself, and how it is shown.
 
 use crate::config;
+use crate::meter::MeterStatus;
 use crate::uplinks::{Unused, UplinkStatus};
 use anyhow::Context;
 use dataplane::control;
@@ -33,6 +34,9 @@ pub(crate) struct Status {
     /// Interfaces that could be uplinks and are not used.
     #[serde(default)]
     pub(crate) unused: Vec<Unused>,
+    /// What metered links have carried in this month of theirs.
+    #[serde(default)]
+    pub(crate) metered: Vec<MeterStatus>,
     pub(crate) node: Snapshot,
     /// What the packet loop counted.
     pub(crate) dataplane: Counters,
@@ -104,6 +108,12 @@ fn table(status: &Status) -> String {
         text.push('\n');
         text.push_str(&aligned(&classes(peer, &status.uplinks)));
     }
+    if !status.metered.is_empty() {
+        text.push('\n');
+    }
+    for link in &status.metered {
+        let _ = writeln!(text, "{}", metered(link));
+    }
     for uplink in &status.uplinks {
         for note in uplink.warnings.iter().chain(&uplink.unresolved) {
             let _ = writeln!(text, "{}: {note}", uplink.interface);
@@ -141,6 +151,17 @@ fn classes(peer: &PeerSnapshot, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
         vec![name.clone(), by, octets(tx.bytes), tx.packets.to_string(), path_changes.to_string()]
     };
     std::iter::once(header).chain(peer.classes.iter().map(row)).collect()
+}
+
+/// What a metered link has carried.
+fn metered(link: &MeterStatus) -> String {
+    let since = if link.since.is_empty() { "the clock is wrong" } else { &link.since };
+    let state = match link {
+        MeterStatus { capped: true, .. } => "; at its cap",
+        MeterStatus { free: true, .. } => "; free today",
+        _ => "",
+    };
+    format!("{} (slot {}): {} of {} since {since}{state}", link.link, link.slot, octets(link.octets), octets(link.cap))
 }
 
 fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<String> {

@@ -98,12 +98,33 @@ fn nothing_is_open_while_nobody_knows_what_time_it_is() {
     assert_eq!(open(&Policy::default(), clock::EARLIEST), Open::default());
 }
 
+#[test]
+fn a_month_begins_on_its_day_or_on_the_last_of_a_shorter_one() {
+    let site = policy("Europe/Berlin", &[]);
+    let month = |day, now: &str| month(&site, day, at(now)).expect("a right clock");
+    assert_eq!(month(14, "2026-11-13T23:59:59+01:00"), "2026-10-14");
+    assert_eq!(month(14, "2026-11-14T00:00:00+01:00"), "2026-11-14");
+    assert_eq!(month(1, "2026-12-31T23:59:59+01:00"), "2026-12-01");
+    assert_eq!(month(1, "2027-01-01T00:00:00+01:00"), "2027-01-01");
+    assert_eq!(month(31, "2027-02-27T12:00:00+01:00"), "2027-01-31");
+    assert_eq!(month(31, "2027-02-28T00:00:00+01:00"), "2027-02-28");
+    assert_eq!(month(31, "2027-03-30T12:00:00+02:00"), "2027-02-28");
+    assert_eq!(month(31, "2028-02-28T12:00:00+01:00"), "2028-01-31");
+    assert_eq!(month(30, "2028-02-29T00:00:00+01:00"), "2028-02-29", "a leap year");
+    // The site's day, not that of UTC.
+    assert_eq!(month(14, "2026-11-13T23:30:00Z"), "2026-11-14");
+    assert_eq!(super::month(&site, 1, Duration::ZERO), None);
+    assert!(is_one_of(&site, 0b110_0000, at("2026-11-20T23:30:00Z")), "Saturday in Berlin");
+    assert!(!is_one_of(&site, 0b110_0000, at("2026-11-22T23:30:00Z")), "Monday");
+    assert!(!is_one_of(&site, 0x7f, Duration::ZERO));
+}
+
 /// As one would do it by hand: looking at a clock of the site each minute.
 fn shown(zone: &TimeZone, window: &Window, now: Duration) -> bool {
     let shows = zone.to_datetime(timestamp(now).expect("a time"));
     let minute = shows.hour() as u16 * 60 + shows.minute() as u16;
-    let today = begins_on(window, shows.date());
-    let yesterday = begins_on(window, shows.date().yesterday().expect("a day before"));
+    let today = is_in(window.days, shows.date());
+    let yesterday = is_in(window.days, shows.date().yesterday().expect("a day before"));
     if window.until > window.from {
         today && (window.from..window.until).contains(&minute)
     } else {

@@ -16,8 +16,8 @@
 
 mod words;
 
-use super::{Document, Schema, SettingsError, Text, load, nearest};
-use proto::policy::{Class, Direction, Limit, Link, Matches, Mode, Otherwise, Policy, Priority, Treatment, Window};
+use super::{Document, Octets, Schema, SettingsError, Text, load, nearest};
+use proto::policy::{Class, Direction, Limit, Link, Matches, Metered, Mode, Otherwise, Policy, Priority, Treatment, Window};
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,6 +43,20 @@ struct LinkTable {
     #[serde(default)]
     rate: RateTable,
     direction: Option<DirectionWord>,
+    metered: Option<MeteredTable>,
+}
+
+/// What it may carry in a month, and what happens then.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MeteredTable {
+    cap: Text<Octets>,
+    reset_day: Option<u8>,
+    #[serde(default)]
+    free: Several<Text<Days>>,
+    /// "stop", which it does too if nothing is said, or the names of the classes that go on.
+    #[serde(default)]
+    over: Several<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -157,14 +171,21 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
         }
     }
     let mut links: [Link; proto::MAX_SLOTS] = Default::default();
-    for link in &file.link {
-        links[usize::from(link.slot)] = link.compile();
+    let mut names: Vec<String> = file.class.iter().map(|class| class.name.clone()).collect();
+    names.push(proto::policy::REST.to_owned());
+    for (index, link) in file.link.iter().enumerate() {
+        let mut compiled = link.compile();
+        if let Some(metered) = &link.metered {
+            compiled.metered = Some(metered.compile(&format!("link[{index}].metered"), &names, &document)?);
+        }
+        links[usize::from(link.slot)] = compiled;
     }
     let zone: Option<Arc<str>> = file.timezone.map(|Text(Zone(name))| name.into());
-    let timed = |class: &ClassTable| class.matches.window().is_some();
-    if let (None, Some(class)) = (&zone, file.class.iter().position(timed)) {
-        let key = format!("class[{class}].match");
-        let problem = "hours of which clock? Expected `timezone` at the top of the file, such as \"Europe/Berlin\"";
+    let timed = file.class.iter().position(|class| class.matches.window().is_some());
+    let metered = file.link.iter().position(|link| link.metered.is_some());
+    let timed = timed.map(|class| format!("class[{class}].match")).or(metered.map(|link| format!("link[{link}].metered")));
+    if let (None, Some(key)) = (&zone, timed) {
+        let problem = "days of which clock? Expected `timezone` at the top of the file, such as \"Europe/Berlin\"";
         return Err(document.error(&key, problem));
     }
     let classes = file.class.into_iter().enumerate().map(|(index, table)| {
@@ -192,7 +213,37 @@ impl LinkTable {
                 DirectionWord::Up => Direction::Up,
                 DirectionWord::Down => Direction::Down,
             }),
+            metered: None,
         }
+    }
+}
+
+impl MeteredTable {
+    /// `classes`: the names of all.
+    fn compile(&self, key: &str, classes: &[String], document: &Document) -> Result<Metered, SettingsError> {
+        let Text(Octets(cap)) = self.cap;
+        if cap == 0 {
+            return Err(document.error(&format!("{key}.cap"), "nothing could ever go by it: expected \"50 GB\", say"));
+        }
+        let reset_day = self.reset_day.unwrap_or(1);
+        if !(1..=31).contains(&reset_day) {
+            let problem = format!("{reset_day} is in no month: expected 1 to 31, which is the last day of a shorter one");
+            return Err(document.error(&format!("{key}.reset_day"), problem));
+        }
+        let over = match &self.over.0[..] {
+            [stop] if stop == "stop" => &[],
+            names => names,
+        };
+        let class = |(place, name): (usize, &String)| {
+            let found = classes.iter().position(|class| class == name).and_then(|place| u8::try_from(place).ok());
+            found.ok_or_else(|| {
+                let hint = nearest(name, classes).map(|near| format!("did you mean \"{near}\"?"));
+                let hint = hint.unwrap_or_else(|| format!("expected \"stop\", or some of {}", classes.join(", ")));
+                let key = if over.len() > 1 { format!("{key}.over[{place}]") } else { format!("{key}.over") };
+                document.error(&key, format!("there is no class \"{name}\": {hint}"))
+            })
+        };
+        Ok(Metered { cap, reset_day, free: Days::all(&self.free), over: over.iter().enumerate().map(class).collect::<Result<_, _>>()? })
     }
 }
 
@@ -299,6 +350,7 @@ impl WayTable {
                 loss_ppm: limit.loss.map(|Text(Share(ppm))| ppm),
                 jitter: limit.jitter.map(|Text(Delay(delay))| delay),
             },
+            stops_at_cap: 0,
         })
     }
 }
@@ -328,9 +380,9 @@ impl MatchTable {
         if self.hours.is_none() && self.days.0.is_empty() {
             return None;
         }
-        let days = self.days.0.iter().fold(0, |bits, Text(Days(days))| bits | days);
+        let days = Days::all(&self.days);
         let (from, until) = self.hours.map_or((0, 24 * 60), |Text(Hours(from, until))| (from, until));
-        Some(Window { days: if days == 0 { Days::ALL } else { days }, from, until })
+        Some(Window { days: if days == 0 { 0x7f } else { days }, from, until })
     }
 
     fn compile(self) -> Matches {

@@ -37,6 +37,40 @@ fn the_manuals_example_is_a_good_policy() {
 }
 
 #[test]
+fn a_metered_link_has_a_month_and_classes_that_go_on() {
+    let read_with = |metered: &str| {
+        let text = format!(
+            "schema = 1\ntimezone = \"Europe/Berlin\"\n[[link]]\nname = \"lte\"\nslot = 1\nmetered = {{ {metered} }}\n\
+             [[class]]\nname = \"voice\"\nmatch = {{ dscp = \"ef\" }}\n"
+        );
+        with_file("policy.toml", &text, read)
+    };
+    let metered = |text: &str| read_with(text).expect("a good policy").links()[1].metered.clone().expect("it is metered");
+    let all = metered("cap = \"50 GB\", reset_day = 31, free = \"sat,sun\", over = [\"voice\", \"rest\"]");
+    assert_eq!(all, Metered { cap: 50_000_000_000, reset_day: 31, free: 0b110_0000, over: vec![0, 1] });
+    let least = Metered { cap: 1_000_000, reset_day: 1, free: 0, over: Vec::new() };
+    assert_eq!([metered("cap = \"1 MB\""), metered("cap = \"1 MB\", over = \"stop\"")], [least.clone(), least]);
+    let classes = read_with("cap = \"50 GB\", over = [\"voice\"]").expect("a good policy");
+    assert_eq!([0, 1].map(|class| classes.classes()[class].down.stops_at_cap), [0, 0b10]);
+    for (text, expected) in [
+        ("cap = \"0 GB\"", "policy.toml:6:19: link[0].metered.cap: nothing could ever go by it"),
+        ("cap = 50", "policy.toml:6:19: link[0].metered.cap: 50 is not text: expected an amount of data such as"),
+        ("cap = \"1 GB\", reset_day = 32", "policy.toml:6:39: link[0].metered.reset_day: 32 is in no month: expected 1"),
+        (
+            "cap = \"1 GB\", over = [\"rest\", \"voise\"]",
+            "policy.toml:6:43: link[0].metered.over[1]: there is no class \"voise\": did you mean \"voice\"?",
+        ),
+        (
+            "cap = \"1 GB\", over = \"halt\"",
+            "policy.toml:6:34: link[0].metered.over: there is no class \"halt\": expected \"stop\", or some of voice, rest",
+        ),
+    ] {
+        let error = read_with(text).expect_err(text);
+        assert!(error.starts_with(expected), "{error}\nexpected: {expected}");
+    }
+}
+
+#[test]
 fn hours_and_days_are_a_window_in_the_zone_of_the_site() {
     let window = |text: &str| {
         let text = format!("schema = 1\ntimezone = \"Europe/Berlin\"\n[[class]]\nname = \"a\"\nmatch = {{ {text} }}\n");
@@ -114,7 +148,7 @@ fn errors_name_the_line_and_the_way_out() {
         ),
         (
             "match = { days = \"mon\" }",
-            "policy.toml:10:9: class[0].match: hours of which clock? Expected `timezone` at the top of the file",
+            "policy.toml:10:9: class[0].match: days of which clock? Expected `timezone` at the top of the file",
         ),
         ("copies = 2", "policy.toml:10:10: class[0].copies: only mode = \"duplicate\" sends copies"),
         ("up = { mode = \"duplicate\", copies = 1 }", "policy.toml:10:37: class[0].up.copies: expected 2 to 8"),

@@ -1,7 +1,7 @@
 //! The words of a policy file: what stands for a prefix, a port, a codepoint, a rate.
 
 use crate::calendar;
-use crate::settings::Written;
+use crate::settings::{Text, Written};
 use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
@@ -129,8 +129,10 @@ pub(super) fn codepoint(name: &str) -> Option<u64> {
 pub(super) struct Days(pub(super) u8);
 
 impl Days {
-    /// All of them.
-    pub(super) const ALL: u8 = 0x7f;
+    /// What a list of them has together.
+    pub(super) fn all(list: &Several<Text<Days>>) -> u8 {
+        list.0.iter().fold(0, |bits, Text(Days(days))| bits | days)
+    }
 }
 
 impl Written for Days {
