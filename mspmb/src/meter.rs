@@ -164,8 +164,12 @@ impl Meter {
             for link in &shown {
                 let was = before.iter().any(|other| other.slot == link.slot && other.capped);
                 match (was, link.capped) {
-                    (false, true) => tracing::warn!(link = link.link, since = link.since, "a metered link is at its cap"),
-                    (true, false) => tracing::info!(link = link.link, since = link.since, "a metered link may be used again"),
+                    (false, true) => {
+                        tracing::warn!(link = link.link, since = link.since, "a metered link is at its cap")
+                    }
+                    (true, false) => {
+                        tracing::info!(link = link.link, since = link.since, "a metered link may be used again")
+                    }
                     _ => {}
                 }
             }
@@ -255,7 +259,9 @@ mod tests {
         assert_eq!(meter.count(&policy, day(1), lte(1100)), 0, "a month begins");
         assert_eq!(meter.count(&policy, day(2), lte(5100)), 0, "a free day");
         let shown = meter.shown().borrow().clone();
-        let [MeterStatus { octets: 100, free: true, capped: false, ref since, .. }] = shown[..] else { panic!("{shown:?}") };
+        let [MeterStatus { octets: 100, free: true, capped: false, ref since, .. }] = shown[..] else {
+            panic!("{shown:?}")
+        };
         assert_eq!(since, "2026-11-14");
         assert_eq!(meter.count(&policy, day(3), lte(6000)), 0b10);
         assert_eq!(meter.count(&policy, day(9), lte(6000)), 0, "a free day of a link at its cap");

@@ -17,7 +17,9 @@ use tokio::task::JoinHandle;
 const SCHEMA: u32 = 1;
 
 /// What is kept in a file.
-pub(crate) trait Stored: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
+pub(crate) trait Stored:
+    Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
     /// The file's name in its folder.
     const FILE: &'static str;
     /// What it has, for warnings: completes "… of before are not known".

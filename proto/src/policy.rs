@@ -317,8 +317,10 @@ impl Policy {
             }
         }
         for (at, class) in classes.iter_mut().enumerate() {
-            let stops = |link: &Link| link.metered.as_ref().is_some_and(|m| !m.over.iter().any(|c| usize::from(*c) == at));
-            let slots = links.iter().zip(0..).filter(|(link, _)| stops(link)).fold(0, |slots, (_, slot)| slots | 1 << slot);
+            let stops =
+                |link: &Link| link.metered.as_ref().is_some_and(|m| !m.over.iter().any(|c| usize::from(*c) == at));
+            let slots =
+                links.iter().zip(0..).filter(|(link, _)| stops(link)).fold(0, |slots, (_, slot)| slots | 1 << slot);
             (class.up.stops_at_cap, class.down.stops_at_cap) = (slots, slots);
         }
         let (mut windows, mut within) = (Vec::new(), Vec::new());

@@ -17,7 +17,9 @@
 mod words;
 
 use super::{Document, Octets, Schema, SettingsError, Text, load, nearest};
-use proto::policy::{Class, Direction, Limit, Link, Matches, Metered, Mode, Otherwise, Policy, Priority, Treatment, Window};
+use proto::policy::{
+    Class, Direction, Limit, Link, Matches, Metered, Mode, Otherwise, Policy, Priority, Treatment, Window,
+};
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -183,7 +185,8 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
     let zone: Option<Arc<str>> = file.timezone.map(|Text(Zone(name))| name.into());
     let timed = file.class.iter().position(|class| class.matches.window().is_some());
     let metered = file.link.iter().position(|link| link.metered.is_some());
-    let timed = timed.map(|class| format!("class[{class}].match")).or(metered.map(|link| format!("link[{link}].metered")));
+    let timed =
+        timed.map(|class| format!("class[{class}].match")).or(metered.map(|link| format!("link[{link}].metered")));
     if let (None, Some(key)) = (&zone, timed) {
         let problem = "days of which clock? Expected `timezone` at the top of the file, such as \"Europe/Berlin\"";
         return Err(document.error(&key, problem));
@@ -227,7 +230,8 @@ impl MeteredTable {
         }
         let reset_day = self.reset_day.unwrap_or(1);
         if !(1..=31).contains(&reset_day) {
-            let problem = format!("{reset_day} is in no month: expected 1 to 31, which is the last day of a shorter one");
+            let problem =
+                format!("{reset_day} is in no month: expected 1 to 31, which is the last day of a shorter one");
             return Err(document.error(&format!("{key}.reset_day"), problem));
         }
         let over = match &self.over.0[..] {
@@ -243,7 +247,12 @@ impl MeteredTable {
                 document.error(&key, format!("there is no class \"{name}\": {hint}"))
             })
         };
-        Ok(Metered { cap, reset_day, free: Days::all(&self.free), over: over.iter().enumerate().map(class).collect::<Result<_, _>>()? })
+        Ok(Metered {
+            cap,
+            reset_day,
+            free: Days::all(&self.free),
+            over: over.iter().enumerate().map(class).collect::<Result<_, _>>()?,
+        })
     }
 }
 

@@ -45,7 +45,8 @@ fn a_metered_link_has_a_month_and_classes_that_go_on() {
         );
         with_file("policy.toml", &text, read)
     };
-    let metered = |text: &str| read_with(text).expect("a good policy").links()[1].metered.clone().expect("it is metered");
+    let metered =
+        |text: &str| read_with(text).expect("a good policy").links()[1].metered.clone().expect("it is metered");
     let all = metered("cap = \"50 GB\", reset_day = 31, free = \"sat,sun\", over = [\"voice\", \"rest\"]");
     assert_eq!(all, Metered { cap: 50_000_000_000, reset_day: 31, free: 0b110_0000, over: vec![0, 1] });
     let least = Metered { cap: 1_000_000, reset_day: 1, free: 0, over: Vec::new() };
@@ -55,7 +56,10 @@ fn a_metered_link_has_a_month_and_classes_that_go_on() {
     for (text, expected) in [
         ("cap = \"0 GB\"", "policy.toml:6:19: link[0].metered.cap: nothing could ever go by it"),
         ("cap = 50", "policy.toml:6:19: link[0].metered.cap: 50 is not text: expected an amount of data such as"),
-        ("cap = \"1 GB\", reset_day = 32", "policy.toml:6:39: link[0].metered.reset_day: 32 is in no month: expected 1"),
+        (
+            "cap = \"1 GB\", reset_day = 32",
+            "policy.toml:6:39: link[0].metered.reset_day: 32 is in no month: expected 1",
+        ),
         (
             "cap = \"1 GB\", over = [\"rest\", \"voise\"]",
             "policy.toml:6:43: link[0].metered.over[1]: there is no class \"voise\": did you mean \"voice\"?",
