@@ -21,8 +21,10 @@
 //! | [`tunnel`]: seal | |
 //! | [`path`]: remember number and time | |
 
+mod balance;
 pub mod config;
 mod counters;
+mod flows;
 mod health;
 mod impairment;
 pub mod keys;
@@ -37,6 +39,7 @@ mod quality;
 mod reassembly;
 mod received;
 mod replay;
+mod resequence;
 mod route;
 mod schedule;
 mod sent;

@@ -1,11 +1,13 @@
 //! One path of a bundle: its tunnel, its health, the way there, and what is said on it.
 
+use crate::balance::Berth;
 use crate::config::{PathConfig, PeerKind};
 use crate::health::{Health, Surroundings, Transition, Wants};
 use crate::mtu::Discovery;
 use crate::node::PathState;
 use crate::output::Route;
 use crate::peer::{Context, fragment_number};
+use crate::policy::Measured;
 use crate::received::ReceivedLog;
 use crate::replay::{Origin, Outgoing, Replay, Ticket};
 use crate::schedule::Standing;
@@ -13,7 +15,7 @@ use crate::sent::Judged;
 use crate::shape::{Load, Popped, Progress, Shaper, Waiting};
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
-use crate::wire::{Copy, Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
+use crate::wire::{Copy, Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, MOST_TRAILER, Receipt, Sequence, Writer};
 use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -79,6 +81,39 @@ pub(crate) struct Path {
     pub(crate) initiation_wanted: bool,
     pub(crate) tx: Traffic,
     pub(crate) rx: Traffic,
+}
+
+/// What stands beside a packet for the one who receives it.
+#[derive(Clone, Copy, Debug)]
+struct Marks {
+    /// It was sent before.
+    copy: Option<Copy>,
+    /// It is bonded.
+    sequence: Option<Sequence>,
+}
+
+impl Marks {
+    /// Octets that they take at most.
+    const MOST: usize = Copy::ROOM + Sequence::ROOM;
+
+    /// Octets that they take.
+    fn room(&self) -> usize {
+        self.copy.map_or(0, |_| Copy::ROOM) + self.sequence.map_or(0, |_| Sequence::ROOM)
+    }
+
+    fn add_to(&self, message: &mut Writer<'_>) {
+        let copy = self.copy.map(Item::Copy);
+        copy.iter().chain(&self.sequence.map(Item::Sequence)).for_each(|item| {
+            message.add(item);
+        });
+    }
+
+    /// As a trailer.
+    fn write<'a>(&self, room: &'a mut [u8]) -> &'a [u8] {
+        let mut trailer = Writer::trailer(room);
+        self.add_to(&mut trailer);
+        trailer.finish()
+    }
 }
 
 impl Path {
@@ -178,24 +213,15 @@ impl Path {
 
     /// Seals and sends a packet that does not fit, and says in how many datagrams. 0: there is no session or no way. A path
     /// loses both between two datagrams of one call at most when its session's numbers end, after two million years.
-    pub(crate) fn send_fragments(
-        &mut self,
-        ctx: &mut Context<'_>,
-        packet: &[u8],
-        id: u32,
-        copy: Option<Copy>,
-        ticket: Ticket,
-    ) -> u8 {
+    fn send_fragments(&mut self, ctx: &mut Context<'_>, packet: &[u8], id: u32, marks: Marks, ticket: Ticket) -> u8 {
         let size = self.mtu.size();
-        let room = size - if copy.is_some() { Copy::ROOM as u16 } else { 0 };
+        let room = size - marks.room() as u16;
         let mut buffer = std::mem::take(ctx.scratch);
         let mut sent = 0;
         for fragment in Fragment::cut(packet, id, room) {
             buffer.resize(usize::from(size), 0);
             let mut message = Writer::new(&mut buffer);
-            if let Some(copy) = copy {
-                message.add(&Item::Copy(copy));
-            }
+            marks.add_to(&mut message);
             message.add(&Item::Fragment(fragment));
             if self.send_numbered(ctx, message.finish(), true, ticket).is_none() {
                 break;
@@ -217,37 +243,38 @@ impl Path {
         cut: bool,
         fragmented: &mut u64,
     ) -> Option<(Origin, u8, bool)> {
-        let &Outgoing { packet, origin, ticket } = outgoing;
+        let &Outgoing { packet, origin, sequence, ticket } = outgoing;
         let (before, slot) = (self.tx.bytes, self.config.slot);
         let mut number = || {
             let number = fragment_number(ctx.epoch, *fragmented);
             *fragmented += 1;
             number
         };
-        let (origin, datagrams, rode) = match origin {
-            None if !cut || self.fits(packet.len()) => {
-                let rides = self.fits(packet.len() + trailer.len());
-                let id = self.send_whole(ctx, packet, if rides { trailer } else { &[] }, ticket, true)?;
-                (Origin::Whole(slot, id), 1, rides && !trailer.is_empty())
+        let copy = match origin {
+            Some(Origin::Whole(first, id)) => Some(Copy::of(first, id)),
+            Some(Origin::Fragments(_)) | None => None,
+        };
+        let marks = Marks { copy, sequence };
+        let whole = !matches!(origin, Some(Origin::Fragments(_))) && self.fits(packet.len() + marks.room());
+        let (origin, datagrams, rode) = if whole || (origin.is_none() && !cut) {
+            let rides =
+                origin.is_none() && !trailer.is_empty() && self.fits(packet.len() + marks.room() + trailer.len());
+            let mut room = [0; Marks::MOST + MOST_TRAILER];
+            let marked = marks.write(&mut room).len();
+            let end = if rides { marked + trailer.len() } else { marked };
+            if rides {
+                room[marked..end].copy_from_slice(trailer);
             }
-            None => {
-                let id = number();
-                (Origin::Fragments(id), self.send_fragments(ctx, packet, id, None, ticket), false)
-            }
-            Some(Origin::Fragments(id)) => {
-                (Origin::Fragments(id), self.send_fragments(ctx, packet, id, None, ticket), false)
-            }
-            Some(Origin::Whole(first, id)) if self.fits(packet.len() + Copy::ROOM) => {
-                let mut room = [0; Copy::ROOM];
-                let mut items = Writer::trailer(&mut room);
-                items.add(&Item::Copy(Copy::of(first, id)));
-                self.send_whole(ctx, packet, items.finish(), ticket, true)?;
-                (Origin::Whole(first, id), 1, false)
-            }
-            Some(Origin::Whole(first, id)) => {
-                let datagrams = self.send_fragments(ctx, packet, number(), Some(Copy::of(first, id)), ticket);
-                (Origin::Whole(first, id), datagrams, false)
-            }
+            let id = self.send_whole(ctx, packet, &room[..end], ticket, true)?;
+            (origin.unwrap_or(Origin::Whole(slot, id)), 1, rides)
+        } else {
+            // The fragments of a packet that went so before have its number again; a copy of a whole one has its own.
+            let id = match origin {
+                Some(Origin::Fragments(id)) => id,
+                _ => number(),
+            };
+            let datagrams = self.send_fragments(ctx, packet, id, marks, ticket);
+            (origin.unwrap_or(Origin::Fragments(id)), datagrams, false)
         };
         let load = self.load();
         self.shaper.on_sent(ctx.now, load, self.tx.bytes - before);
@@ -287,6 +314,33 @@ impl Path {
     /// Whether a packet may be sent at once.
     pub(crate) fn has_room(&self, now: Instant, urgent: bool) -> bool {
         self.shaper.admits(now, self.load(), urgent)
+    }
+
+    /// How long a packet takes to arrive, as far as is known.
+    pub(crate) fn latency(&self) -> Duration {
+        self.load().latency
+    }
+
+    /// What it carries, in octets a second, as far as is known.
+    pub(crate) fn carries(&self, now: Instant) -> u64 {
+        self.shaper.carries(now, self.load())
+    }
+
+    /// Time has passed.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        let load = self.load();
+        self.shaper.wake(now, load);
+    }
+
+    /// Whether something waits that would go by this path, as by others, if it had room.
+    pub(crate) fn await_room(&mut self, now: Instant, awaited: bool) {
+        let load = self.load();
+        self.shaper.set_awaited(now, load, awaited);
+    }
+
+    /// When it has room again for that, if no receipt comes before.
+    pub(crate) fn next_room_at(&self, now: Instant) -> Instant {
+        self.shaper.room_at(now, self.load())
     }
 
     /// When a probe of the path MTU is due. Only a path that answers what is small is probed: elsewhere a lost probe would
@@ -403,7 +457,7 @@ impl Path {
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             preference: self.preference(),
             capped: self.capped,
-            capabilities: Hello::FRAGMENTS | Hello::COPIES,
+            capabilities: Hello::FRAGMENTS | Hello::COPIES | Hello::SEQUENCES,
             ..Hello::default()
         });
         let mut buffer = [0; MAX_MESSAGE];
@@ -567,6 +621,19 @@ impl Path {
             state => state,
         };
         Standing::of(state, health.on_probation(now), now.since(health.since()), session)
+    }
+
+    /// What it has to offer to flows that are balanced.
+    pub(crate) fn berth(&self, now: Instant) -> Berth {
+        let delivered = self.health.quality().delivery_rate(now) / 8;
+        Berth { slot: self.config.slot, rate: self.shaper.rate(), delivered }
+    }
+
+    /// What it is like, if that is known.
+    pub(crate) fn measured(&self, now: Instant) -> Option<Measured> {
+        let (smoothed, jitter) = self.health.rtt()?;
+        let [loss, ..] = self.health.quality().loss(now);
+        Some(Measured { latency: smoothed / 2, jitter, loss: loss.unwrap_or(0.0) })
     }
 
     pub(crate) fn metered(&self) -> bool {

@@ -7,8 +7,7 @@ mod queue;
 mod room;
 
 use crate::Instant;
-use queue::Queue;
-pub(crate) use queue::{Popped, Waiting};
+pub(crate) use queue::{Popped, Queue, Waiting};
 pub(crate) use room::Progress;
 use room::Room;
 use std::time::Duration;
@@ -34,6 +33,8 @@ pub(crate) struct Load {
 pub(crate) struct Shaper {
     room: Room,
     queue: Queue,
+    /// Something waits elsewhere that would go by this path if it had room.
+    awaited: bool,
 }
 
 impl Shaper {
@@ -65,8 +66,9 @@ impl Shaper {
             return None;
         }
         self.room.on_timeout(now, load);
-        let Shaper { room, queue } = self;
-        queue.pop(now, load.latency, room.rate().is_some(), |urgent| room.admits(now, load, urgent))
+        let Shaper { room, queue, .. } = self;
+        let lasting = room.rate().map(|_| Duration::ZERO);
+        queue.pop(now, load.latency, lasting, |urgent| room.admits(now, load, urgent))
     }
 
     /// When [`Shaper::pop`] has something, if no receipt comes before.
@@ -76,7 +78,30 @@ impl Shaper {
 
     /// A receipt came for what the path has carried.
     pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress) {
-        self.room.on_progress(now, progress, self.queue.held().0 > 0);
+        self.room.on_progress(now, progress, self.awaited || self.queue.held().0 > 0);
+    }
+
+    /// Whether something waits elsewhere that would go by this path if it had room.
+    pub(crate) fn set_awaited(&mut self, now: Instant, load: Load, awaited: bool) {
+        if awaited && !std::mem::replace(&mut self.awaited, awaited) && self.queue.held().0 == 0 {
+            self.room.begin_to_wait(now, load);
+        }
+        self.awaited = awaited;
+    }
+
+    /// Time has passed: see [`Room::on_timeout`]. To be called before the room is asked for where nothing waits here.
+    pub(crate) fn wake(&mut self, now: Instant, load: Load) {
+        self.room.on_timeout(now, load);
+    }
+
+    /// When the path has room again, if no receipt comes before.
+    pub(crate) fn room_at(&self, now: Instant, load: Load) -> Instant {
+        self.room.ready_at(now, load)
+    }
+
+    /// What the path carries, in octets a second, as far as is known.
+    pub(crate) fn carries(&self, now: Instant, load: Load) -> u64 {
+        self.room.rate().unwrap_or_else(|| self.room.growing_rate(now, load.least_rtt))
     }
 
     /// How long what is pushed now will wait, at the rate that the path has.

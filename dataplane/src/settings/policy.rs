@@ -18,7 +18,7 @@ mod words;
 
 use super::{Document, Octets, Schema, SettingsError, Text, load, nearest};
 use proto::policy::{
-    Class, Direction, Limit, Link, Matches, Metered, Mode, Otherwise, Policy, Priority, Treatment, Window,
+    Class, Direction, Limit, Link, MOST_COPIES, Matches, Metered, Mode, Otherwise, Policy, Priority, Treatment, Window,
 };
 use serde::Deserialize;
 use std::path::Path;
@@ -344,9 +344,9 @@ impl WayTable {
                 }
                 Mode::Share(weights)
             }
-            ModeWord::Duplicate => match self.copies.unwrap_or(proto::MAX_SLOTS as u8) {
-                copies @ 2..=8 => Mode::Duplicate(copies),
-                _ => return wrong(copies_at, "expected 2 to 8 links at once"),
+            ModeWord::Duplicate => match self.copies.unwrap_or(MOST_COPIES) {
+                copies @ 2..=MOST_COPIES => Mode::Duplicate(copies),
+                _ => return wrong(copies_at, "expected 2 to 4 links at once"),
             },
         };
         let limit = self.limit.unwrap_or_default();
@@ -359,7 +359,6 @@ impl WayTable {
                 loss_ppm: limit.loss.map(|Text(Share(ppm))| ppm),
                 jitter: limit.jitter.map(|Text(Delay(delay))| delay),
             },
-            stops_at_cap: 0,
         })
     }
 }

@@ -270,6 +270,11 @@ impl Room {
         }
     }
 
+    /// What the window lets pass in a round trip, in octets a second: as much the path carries at least, as far as is known.
+    pub(crate) fn growing_rate(&self, now: Instant, least_rtt: Duration) -> u64 {
+        self.window(now, least_rtt) * 1_000_000 / (least_rtt + RECEIPT_INTERVAL).as_micros() as u64
+    }
+
     /// How fast packets go, in octets a second, and what may go at once, in octets. While the window grows, twice as fast as
     /// would fill it in a round trip, so that it can grow by as much; the queue of a link on the way would have no room for
     /// all of it at once (RFC 9002, section 7.7).
