@@ -157,6 +157,13 @@ impl Document {
         }
     }
 
+    /// What the file says, whatever its comments, its blanks and the order of its keys: a text that is the same wherever it is
+    /// read.
+    pub fn canonical(&self) -> Result<String, SettingsError> {
+        // Its tables are sorted.
+        Ok(self.merged()?.to_string())
+    }
+
     /// File and environment in one value, through `config`.
     fn merged(&self) -> Result<serde_json::Value, SettingsError> {
         let mut builder =

@@ -100,6 +100,9 @@ fn table(status: &Status) -> String {
             let _ = write!(text, "; {} copies sent ({})", peer.copies.packets, octets(peer.copies.bytes));
         }
     }
+    if let Some(peer) = peer.filter(|peer| peer.other_policy) {
+        let _ = write!(text, "\nthe core {} has another policy: each end goes by its own", peer.name);
+    }
     text.push_str("\n\n");
     text.push_str(&aligned(&rows));
     text.push('\n');

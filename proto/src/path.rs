@@ -69,6 +69,8 @@ pub(crate) struct Path {
     wished: Option<u8>,
     /// How the path is asked while idle, if that is known: a box's by its uplink, a core's by HELLO.
     pub(crate) keepalive: Option<Keepalive>,
+    /// Of the policy in force here, of which HELLO tells.
+    policy_hash: u64,
     /// Its link has carried what it may this month: only classes that may go on take it.
     pub(crate) capped: bool,
     /// When we last began a handshake ourselves.
@@ -143,6 +145,7 @@ impl Path {
             introduced: false,
             wished: None,
             keepalive: None,
+            policy_hash: 0,
             capped: false,
             initiated_at: None,
             attempts: 0,
@@ -457,6 +460,7 @@ impl Path {
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             preference: self.preference(),
             capped: self.capped,
+            policy_hash: self.policy_hash,
             capabilities: Hello::FRAGMENTS | Hello::COPIES | Hello::SEQUENCES,
             ..Hello::default()
         });
@@ -603,6 +607,13 @@ impl Path {
             self.health.on_other_way();
         }
         self.health.on_presence(now, route.is_some())
+    }
+
+    /// The policy in force is the one with this hash. The peer is told.
+    pub(crate) fn set_policy_hash(&mut self, now: Instant, hash: u64) {
+        if std::mem::replace(&mut self.policy_hash, hash) != hash && self.told.is_some() {
+            self.begin_hello(now);
+        }
     }
 
     /// Its link is at its cap, or not any more. The peer is told.

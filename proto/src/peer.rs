@@ -86,6 +86,8 @@ pub(crate) struct Peer {
     remote_epoch: Option<u64>,
     /// Its epochs before that one: a HELLO of an earlier life may still be under way, by a slow path.
     past_epochs: [Option<u64>; PAST_EPOCHS],
+    /// The hash of the peer's policy, by its last HELLO; 0: not said.
+    policy_hash: u64,
     /// What the peer can do, by its last HELLO.
     capabilities: u32,
     /// Packets sent in fragments; by this the next one is numbered.
@@ -133,6 +135,7 @@ impl Peer {
             last_receipt: None,
             remote_epoch: None,
             past_epochs: [None; PAST_EPOCHS],
+            policy_hash: 0,
             capabilities: 0,
             fragmented: 0,
             reassembly: Reassembly::default(),
@@ -150,6 +153,7 @@ impl Peer {
             armed: Armed::default(),
         };
         peer.numbering = peer.numbering();
+        peer.tell_policy(now);
         peer
     }
 
@@ -199,7 +203,14 @@ impl Peer {
         }
         self.set_open_windows(now, config.open_windows);
         self.config = config;
+        self.tell_policy(now);
         self.numbering = self.numbering();
+    }
+
+    /// Each path tells the peer which policy is in force, if it has not.
+    fn tell_policy(&mut self, now: Instant) {
+        let hash = self.config.policy.hash();
+        self.paths.iter_mut().for_each(|path| path.set_policy_hash(now, hash));
     }
 
     /// These windows of the policy are open from now on, a bit each.
@@ -493,6 +504,7 @@ impl Peer {
         PeerSnapshot {
             id: self.config.id,
             name: self.config.name.clone(),
+            other_policy: self.policy_hash != 0 && self.policy_hash != self.config.policy.hash(),
             reachable: self.reachable,
             current_slot: self.courses.last().and_then(|rest| rest.current),
             path_changes: self.courses.last().map_or(0, |rest| rest.changes),

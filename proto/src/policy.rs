@@ -47,7 +47,11 @@ pub struct Policy {
     /// For each class a bit set: its window's, by the place in `windows`. None: it is there at any time.
     within: Vec<u64>,
     zone: Option<Arc<str>>,
+    hash: u64,
 }
+
+/// The hash of no policy: FNV-1a of nothing.
+pub const NO_POLICY: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// When the packets of a class are of it: some hours of some days of the week, as clocks at the site show them. A window
 /// that ends on the day after belongs to the day on which it begins.
@@ -269,7 +273,7 @@ impl Default for Policy {
     /// One class of everything, in the order that the links have.
     fn default() -> Self {
         let (links, windows, zone) = Default::default();
-        Policy { links, classes: vec![Class::rest()], windows, within: vec![0], zone }
+        Policy { links, classes: vec![Class::rest()], windows, within: vec![0], zone, hash: NO_POLICY }
     }
 }
 
@@ -332,12 +336,22 @@ impl Policy {
             }
             within.push(1 << place);
         }
-        Ok(Policy { links, classes, windows, within, zone: None })
+        Ok(Policy { links, classes, windows, within, zone: None, hash: NO_POLICY })
     }
 
     /// The same with the name of the time zone in which its windows are meant.
     pub fn in_zone(self, zone: Option<Arc<str>>) -> Policy {
         Policy { zone, ..self }
+    }
+
+    /// The same with the hash of what was written. Box and core tell each other theirs, which are to be the same.
+    pub fn with_hash(self, hash: u64) -> Policy {
+        Policy { hash, ..self }
+    }
+
+    /// The hash of what was written; [`NO_POLICY`] if nothing was.
+    pub fn hash(&self) -> u64 {
+        self.hash
     }
 
     /// The name of the time zone in which its windows are meant, as the tz database has it.

@@ -24,6 +24,9 @@ pub struct PeerSnapshot {
     pub name: String,
     /// At least one path is up.
     pub reachable: bool,
+    /// It has said that its policy is another one than ours.
+    #[serde(default)]
+    pub other_policy: bool,
     /// The slot that new flows take now, of all that is of no class of the policy.
     pub current_slot: Option<u8>,
     /// How often `current_slot` has changed from one path to another, since the start.

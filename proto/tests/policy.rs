@@ -110,3 +110,21 @@ fn a_link_at_its_cap_is_no_way_out_when_the_others_die() {
     assert!([0, 1].iter().all(|&side| after[side] - before[side] < 100_000), "{before:?} {after:?}");
     assert!(world.reports().iter().all(|report| report.received < report.sent));
 }
+
+#[test]
+fn both_ends_tell_when_their_policies_are_not_the_same() {
+    let policy = |hash| Policy::default().with_hash(hash);
+    let mut world = world(policy(7), 1);
+    let differ = |world: &World| SIDES.map(|side| world.snapshot(side).peers[0].other_policy);
+    world.run_until(at(1000));
+    assert_eq!(differ(&world), [false; 2]);
+    world.set_policy(Side::Core, policy(8));
+    world.run_until(at(2000));
+    assert_eq!(differ(&world), [true; 2], "the core has another one");
+    world.set_policy(Side::Box, Policy::default());
+    world.run_until(at(3000));
+    assert_eq!(differ(&world), [true; 2], "the box has none");
+    world.set_policy(Side::Box, policy(8));
+    world.run_until(at(4000));
+    assert_eq!(differ(&world), [false; 2]);
+}

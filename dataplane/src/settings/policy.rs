@@ -203,7 +203,13 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
         let key = error.class().map_or("class".to_owned(), |class| format!("class[{class}]"));
         document.error(&key, error)
     })?;
-    Ok(policy.in_zone(zone))
+    Ok(policy.in_zone(zone).with_hash(hash(&document.canonical()?)))
+}
+
+/// FNV-1a: box and core need not fear that anybody makes two texts of one hash, who could as well write what he likes.
+fn hash(text: &str) -> u64 {
+    let octet = |hash: u64, octet: u8| (hash ^ u64::from(octet)).wrapping_mul(0x0000_0100_0000_01b3);
+    text.bytes().fold(proto::policy::NO_POLICY, octet)
 }
 
 impl LinkTable {

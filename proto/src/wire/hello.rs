@@ -19,12 +19,13 @@ use std::time::Duration;
 /// |                          boot epoch                           |
 /// |                                                               |
 /// +---------------------------------------------------------------+
-/// |                    policy hash (0: no policy)                 |
+/// |                   policy hash (0: not said)                   |
 /// |                                                               |
 /// +-------------------------------+---------------+-------------+-+
 /// |       idle interval, ms       |  preference   | reserved  |C|M|
 /// +-------------------------------+---------------+-----------+-+-+
 /// ```
+/// Policy hash: of what the sender's policy says; the same at both ends, or `status` tells.
 /// A: this answers the receiver's HELLO, which need not be said again; without it, an answer is asked for.
 /// Idle interval: how often the sender, a box, asks on this path while the bundle is idle; 0 from a core, which does not
 /// ask then. Preference: the place of this path among the box's, lower is preferred; of a box only. M: octets on it cost
@@ -48,7 +49,7 @@ pub struct Hello {
     pub pop: u32,
     /// Another one after each start: what was in flight before is not waited for.
     pub epoch: u64,
-    /// Of the policy in force.
+    /// Of the policy in force; 0: not said.
     pub policy_hash: u64,
     /// How this path is asked while the bundle is idle; only a box says it.
     pub keepalive: Option<Keepalive>,
