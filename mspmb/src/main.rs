@@ -10,6 +10,7 @@
 //! | [`nat64`] | how IPv4 is reached from an uplink that has only IPv6 |
 //! | [`overlap`] | ISPs' networks that overlap the site's |
 //! | [`lan`] | what the host must look like for the site's packets |
+//! | [`meter`] | what metered links have carried, and whether that is what they may |
 //! | [`state`] | what is known again after a restart |
 //! | [`status`] | what is shown |
 //! | [`explain`] | what policy says of a packet |
@@ -18,6 +19,7 @@ mod config;
 mod explain;
 mod find;
 mod lan;
+mod meter;
 mod names;
 mod nat64;
 mod overlap;

@@ -1,17 +1,19 @@
 //! The daemon: what starts, what it listens to, and what is undone when it ends.
 
-use crate::config::Config;
+use crate::config::{CORE, Config};
 use crate::lan;
+use crate::meter::{Meter, MeterStatus};
 use crate::status::{self, Status};
 use crate::uplinks::{Shown, Uplinks};
 use anyhow::Context;
-use dataplane::clock;
 use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::logging;
 use dataplane::netlink::Watch;
-use proto::{Event, PathId, PathState};
+use dataplane::{calendar, clock};
+use proto::policy::Policy;
+use proto::{Event, PathId, PathState, PeerId};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,9 +26,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// When to look again although there is no news: what DHCP clients write of resolvers comes without.
 const REFRESH: Duration = Duration::from_secs(30);
-
-/// The earliest time that a right clock can show, in seconds since 1970: the start of 2025, before this was written.
-const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
 
 /// Runs until a signal says otherwise.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
@@ -60,10 +59,12 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
     let (dataplane, mut events) = Dataplane::start(config.node(), vec![tun], Vec::new())?;
     let handle = dataplane.handle();
     let news = Arc::new(Notify::new());
+    let policy = watch::Sender::new(vec![(CORE, config.policy.clone())]);
     let mut site = Site::new(config, host, handle.clone(), news.clone());
-    let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe())));
+    let mut meter = Meter::open(&config.state);
+    let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe(), meter.shown())));
     tracing::info!(prefixes = ?config.prefixes, core = config.core.name, tun = config.tun.name, "running");
-    if clock::unix_time() < EARLIEST {
+    if clock::unix_time() < clock::EARLIEST {
         let unix_time = clock::unix_time().as_secs();
         tracing::warn!(unix_time, "the clock is wrong: it stands before this program was written; set it, by NTP best");
     }
@@ -77,20 +78,29 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
         result = async {
             loop {
                 hangup.recv().await;
-                reload_policy(path, config, &handle).await?;
+                reload_policy(path, config, &handle, &policy).await?;
             }
         } => result,
+        ended = meter.follow(&handle, policy.subscribe()) => Err(ended.into()),
+        ended = calendar::keep_windows(&handle, policy.subscribe()) => Err(ended.into()),
     };
     control.abort();
     // Waited for, so that the socket is gone when we are; that it was aborted is no news.
     let _ = control.await;
+    let in_force = policy.borrow().first().map(|(_, policy)| policy.clone()).unwrap_or_default();
+    meter.close(&handle, &in_force).await;
     // If the loop has ended by itself, its own error says more.
     dataplane.stop()?;
     ended
 }
 
 /// Reads the policy again, and puts it in force whole or not at all. An error is the end of the loop.
-async fn reload_policy(path: &Path, config: &Config, handle: &Handle) -> anyhow::Result<()> {
+async fn reload_policy(
+    path: &Path,
+    config: &Config,
+    handle: &Handle,
+    policy: &watch::Sender<Vec<(PeerId, Arc<Policy>)>>,
+) -> anyhow::Result<()> {
     let new = match Config::load(path) {
         Ok(new) => new.policy,
         Err(error) => {
@@ -99,10 +109,13 @@ async fn reload_policy(path: &Path, config: &Config, handle: &Handle) -> anyhow:
         }
     };
     let mut peers = config.node().peers;
-    peers.iter_mut().for_each(|peer| peer.policy = new.clone());
+    for peer in &mut peers {
+        (peer.policy, peer.open_windows) = (new.clone(), calendar::open_now(&new));
+    }
     match handle.set_peers(peers).await? {
         Ok(()) => {
-            tracing::info!(classes = new.classes().len(), "the policy is in force; other changes wait for a restart")
+            tracing::info!(classes = new.classes().len(), "the policy is in force; other changes wait for a restart");
+            policy.send_replace(vec![(CORE, new)]);
         }
         Err(error) => tracing::error!(%error, "the policy was refused; the one before stays in force"),
     }
@@ -171,10 +184,12 @@ impl<'a> Site<'a> {
 fn answers(
     handle: Handle,
     shown: watch::Receiver<Shown>,
+    metered: watch::Receiver<Vec<MeterStatus>>,
 ) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Option<String>> + Send>> + Send + Sync {
     let started = Instant::now();
     move |command| {
         let (handle, Shown { uplinks, unused }) = (handle.clone(), shown.borrow().clone());
+        let metered = metered.borrow().clone();
         Box::pin(async move {
             if command != "status" {
                 return None;
@@ -188,6 +203,7 @@ fn answers(
                 uptime_s: started.elapsed().as_secs_f64(),
                 uplinks,
                 unused,
+                metered,
                 node,
                 dataplane,
             })

@@ -1,6 +1,7 @@
 //! What the daemon shows of itself, and how it is shown.
 
 use crate::config;
+use crate::meter::MeterStatus;
 use crate::uplinks::{Unused, UplinkStatus};
 use anyhow::Context;
 use dataplane::control;
@@ -33,6 +34,9 @@ pub(crate) struct Status {
     /// Interfaces that could be uplinks and are not used.
     #[serde(default)]
     pub(crate) unused: Vec<Unused>,
+    /// What metered links have carried in this month of theirs.
+    #[serde(default)]
+    pub(crate) metered: Vec<MeterStatus>,
     pub(crate) node: Snapshot,
     /// What the packet loop counted.
     pub(crate) dataplane: Counters,
@@ -96,6 +100,9 @@ fn table(status: &Status) -> String {
             let _ = write!(text, "; {} copies sent ({})", peer.copies.packets, octets(peer.copies.bytes));
         }
     }
+    if let Some(peer) = peer.filter(|peer| peer.other_policy) {
+        let _ = write!(text, "\nthe core {} has another policy: each end goes by its own", peer.name);
+    }
     text.push_str("\n\n");
     text.push_str(&aligned(&rows));
     text.push('\n');
@@ -103,6 +110,12 @@ fn table(status: &Status) -> String {
     if let Some(peer) = peer.filter(|peer| peer.classes.len() > 1) {
         text.push('\n');
         text.push_str(&aligned(&classes(peer, &status.uplinks)));
+    }
+    if !status.metered.is_empty() {
+        text.push('\n');
+    }
+    for link in &status.metered {
+        let _ = writeln!(text, "{}", metered(link));
     }
     for uplink in &status.uplinks {
         for note in uplink.warnings.iter().chain(&uplink.unresolved) {
@@ -130,6 +143,7 @@ fn classes(peer: &PeerSnapshot, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
     let header = ["CLASS", "UP BY", "SENT", "PACKETS", "CHANGES"].map(str::to_owned).to_vec();
     let row = |class: &ClassSnapshot| {
         let by = match class.current_slot {
+            _ if !class.open => "closed".to_owned(),
             None => "no link".to_owned(),
             Some(slot) => match uplinks.iter().find(|uplink| uplink.slot == slot) {
                 Some(uplink) => uplink.interface.clone(),
@@ -140,6 +154,17 @@ fn classes(peer: &PeerSnapshot, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
         vec![name.clone(), by, octets(tx.bytes), tx.packets.to_string(), path_changes.to_string()]
     };
     std::iter::once(header).chain(peer.classes.iter().map(row)).collect()
+}
+
+/// What a metered link has carried.
+fn metered(link: &MeterStatus) -> String {
+    let since = if link.since.is_empty() { "the clock is wrong" } else { &link.since };
+    let state = match link {
+        MeterStatus { capped: true, .. } => "; at its cap",
+        MeterStatus { free: true, .. } => "; free today",
+        _ => "",
+    };
+    format!("{} (slot {}): {} of {} since {since}{state}", link.link, link.slot, octets(link.octets), octets(link.cap))
 }
 
 fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<String> {
