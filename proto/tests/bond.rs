@@ -79,7 +79,8 @@ fn two_links_are_never_worse_than_the_better_one() {
 #[test]
 fn a_bonded_flow_outlives_a_link_s_death_and_loses_nothing() {
     for seed in 0..20 {
-        let links = [link(20, 10), link(20, 25), link(20, 30)];
+        let roomy = |link: LinkModel| LinkModel { queue: link.queue * 2, ..link };
+        let links = [link(20, 10), link(20, 25), link(20, 30)].map(roomy);
         let mut world = world(&links, seed);
         // 24 Mbit/s each way: more than one of them carries. What it takes to find that out is not what is tested here.
         let flow = |from, start, end| Flow {

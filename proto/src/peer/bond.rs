@@ -325,8 +325,9 @@ impl Peer {
         };
         let any_sound = self.paths.iter().any(|path| usable(path) && sound(path));
         let taken = |path: &&Path| usable(path) && (sound(path) || !any_sound);
-        let fastest =
-            self.paths.iter().filter(taken).min_by_key(|path| path.health.rtt().map(|(smoothed, _)| smoothed));
+        // Round trips compare only where the receipts came by the same path.
+        let faster = |one: &Path, other: &Path| one.health.beyond(&other.health) <= other.health.beyond(&one.health);
+        let fastest = self.paths.iter().filter(taken).reduce(|one, other| if faster(one, other) { one } else { other });
         let Some(fastest) = fastest else { return 0 };
         let mut count = 0;
         for (at, path) in self.paths.iter().enumerate().filter(|(_, path)| taken(path)) {
