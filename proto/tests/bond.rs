@@ -120,10 +120,11 @@ fn a_connection_has_what_is_left_when_a_link_dies_and_all_when_it_is_back() {
         world.set_cut_both(dead, true);
         let alone = rate(&mut world, 7000, 11_000);
         world.set_cut_both(dead, false);
-        let both = rate(&mut world, 21_000, 31_000);
+        // Cubic takes its time to grow into what it has again.
+        let both = rate(&mut world, 27_000, 31_000);
         let progress = world.progress(connection);
         assert!(alone >= 0.85 * content(50.0), "link {dead} dead: {alone:.1} Mbit/s {progress:?}");
-        assert!(both >= 0.9 * content(100.0), "link {dead} back: {both:.1} Mbit/s {progress:?}");
+        assert!(both >= 0.95 * content(100.0), "link {dead} back: {both:.1} Mbit/s {progress:?}");
         assert_eq!(progress.timeouts, 0, "link {dead} dead: {progress:?}");
     }
 }
