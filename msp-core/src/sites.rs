@@ -3,7 +3,7 @@
 use crate::bgp::ingress;
 use crate::config::Config;
 use dataplane::calendar;
-use dataplane::settings::{self, Document, Schema, SettingsError, Text};
+use dataplane::settings::{self, Document, Schema, SettingsError, Several, Text};
 use ipnet::IpNet;
 use proto::config::ConfigError;
 use proto::policy::Policy;
@@ -103,7 +103,8 @@ struct File {
     prefixes: Vec<Text<IpNet>>,
     withdraw_after: Option<Text<Option<Duration>>>,
     egress: Option<String>,
-    policy: Option<PathBuf>,
+    #[serde(default)]
+    policy: Several<PathBuf>,
     middlebox: Option<Middlebox>,
     client: Option<Client>,
 }
@@ -234,14 +235,15 @@ impl Read {
             None => 0,
             Some(name) => surroundings.place_of(name).map_err(|problem| document.error("egress", problem))?,
         };
-        let policy = file.policy.as_ref().map(|path| settings::policy::read(&document.resolve(path))).transpose()?;
+        let policies: Vec<PathBuf> = file.policy.0.iter().map(|path| document.resolve(path)).collect();
+        let policy = settings::policy::read(&policies)?;
         let peer = PeerConfig {
             id: PeerId(file.id),
             name: file.name,
             kind,
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
             egress,
-            policy: policy.unwrap_or_default().into(),
+            policy: policy.policy.into(),
             open_windows: 0,
             paths,
         };

@@ -132,7 +132,8 @@ fn check(file: &File) -> anyhow::Result<()> {
         config.prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         uplinks.join(", "),
         config.core.name,
-    ))
+    ))?;
+    config.left_out.iter().try_for_each(|left_out| print(&format!("{left_out}\n")))
 }
 
 fn keygen(file: &File, secret_file: Option<PathBuf>, force: bool) -> anyhow::Result<()> {
