@@ -13,7 +13,7 @@
 //! | [`meter`] | what metered links have carried, and whether that is what they may |
 //! | [`state`] | what is known again after a restart |
 //! | [`status`] | what is shown |
-//! | [`explain`] | what policy says of a packet |
+//! | [`explain`] | what policy says of a packet, asked for by its command |
 
 mod config;
 mod explain;
