@@ -469,7 +469,12 @@ mod tests {
         let site = ingress::Site { id: HOME, name: "home".into(), prefixes: vec![prefix()], withdraw_after };
         ingress.set_sites(seconds(0), [site]);
         live(&mut ingress);
-        SiteStatus::new(seconds(100), &Site { peer, withdraw_after, egress: None, rules: Vec::new() }, &ingress, neighbors)
+        SiteStatus::new(
+            seconds(100),
+            &Site { peer, withdraw_after, egress: None, rules: Vec::new() },
+            &ingress,
+            neighbors,
+        )
     }
 
     #[test]

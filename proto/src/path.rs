@@ -43,6 +43,11 @@ const REPAIR_COSTS: u32 = 512;
 /// So many at once, if there were none for long.
 const MOST_REPAIRS: u32 = 4;
 
+/// What an access link counts of a packet beside its IP headers, as far as is known: an Ethernet header and its check, as
+/// DOCSIS does (CM-SP-MULPIv3.1, section 7.7.4: from the destination address to the CRC). PPPoE has 8 octets more, ATM a
+/// tenth of all: there the rate is to be given with that taken off.
+const FRAME: u64 = 18;
+
 /// One path: its tunnel, its health, and the way there.
 pub(crate) struct Path {
     pub(crate) at: PathRef,
@@ -157,9 +162,35 @@ impl Path {
         }
     }
 
-    /// Seals and sends. `false`: there is no session or no way.
+    /// Seals and sends what waits for no room. `false`: there is no session or no way.
     pub(crate) fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> bool {
-        self.send_numbered(ctx, plaintext, eliciting, Ticket::NONE).is_some()
+        self.send_own_numbered(ctx, plaintext, eliciting, Ticket::NONE).is_some()
+    }
+
+    fn send_own_numbered(
+        &mut self,
+        ctx: &mut Context<'_>,
+        plaintext: &[u8],
+        eliciting: bool,
+        ticket: Ticket,
+    ) -> Option<PacketId> {
+        let id = self.send_numbered(ctx, plaintext, eliciting, ticket)?;
+        self.charge_own(ctx.now, plaintext.len() + OVERHEAD);
+        Some(id)
+    }
+
+    /// A datagram of `len` octets was sent that waited for no room.
+    fn charge_own(&mut self, now: Instant, len: usize) {
+        let (load, framing) = (self.load(), self.framing());
+        self.shaper.on_sent_own(now, load, len as u64 + framing);
+    }
+
+    /// What a datagram costs on the link beside its own octets. It counts where a link's rate is given; what is measured
+    /// is measured in datagrams.
+    fn framing(&self) -> u64 {
+        const UDP: u64 = 8;
+        let ip = if self.route.is_some_and(|route| route.to.is_ipv6()) { 40 } else { 20 };
+        if self.shaper.given().is_some() { FRAME + ip + UDP } else { 0 }
     }
 
     /// Sends a packet in one datagram, with a trailer that may be empty.
@@ -246,7 +277,7 @@ impl Path {
         cut: bool,
         fragmented: &mut u64,
     ) -> Option<(Origin, u8, bool)> {
-        let &Outgoing { packet, origin, sequence, ticket } = outgoing;
+        let &Outgoing { packet, origin, sequence, ticket, urgent } = outgoing;
         let (before, slot) = (self.tx.bytes, self.config.slot);
         let mut number = || {
             let number = fragment_number(ctx.epoch, *fragmented);
@@ -279,8 +310,8 @@ impl Path {
             let datagrams = self.send_fragments(ctx, packet, id, marks, ticket);
             (origin.unwrap_or(Origin::Fragments(id)), datagrams, false)
         };
-        let load = self.load();
-        self.shaper.on_sent(ctx.now, load, self.tx.bytes - before);
+        let (load, framing) = (self.load(), self.framing() * u64::from(datagrams));
+        self.shaper.on_sent(ctx.now, load, self.tx.bytes - before + framing, urgent);
         (datagrams > 0).then_some((origin, datagrams, rode))
     }
 
@@ -342,8 +373,8 @@ impl Path {
     }
 
     /// When it has room again for that, if no receipt comes before.
-    pub(crate) fn next_room_at(&self, now: Instant) -> Instant {
-        self.shaper.room_at(now, self.load())
+    pub(crate) fn next_room_at(&self, now: Instant, urgent: bool) -> Instant {
+        self.shaper.room_at(now, self.load(), urgent)
     }
 
     /// When a probe of the path MTU is due. Only a path that answers what is small is probed: elsewhere a lost probe would
@@ -372,7 +403,7 @@ impl Path {
         let mut message = Writer::new(&mut buffer);
         message.add(&Item::Ping);
         message.pad();
-        let id = self.send_numbered(ctx, message.finish(), eliciting, Ticket::NONE);
+        let id = self.send_own_numbered(ctx, message.finish(), eliciting, Ticket::NONE);
         *ctx.scratch = buffer;
         id
     }
@@ -399,6 +430,7 @@ impl Path {
         }
         if let Some(len) = written {
             self.tx.add(len);
+            self.charge_own(ctx.now, len);
         }
     }
 
@@ -467,7 +499,7 @@ impl Path {
         let mut buffer = [0; MAX_MESSAGE];
         let mut message = Writer::new(&mut buffer);
         message.add(&hello);
-        self.send_numbered(ctx, message.finish(), true, Ticket::HELLO);
+        self.send_own_numbered(ctx, message.finish(), true, Ticket::HELLO);
     }
 
     /// Sends a message of one item that asks for a receipt.
@@ -526,7 +558,7 @@ impl Path {
         replay: &mut Replay,
     ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
-        let queue = self.health.has_own_queue() || self.shaper.rate().is_some();
+        let queue = self.health.has_own_queue() || self.shaper.is_held();
         let (slot, introduced, mtu, repairs) =
             (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
         let (mut octets, mut packets, mut lost) = (0, 0, 0);
@@ -561,6 +593,7 @@ impl Path {
         });
         if packets > 0 {
             let Load { least_rtt, queued, .. } = self.load();
+            let octets = octets + self.framing() * u64::from(packets);
             let progress = Progress { octets, packets, lost, received_us: receipt.received_us, queued, least_rtt };
             self.shaper.on_progress(now, &progress);
         }

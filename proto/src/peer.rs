@@ -154,11 +154,22 @@ impl Peer {
         };
         peer.numbering = peer.numbering();
         peer.tell_policy(now);
+        peer.give_rates();
         peer
     }
 
     fn numbering(&self) -> u16 {
         if self.config.policy.bonds(self.direction()) { Sequence::ROOM as u16 } else { 0 }
+    }
+
+    /// Tells each path what its link carries, where the policy does.
+    fn give_rates(&mut self) {
+        let direction = self.direction();
+        for path in &mut self.paths {
+            let rate =
+                self.config.policy.links().get(usize::from(path.config.slot)).and_then(|link| link.rate(direction));
+            path.shaper.give(rate.map(|bits| bits / 8));
+        }
     }
 
     /// Takes another configuration of the same peer; paths that stay keep their sessions.
@@ -205,6 +216,7 @@ impl Peer {
         self.config = config;
         self.tell_policy(now);
         self.numbering = self.numbering();
+        self.give_rates();
     }
 
     /// Each path tells the peer which policy is in force, if it has not.
@@ -297,7 +309,7 @@ impl Peer {
         let lost = self.lost.contains(&true).then_some((now, "an uplink is gone"));
         let rescue = self.rescue.map(|_| (now, "replay"));
         let bonds = self.bonds.ready_at().map(|at| (at, "bond"));
-        let order = self.resequencer.deadline().map(|at| (at, "order"));
+        let order = self.resequencer.deadline(now).map(|at| (at, "order"));
         let expiry = self.replay.expires_at().map(|at| (at, "memory"));
         let paths = self.paths.iter().flat_map(|path| {
             let around = self.surroundings(path, now);

@@ -279,8 +279,13 @@ impl Default for Policy {
 
 impl Class {
     fn rest() -> Self {
+        Class::everything(REST)
+    }
+
+    /// A class of this name of everything, treated as without policy.
+    pub fn everything(name: &str) -> Self {
         let (matches, up, down) = Default::default();
-        Class { name: REST.into(), matches, up, down, priority: None }
+        Class { name: name.into(), matches, up, down, priority: None }
     }
 
     /// How its packets go this way.

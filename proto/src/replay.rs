@@ -114,6 +114,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) sequence: Option<Sequence>,
     /// For this transmission.
     pub(crate) ticket: Ticket,
+    /// It is of a call or a game.
+    pub(crate) urgent: bool,
 }
 
 /// The packets kept for one peer, the oldest first.
@@ -265,7 +267,8 @@ impl Replay {
             return false;
         }
         let ticket = Ticket::new(place, transmission);
-        match send(Outgoing { packet: &kept.packet, origin: kept.origin, sequence: kept.sequence, ticket }) {
+        let (origin, sequence, urgent) = (kept.origin, kept.sequence, kept.urgent);
+        match send(Outgoing { packet: &kept.packet, origin, sequence, ticket, urgent }) {
             Some((origin, datagrams)) => {
                 kept.origin.get_or_insert(origin);
                 kept.open[transmission] = datagrams;

@@ -133,7 +133,8 @@ pub struct PathSnapshot {
     /// Packets that wait for it, as it has less room than is offered.
     #[serde(default)]
     pub waiting: Traffic,
-    /// The rate that it is known to have, in bits a second, outer IP headers not counted; `None`: it takes what is offered.
+    /// The rate that is not exceeded, in bits a second: the one that policy gives, as the link counts it, or one that was
+    /// measured, outer IP headers not counted. `None`: it takes what is offered.
     #[serde(default)]
     pub rate: Option<u64>,
     /// The largest inner packet that goes by it in one datagram, in octets: the TUN's MTU, or less on a narrow link, on

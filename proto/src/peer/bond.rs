@@ -8,8 +8,11 @@
 //!   waits: 375 kB ---->  10 ms, 100 Mbit/s: needs 30 ms for all of it
 //!                 \--->  40 ms,  50 Mbit/s: is 30 ms later, and so takes part from here on
 //! ```
-//! So what fits the fastest path is as fast as that path, and what does not has the sum of all. Nothing is bound to a path
-//! before it leaves: one that turns out to be slow has nothing to hold up but what is already on its way.
+//! So what fits the fastest path is as fast as that path, and what does not has the sum of all. Once it takes part it goes on
+//! to while the faster ones cannot keep up: then whatever waits only makes the round trip longer that a flow must fill. A flow
+//! of which little waits is never sent by a slower path.
+//!
+//! Nothing is bound to a path before it leaves: one that turns out to be slow holds up nothing but what is on its way already.
 
 use super::{Context, Peer};
 use crate::counters::DropReason;
@@ -25,13 +28,26 @@ use std::time::Duration;
 /// have under way to fill both, grow with the difference.
 const MOST_LATER: Duration = Duration::from_millis(100);
 
-/// A path that has lost so much over the last ten seconds is left out while there is another: each of its losses holds up
-/// what went by the others, and TCP falls to half of 100 Mbit/s at a loss of one in ten thousand. It is tried again when
-/// those ten seconds are over.
+/// A path that loses so much for so long is left out while there is another: each of its losses holds up what went by the
+/// others, and a TCP connection of 100 Mbit/s over 50 ms falls to half of that where one in ten thousand is lost. What a flow
+/// that begins makes of the queue of a link is over sooner.
 const MOST_LOST: f64 = 0.01;
+const LOST_FOR: Duration = Duration::from_secs(3);
+
+/// Then it is tried again: one second in ten is what a path costs that never gets better.
+const LEFT_OUT: Duration = Duration::from_secs(30);
 
 /// Another set of paths must carry more by an eighth to be taken: rates are measured, and never twice the same.
 const WORTH: u64 = 8;
+
+/// A path that takes part goes on to while so much waits: more than pacing makes of a burst.
+const BURST: Duration = Duration::from_millis(2);
+
+/// Not even that for so long, beyond the time by which the path is later, and it takes no part any more.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// A flow of which less waits can wait for the fastest path: two packets.
+const LITTLE: u64 = 3000;
 
 /// As many wait as are kept.
 const MOST_WAITING: usize = 64 * 1024;
@@ -46,8 +62,39 @@ pub(super) struct Bond {
     queue: Queue,
     /// The slots of the paths that take part, a bit each.
     members: u8,
+    /// When each of the slower ones has carried something last.
+    engaged: [Option<Instant>; MAX_SLOTS],
+    /// Of each path what its losses have led to.
+    lossy: [Lossy; MAX_SLOTS],
     /// When one of them has room, if no receipt comes before.
     ready_at: Option<Instant>,
+}
+
+/// What a path's losses have led to.
+#[derive(Clone, Copy, Debug, Default)]
+enum Lossy {
+    /// Nothing.
+    #[default]
+    No,
+    /// It loses too much since then.
+    Since(Instant),
+    /// It is left out until then.
+    LeftOut(Instant),
+}
+
+impl Lossy {
+    /// What becomes of it now that the path has lost this share in the last second.
+    fn follow(self, now: Instant, lost: f64) -> Lossy {
+        match self {
+            Lossy::LeftOut(until) if now < until => self,
+            Lossy::No | Lossy::LeftOut(_) if lost >= MOST_LOST => Lossy::Since(now),
+            Lossy::Since(since) if lost >= MOST_LOST => match now.since(since) >= LOST_FOR {
+                true => Lossy::LeftOut(now + LEFT_OUT),
+                false => self,
+            },
+            _ => Lossy::No,
+        }
+    }
 }
 
 /// The bonded classes of a peer.
@@ -96,6 +143,15 @@ struct Member {
     later: Duration,
     /// What it carries, in octets a second, as far as is known.
     rate: u64,
+    /// It is known to be no more.
+    full: bool,
+}
+
+impl Member {
+    /// What it and these faster ones carry together, if that is known.
+    fn beside(&self, faster: Option<u64>) -> Option<u64> {
+        faster.filter(|_| self.full).map(|rate| rate + self.rate)
+    }
 }
 
 /// The set of paths, the fastest first, that carries most, of those that are no more than [`MOST_LATER`] apart. `before`: the
@@ -124,7 +180,14 @@ impl Peer {
     pub(super) fn bond(&mut self, ctx: &mut Context<'_>, class: ClassId, place: u64) {
         let Some(waiting) = self.replay.wait_for_any(ctx.now, place) else { return };
         let at = self.bonds.list.iter().position(|bond| bond.class == class).unwrap_or_else(|| {
-            self.bonds.list.push(Bond { class, queue: Queue::default(), members: 0, ready_at: None });
+            self.bonds.list.push(Bond {
+                class,
+                queue: Queue::default(),
+                members: 0,
+                engaged: [None; MAX_SLOTS],
+                lossy: Default::default(),
+                ready_at: None,
+            });
             self.bonds.list.len() - 1
         });
         let queue = &mut self.bonds.list[at].queue;
@@ -149,18 +212,22 @@ impl Peer {
         if bond.queue.held().0 == 0 {
             return;
         }
-        let (class, mut queue) = (bond.class, std::mem::take(&mut bond.queue));
+        let (mut queue, mut engaged) = (std::mem::take(&mut bond.queue), bond.engaged);
         let mut members = [Member::default(); MAX_SLOTS];
-        let before = self.bonds.list[at].members;
-        let count = self.members(ctx.now, class, before, &mut members);
+        for path in &self.paths {
+            let lossy = &mut self.bonds.list[at].lossy[usize::from(path.config.slot)];
+            *lossy = lossy.follow(ctx.now, path.health.quality().loss(ctx.now)[0].unwrap_or(0.0));
+        }
+        let count = self.members(ctx.now, at, &mut members);
         let members = &members[..count];
         for member in members {
             self.paths[member.at].wake(ctx.now);
         }
         // Where any path has not shown yet what it carries, a wait is nobody's fault.
-        let lasting = members.iter().all(|member| self.paths[member.at].shaper.rate().is_some());
+        let lasting = members.iter().all(|member| member.full);
         let latest = members.last().map_or(Duration::ZERO, |member| member.later);
-        while let Some(member) = self.next_member(ctx.now, members, &queue) {
+        while let Some(member) = self.next_member(ctx.now, members, &queue, &engaged) {
+            engaged[usize::from(member.slot)] = Some(ctx.now);
             let latency = self.paths[member.at].latency();
             match queue.pop(ctx.now, latency, lasting.then_some(latest), |_| true) {
                 Some(Popped::Send(waiting)) => self.send_bonded(ctx, members, &member, &waiting),
@@ -171,37 +238,45 @@ impl Peer {
         }
         let (packets, octets) = queue.held();
         let mut ready_at = None;
-        let mut faster = 0;
+        let mut faster = Some(0);
         for member in members {
-            let wanted = packets > 0 && is_worth(octets, faster, member.later);
-            faster += member.rate;
             let path = &mut self.paths[member.at];
+            let wanted = packets > 0
+                && is_worth(ctx.now, octets, faster, member, &engaged)
+                && !path.has_room(ctx.now, queue.is_before(true));
+            faster = member.beside(faster);
             path.await_room(ctx.now, wanted);
             if wanted {
-                let at = path.next_room_at(ctx.now);
+                let at = path.next_room_at(ctx.now, queue.is_before(true));
                 ready_at = Some(ready_at.map_or(at, |other: Instant| other.min(at)));
             }
         }
         let bond = &mut self.bonds.list[at];
-        (bond.queue, bond.members, bond.ready_at) = (queue, slots(members), ready_at);
+        (bond.queue, bond.members, bond.engaged, bond.ready_at) = (queue, slots(members), engaged, ready_at);
     }
 
     /// The path by which the next packet of `queue` goes, if it is to go now.
-    fn next_member(&self, now: Instant, members: &[Member], queue: &Queue) -> Option<Member> {
+    fn next_member(
+        &self,
+        now: Instant,
+        members: &[Member],
+        queue: &Queue,
+        engaged: &[Option<Instant>; MAX_SLOTS],
+    ) -> Option<Member> {
         let (packets, octets) = queue.held();
         if packets == 0 {
             return None;
         }
         let urgent = queue.is_before(true);
-        let mut faster = 0;
+        let mut faster = Some(0);
         for member in members {
-            if !is_worth(octets, faster, member.later) {
+            if !is_worth(now, octets, faster, member, engaged) || (faster != Some(0) && queue.next_flow() < LITTLE) {
                 return None;
             }
             if self.paths[member.at].has_room(now, urgent) {
                 return Some(*member);
             }
-            faster += member.rate;
+            faster = member.beside(faster);
         }
         None
     }
@@ -210,6 +285,9 @@ impl Peer {
         let path = &self.paths[member.at];
         let others = members.iter().filter(|other| other.at != member.at);
         let wait = others.map(|other| self.paths[other.at].health.later_than(&path.health)).max().unwrap_or_default();
+        if members.len() > 1 {
+            self.paths[member.at].shaper.share(ctx.now);
+        }
         let number = self.bonds.next_number(waiting.flow);
         let sequence = Sequence { stream: waiting.flow, wait, number };
         if self.replay.leave_queue(ctx.now, waiting.place, member.slot, sequence) {
@@ -223,14 +301,15 @@ impl Peer {
         }
     }
 
-    /// The paths that take part for a class, the fastest first, and how many.
-    fn members(&self, now: Instant, class: ClassId, before: u8, members: &mut [Member; MAX_SLOTS]) -> usize {
+    /// The paths that take part, the fastest first, and how many.
+    fn members(&self, now: Instant, bond: usize, members: &mut [Member; MAX_SLOTS]) -> usize {
+        let &Bond { class, members: before, lossy, .. } = &self.bonds.list[bond];
         let Some(course) = self.courses.get(usize::from(class)) else { return 0 };
         let within = course.slots(&Mode::Bond);
         let usable = |path: &Path| within & 1 << path.config.slot != 0 && path.standing(now).is_some();
         let sound = |path: &Path| {
-            let lost = path.health.quality().loss(now)[1].unwrap_or(0.0);
-            path.health.state() == PathState::Up && lost < MOST_LOST
+            let left_out = matches!(lossy[usize::from(path.config.slot)], Lossy::LeftOut(_));
+            path.health.state() == PathState::Up && !left_out
         };
         let any_sound = self.paths.iter().any(|path| usable(path) && sound(path));
         let taken = |path: &&Path| usable(path) && (sound(path) || !any_sound);
@@ -240,7 +319,13 @@ impl Peer {
         let mut count = 0;
         for (at, path) in self.paths.iter().enumerate().filter(|(_, path)| taken(path)) {
             let later = path.health.beyond(&fastest.health);
-            members[count] = Member { at, slot: path.config.slot, later, rate: path.carries(now) };
+            members[count] = Member {
+                at,
+                slot: path.config.slot,
+                later,
+                rate: path.carries(now),
+                full: path.shaper.rate().is_some(),
+            };
             count += 1;
         }
         members[..count].sort_unstable_by_key(|member| (member.later, member.slot));
@@ -254,11 +339,20 @@ impl Peer {
     }
 }
 
-/// Whether a path takes part that is so much later than the fastest, while so much waits that the faster ones carry at so
-/// many octets a second.
-fn is_worth(octets: u64, faster: u64, later: Duration) -> bool {
+/// Whether a path takes part, while so much waits that the faster ones carry at so many octets a second; `None`: one of them
+/// may have more room than is known.
+fn is_worth(
+    now: Instant,
+    octets: u64,
+    faster: Option<u64>,
+    member: &Member,
+    engaged: &[Option<Instant>; MAX_SLOTS],
+) -> bool {
+    let Some(faster) = faster else { return false };
+    let goes_on = engaged[usize::from(member.slot)].is_some_and(|at| now.since(at) < member.later + IDLE);
+    let needed = if goes_on { member.later.min(BURST) } else { member.later };
     let needs = octets.saturating_mul(1_000_000) / faster.max(1);
-    later.is_zero() || u128::from(needs) >= later.as_micros()
+    u128::from(needs) >= needed.as_micros()
 }
 
 fn slots(members: &[Member]) -> u8 {
@@ -270,7 +364,7 @@ mod tests {
     use super::*;
 
     fn member(slot: u8, later_ms: u64, mbit: u64) -> Member {
-        Member { at: slot.into(), slot, later: Duration::from_millis(later_ms), rate: mbit * 125_000 }
+        Member { at: slot.into(), slot, later: Duration::from_millis(later_ms), rate: mbit * 125_000, full: true }
     }
 
     #[test]
@@ -290,9 +384,19 @@ mod tests {
 
     #[test]
     fn a_slower_path_takes_part_while_the_faster_need_longer_for_what_waits_than_it_is_later() {
-        let later = Duration::from_millis(30);
-        assert!(is_worth(0, 0, Duration::ZERO));
-        assert!(!is_worth(374_000, 12_500_000, later));
-        assert!(is_worth(376_000, 12_500_000, later));
+        let (now, path) = (Instant::from_nanos(1_000_000_000), member(1, 30, 50));
+        let takes_part = |octets, faster_mbit: u64, idle_ms: Option<u64>| {
+            let at = idle_ms.map(|ms| Instant::from_nanos(1_000_000_000 - ms * 1_000_000));
+            let mut engaged = [None; MAX_SLOTS];
+            engaged[1] = at;
+            is_worth(now, octets, Some(faster_mbit * 125_000), &path, &engaged)
+        };
+        assert!(!takes_part(374_000, 100, None));
+        assert!(takes_part(376_000, 100, None));
+        assert!(takes_part(26_000, 100, Some(129)), "it goes on");
+        assert!(!takes_part(24_000, 100, Some(10)), "a burst is none of its business");
+        assert!(!takes_part(26_000, 100, Some(131)), "it has stopped");
+        assert!(is_worth(now, 0, Some(0), &member(0, 0, 100), &[None; MAX_SLOTS]), "the fastest always does");
+        assert!(!is_worth(now, 1 << 30, None, &path, &[None; MAX_SLOTS]), "nobody knows that it is needed");
     }
 }

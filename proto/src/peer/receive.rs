@@ -99,7 +99,7 @@ impl Peer {
             }
             place = sequence;
         }
-        self.on_packet(ctx, opened.ip, place)
+        self.on_packet(ctx, opened.ip, place.map(|place| (slot, place)))
     }
 
     /// What stands behind a packet: receipts, whether the packet is a copy, and its place in its stream.
@@ -138,8 +138,14 @@ impl Peer {
         }
     }
 
-    /// An inner packet, which lies in the buffer lent last; `sequence`: its place in its stream, if it is bonded.
-    fn on_packet(&mut self, ctx: &mut Context<'_>, len: usize, sequence: Option<Sequence>) -> Result<(), DropReason> {
+    /// An inner packet, which lies in the buffer lent last; `sequence`: by the path of which slot it came and its place in its
+    /// stream, if it is bonded.
+    fn on_packet(
+        &mut self,
+        ctx: &mut Context<'_>,
+        len: usize,
+        sequence: Option<(u8, Sequence)>,
+    ) -> Result<(), DropReason> {
         if ctx.waited > MAX_AGE {
             return Err(DropReason::Stale);
         }
@@ -164,11 +170,11 @@ impl Peer {
         clamp_mss(&view, packet, mtu - self.numbering);
         self.last_traffic = Some(ctx.now);
         self.rx.add(len);
-        let Some(sequence) = sequence else {
+        let Some((slot, sequence)) = sequence else {
             ctx.out.deliver(self.config.egress, len);
             return Ok(());
         };
-        if self.resequencer.insert(ctx.now, sequence, &ctx.out.lend(len)[..len]) {
+        if self.resequencer.insert(ctx.now, slot, sequence, &ctx.out.lend(len)[..len]) {
             ctx.out.deliver(self.config.egress, len);
         }
         self.deliver_resequenced(ctx);
@@ -188,6 +194,7 @@ impl Peer {
     fn on_fragment(
         &mut self,
         ctx: &mut Context<'_>,
+        slot: u8,
         fragment: &Fragment<'_>,
         (copy, sequence): (Option<wire::Copy>, Option<Sequence>),
     ) -> Result<(), DropReason> {
@@ -198,7 +205,7 @@ impl Peer {
         if let Some(copy) = copy {
             self.note_copy(ctx.now, copy)?;
         }
-        self.on_packet(ctx, len, sequence)
+        self.on_packet(ctx, len, sequence.map(|sequence| (slot, sequence)))
     }
 
     fn on_link_message(
@@ -241,7 +248,7 @@ impl Peer {
             ReadError::Malformed => DropReason::LinkMessageMalformed,
             ReadError::Version(_) => DropReason::LinkMessageVersion,
         })?;
-        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, &fragment, (copy, sequence)))
+        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, slot, &fragment, (copy, sequence)))
     }
 
     fn on_hello(&mut self, ctx: &mut Context<'_>, slot: u8, hello: &Hello) {

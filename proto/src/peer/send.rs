@@ -182,7 +182,7 @@ impl Peer {
         let Peer { paths, fragmented, .. } = self;
         let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
         let sent = if cut {
-            let outgoing = Outgoing { packet, origin: None, sequence: None, ticket: Ticket::NONE };
+            let outgoing = Outgoing { packet, origin: None, sequence: None, ticket: Ticket::NONE, urgent: false };
             path.send_packet(ctx, &outgoing, &[], cut, fragmented).is_some()
         } else {
             path.send_whole(ctx, packet, &[], Ticket::NONE, eliciting).is_some()

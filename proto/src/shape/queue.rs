@@ -134,6 +134,17 @@ impl Queue {
         if urgent { !self.urgent.is_empty() } else { self.packets > 0 }
     }
 
+    /// Octets that wait of the flow whose turn is next; of real time, none.
+    pub(crate) fn next_flow(&self) -> u64 {
+        let next = self.new.front().or(self.old.front()).filter(|_| self.urgent.is_empty());
+        next.map_or(0, |at| self.flows[usize::from(*at)].octets)
+    }
+
+    /// Whether something waits that is urgent, or something that is not.
+    pub(crate) fn has(&self, urgent: bool) -> bool {
+        if urgent { !self.urgent.is_empty() } else { self.packets > self.urgent.len() }
+    }
+
     /// Puts a packet behind those of its flow.
     pub(crate) fn push(&mut self, packet: Waiting) {
         self.packets += 1;

@@ -1,0 +1,76 @@
+//! One TCP connection over several links at once, in virtual time: what it gets of their sum.
+
+use proto::policy::{Class, Mode, Policy, Treatment};
+use proto::sim::{CONTENT, LinkModel, Loss, Progress, Side, World, WorldConfig, at, ms};
+
+/// Octets that a full segment takes of a link: its packet of 1,372, its place in its stream, padding, WireGuard's header and
+/// tag, UDP and IPv4.
+const SEGMENT: f64 = 1440.0;
+
+/// A link with a queue of one bandwidth-delay product.
+fn link(mbit: u64, delay: u64) -> LinkModel {
+    let queue = (mbit * 125 * delay * 2) as usize;
+    LinkModel { delay: ms(delay), rate: mbit * 1_000_000, queue: queue.max(30_000), ..LinkModel::default() }
+}
+
+fn world(links: &[LinkModel], seed: u64) -> World {
+    let treatment = Treatment { mode: Mode::Bond, ..Treatment::default() };
+    let class = Class { up: treatment.clone(), down: treatment, ..Class::everything("all") };
+    let policy = Policy::new(Default::default(), vec![class]).expect("a good policy");
+    World::new(WorldConfig { policy: policy.into(), ..WorldConfig::new(links, seed) })
+}
+
+/// What a connection gets in ten seconds, in megabits a second of content; `midway` happens after five of them.
+fn goodput(links: &[LinkModel], from: Side, seed: u64, midway: impl FnOnce(&mut World)) -> (f64, Progress) {
+    let mut world = world(links, seed);
+    world.run_until(at(1000));
+    let connection = world.add_tcp(from, at(11_000));
+    world.run_until(at(6000));
+    midway(&mut world);
+    world.run_until(at(11_000));
+    let progress = world.progress(connection);
+    (progress.octets as f64 * 8.0 / 10e6, progress)
+}
+
+/// What links of so many megabits a second carry of content.
+fn content(mbit: f64) -> f64 {
+    mbit * CONTENT as f64 / SEGMENT
+}
+
+#[test]
+fn one_connection_has_the_sum_of_two_links() {
+    for from in [Side::Core, Side::Box] {
+        for (links, sum) in [([link(100, 10), link(50, 40)], 150.0), ([link(50, 10), link(50, 30)], 100.0)] {
+            for seed in 0..5 {
+                let (goodput, progress) = goodput(&links, from, seed, |_| ());
+                assert!(goodput >= 0.95 * content(sum), "{from:?}, {sum}: {goodput:.1} Mbit/s {progress:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_link_that_would_drag_the_others_down_does_not() {
+    let two = [link(100, 10), link(50, 40)];
+    let third = LinkModel { loss: Loss::Random(0.03), ..link(5, 300) };
+    for seed in 0..3 {
+        let (without, _) = goodput(&two, Side::Core, seed, |_| ());
+        let (with, progress) = goodput(&[two[0], two[1], third], Side::Core, seed, |_| ());
+        assert!(with >= 0.95 * without, "{with:.1} of {without:.1} Mbit/s: {progress:?}");
+    }
+}
+
+#[test]
+fn two_links_are_never_worse_than_the_better_one() {
+    let (fast, slow) = (link(1000, 2), link(100, 30));
+    let (alone, _) = goodput(&[fast], Side::Core, 1, |_| ());
+    let (both, progress) = goodput(&[fast, slow], Side::Core, 1, |_| ());
+    assert!(both >= alone * 0.99, "{both:.1} of {alone:.1} Mbit/s: {progress:?}");
+    // Of two equal links one falls to a tenth in the middle.
+    let links = [link(50, 20), link(50, 20)];
+    let (alone, _) = goodput(&links[..1], Side::Core, 1, |_| ());
+    let (both, progress) = goodput(&links, Side::Core, 1, |world| {
+        world.set_model(1, Side::Core, LinkModel { rate: 5_000_000, ..links[1] });
+    });
+    assert!(both >= alone, "{both:.1} of {alone:.1} Mbit/s: {progress:?}");
+}
