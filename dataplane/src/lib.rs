@@ -7,6 +7,7 @@
 //! | [`tun`] | the TUN device, in batches (virtio offload) |
 //! | [`calendar`] | civil time: which windows of policies are open, and when a link's month begins |
 //! | [`clock`] | time for the protocol; news of the wall clock being set |
+//! | [`explain`] | what policy says of a packet, for people |
 //! | [`host`] | what a daemon changes on its host (rules, routes, sysctls), and how it is undone |
 //! | [`netlink`] | rules and routes, the state of interfaces and news of it |
 //! | [`settings`] | configuration files, with errors that name their place |
@@ -19,6 +20,7 @@ pub mod calendar;
 pub mod clock;
 pub mod control;
 pub mod engine;
+pub mod explain;
 pub mod host;
 pub mod logging;
 pub mod netlink;

@@ -181,6 +181,11 @@ impl Document {
 
     /// An error at `key`, as `prefixes[0]` or `core.endpoints[1]`: for what only a daemon can check.
     pub fn error(&self, key: &str, problem: impl Display) -> SettingsError {
+        SettingsError::Invalid { place: self.place(key), problem: format!("{key}: {problem}") }
+    }
+
+    /// Where the value of a key stands.
+    pub fn place(&self, key: &str) -> Place {
         let segments = key
             .split('.')
             .flat_map(|part| {
@@ -189,7 +194,7 @@ impl Document {
                 std::iter::once(Step::Key(name.to_owned())).chain(indices.map(Step::Index))
             })
             .collect::<Vec<_>>();
-        SettingsError::Invalid { place: self.locate(&segments, false), problem: format!("{key}: {problem}") }
+        self.locate(&segments, false)
     }
 
     /// A path that the file names, relative to the file's own folder.
@@ -431,6 +436,30 @@ impl Written for Duration {
             _ => return Err(None),
         };
         number.checked_mul(millis).map(Duration::from_millis).ok_or(None)
+    }
+}
+
+/// One value, or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Several<T>(pub Vec<T>);
+
+impl<T> Default for Several<T> {
+    fn default() -> Self {
+        Several(Vec::new())
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Several<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let values = match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Array(values) if values.is_empty() => {
+                return Err(D::Error::custom("the list is empty: leave it out, or name one"));
+            }
+            serde_json::Value::Array(values) => values,
+            value => vec![value],
+        };
+        let read = values.into_iter().map(|value| T::deserialize(value).map_err(D::Error::custom));
+        Ok(Several(read.collect::<Result<_, _>>()?))
     }
 }
 

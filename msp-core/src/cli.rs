@@ -6,7 +6,10 @@ use crate::sites::{Sites, SitesError, Surroundings};
 use crate::status::Status;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use dataplane::explain::{self, End};
 use proto::SecretKey;
+use proto::policy::Direction;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,6 +41,15 @@ enum Command {
         #[command(flatten)]
         view: View,
     },
+    /// Tell what the policy of a site says of a packet: its class, and which links it takes
+    ///
+    /// For example: msp-core explain home --src 198.51.100.7 --dst 192.0.2.7 --dport 443
+    Explain {
+        /// The name of the site
+        site: String,
+        #[command(flatten)]
+        packet: Packet,
+    },
     /// Show what BGP neighbours say of routes, and what is made of it
     #[command(subcommand)]
     Bgp(look::Command),
@@ -58,6 +70,29 @@ enum Command {
     },
 }
 
+/// A packet of a site, in either direction.
+#[derive(Debug, clap::Args)]
+struct Packet {
+    /// The host of the site
+    #[arg(long, value_name = "ADDRESS")]
+    src: IpAddr,
+    /// The host outside
+    #[arg(long, value_name = "ADDRESS")]
+    dst: IpAddr,
+    /// The number of the protocol above IP: 6 is TCP, 17 is UDP
+    #[arg(long, value_name = "NUMBER", default_value_t = 6)]
+    proto: u8,
+    /// The port of the site's host
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    sport: u16,
+    /// The port outside
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    dport: u16,
+    /// The differentiated services codepoint
+    #[arg(long, value_name = "0-63", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..64))]
+    dscp: u8,
+}
+
 #[derive(Debug, clap::Args)]
 struct View {
     /// Print JSON
@@ -76,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Check => check(&arguments.config),
         Command::Status { view } => show(&arguments.config, &view, Status::table),
         Command::Sites { view } => show(&arguments.config, &view, Status::sites_table),
+        Command::Explain { site, packet } => explain_packet(&arguments.config, &site, &packet),
         Command::Bgp(command) => look::look(&arguments.config, &command),
         Command::Drain { end } => drain(&arguments.config, end),
         Command::Keygen { private_key_file, force } => keygen(&arguments.config, private_key_file, force),
@@ -122,6 +158,25 @@ fn check(path: &Path) -> anyhow::Result<()> {
     let neighbors = loaded.config.bgp.map_or(0, |bgp| bgp.neighbors.len());
     println!("{}: good; sites: {}, BGP neighbours: {neighbors}", path.display(), loaded.sites.list.len());
     println!("public key: {}", loaded.key.public());
+    Ok(())
+}
+
+/// What becomes of a packet. Links are asked of the daemon, if it runs.
+fn explain_packet(path: &Path, site: &str, packet: &Packet) -> anyhow::Result<()> {
+    let loaded = load(path)?;
+    let found = loaded.sites.list.iter().find(|known| known.peer.name == site);
+    let site = found.with_context(|| format!("there is no site {site:?}; see `msp-core sites`"))?;
+    let status = dataplane::control::ask(&loaded.config.control, "status").ok();
+    let status = status.and_then(|document| serde_json::from_value::<Status>(document).ok());
+    let end = End {
+        decides: Direction::Down,
+        other: "`mspmb explain` at the box",
+        peer: status.as_ref().and_then(|status| status.peer(site.peer.id)),
+        interfaces: &[],
+    };
+    let &Packet { src, dst, proto, sport, dport, dscp } = packet;
+    let packet = explain::Packet { src, dst, proto, sport, dport, dscp };
+    print!("{}", explain::explain(&site.peer.policy, &site.rules, &packet, &end));
     Ok(())
 }
 

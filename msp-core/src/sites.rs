@@ -3,7 +3,8 @@
 use crate::bgp::ingress;
 use crate::config::Config;
 use dataplane::calendar;
-use dataplane::settings::{self, Document, Schema, SettingsError, Text};
+use dataplane::settings::policy::Rule;
+use dataplane::settings::{self, Document, Schema, SettingsError, Several, Text};
 use ipnet::IpNet;
 use proto::config::ConfigError;
 use proto::policy::Policy;
@@ -34,6 +35,8 @@ pub(crate) struct Site {
     pub(crate) withdraw_after: Option<Duration>,
     /// The egress choice that its packets leave by, if there are any.
     pub(crate) egress: Option<String>,
+    /// Who wrote each class of its policy, and where.
+    pub(crate) rules: Vec<Rule>,
 }
 
 /// What the sites are judged by, besides each other.
@@ -103,7 +106,8 @@ struct File {
     prefixes: Vec<Text<IpNet>>,
     withdraw_after: Option<Text<Option<Duration>>>,
     egress: Option<String>,
-    policy: Option<PathBuf>,
+    #[serde(default)]
+    policy: Several<PathBuf>,
     middlebox: Option<Middlebox>,
     client: Option<Client>,
 }
@@ -234,20 +238,21 @@ impl Read {
             None => 0,
             Some(name) => surroundings.place_of(name).map_err(|problem| document.error("egress", problem))?,
         };
-        let policy = file.policy.as_ref().map(|path| settings::policy::read(&document.resolve(path))).transpose()?;
+        let policies: Vec<PathBuf> = file.policy.0.iter().map(|path| document.resolve(path)).collect();
+        let settings::policy::Read { policy, rules, .. } = settings::policy::read(&policies)?;
         let peer = PeerConfig {
             id: PeerId(file.id),
             name: file.name,
             kind,
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
             egress,
-            policy: policy.unwrap_or_default().into(),
+            policy: policy.into(),
             open_windows: 0,
             paths,
         };
         let withdraw_after = file.withdraw_after.map_or(surroundings.withdraw_after, |after| after.0);
         let egress = surroundings.egress.get(usize::from(egress)).cloned();
-        Ok(Read { site: Site { peer, withdraw_after, egress }, middlebox, document, path })
+        Ok(Read { site: Site { peer, withdraw_after, egress, rules }, middlebox, document, path })
     }
 
     fn name(&self) -> &str {

@@ -252,9 +252,7 @@ impl Status {
             ["SITE", "STATE", "PATH", "STATE", "SINCE", "RTT", "LOSS", "MTU", "ENDPOINT", "SENT", "RECEIVED", "REASON"];
         let mut rows = vec![header.map(str::to_owned)];
         for site in &self.sites {
-            // They are in the order of their numbers.
-            let peer = self.node.peers.binary_search_by_key(&site.id, |peer| peer.id).ok();
-            let peer = peer.map(|place| &self.node.peers[place]);
+            let peer = self.peer(site.id);
             let paths = peer.into_iter().flat_map(|peer| peer.paths.iter().map(move |path| (peer, path)));
             let mut first = Some([printable(&site.name), site.state_text()]);
             // A box has eight slots, and seldom as many uplinks.
@@ -289,6 +287,13 @@ impl Status {
             }
         }
         text
+    }
+
+    /// What the node says of a site.
+    pub(crate) fn peer(&self, id: PeerId) -> Option<&PeerSnapshot> {
+        // They are in the order of their numbers.
+        let place = self.node.peers.binary_search_by_key(&id, |peer| peer.id).ok()?;
+        self.node.peers.get(place)
     }
 
     fn reload_errors(&self) -> String {
@@ -464,7 +469,12 @@ mod tests {
         let site = ingress::Site { id: HOME, name: "home".into(), prefixes: vec![prefix()], withdraw_after };
         ingress.set_sites(seconds(0), [site]);
         live(&mut ingress);
-        SiteStatus::new(seconds(100), &Site { peer, withdraw_after, egress: None }, &ingress, neighbors)
+        SiteStatus::new(
+            seconds(100),
+            &Site { peer, withdraw_after, egress: None, rules: Vec::new() },
+            &ingress,
+            neighbors,
+        )
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::nat64::Pref64;
 use dataplane::calendar;
-use dataplane::settings::{self, Document, Octets, Schema, SettingsError, Text, Tun, Written};
+use dataplane::settings::policy::Rule;
+use dataplane::settings::{self, Document, Octets, Schema, SettingsError, Several, Text, Tun, Written};
 use ipnet::IpNet;
 use proto::policy::Policy;
 use proto::{
@@ -44,7 +45,8 @@ struct File {
     lan: Vec<String>,
     #[serde(default)]
     tun: Tun,
-    policy: Option<PathBuf>,
+    #[serde(default)]
+    policy: Several<PathBuf>,
     core: CoreTable,
     #[serde(default)]
     uplink: Vec<UplinkTable>,
@@ -150,6 +152,10 @@ pub(crate) struct Config {
     pub(crate) tun: Tun,
     /// Which uplinks the site's packets take.
     pub(crate) policy: Arc<Policy>,
+    /// Who wrote each of its classes, and where.
+    pub(crate) rules: Vec<Rule>,
+    /// Classes that others stand in the place of: a sentence each.
+    pub(crate) left_out: Vec<String>,
     pub(crate) core: Core,
     /// The uplinks that the file names, in order of preference.
     pub(crate) uplinks: Vec<Uplink>,
@@ -210,9 +216,12 @@ impl Config {
             return Err(document.error("control", "expected a path that begins with /"));
         }
         let secret = settings::read_key(&document.resolve(&file.secret_file))?;
-        let policy = file.policy.map(|path| settings::policy::read(&document.resolve(&path))).transpose()?;
+        let policies: Vec<PathBuf> = file.policy.0.iter().map(|path| document.resolve(path)).collect();
+        let settings::policy::Read { policy, rules, left_out } = settings::policy::read(&policies)?;
         Ok(Config {
-            policy: policy.unwrap_or_default().into(),
+            policy: policy.into(),
+            rules,
+            left_out,
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
             control: file.control,
             state: document.resolve(&file.state),

@@ -3,15 +3,12 @@
 use crate::config::{self, Config};
 use crate::status::Status;
 use anyhow::Context;
-use dataplane::{calendar, control};
-use proto::PathState;
-use proto::policy::{Direction, Facts, Otherwise, Treatment};
-use proto::snapshot::PathSnapshot;
-use std::fmt::Write as _;
+use dataplane::{control, explain};
+use proto::policy::Direction;
 use std::net::IpAddr;
 use std::path::Path;
 
-/// A packet, as far as policy looks at it.
+/// A packet, as it is asked for.
 #[derive(clap::Args)]
 pub(crate) struct Packet {
     /// The host of the site
@@ -40,60 +37,17 @@ pub(crate) fn explain(path: &Path, packet: &Packet) -> anyhow::Result<()> {
     let own = config.prefixes.iter().find(|prefix| prefix.addr().is_ipv4() == packet.dst.is_ipv4());
     let src =
         packet.src.or(own.map(ipnet::IpNet::addr)).context("the site has no prefix of this family: give --src")?;
-    let ports = Some((packet.sport, packet.dport));
-    let facts = Facts { src, dst: packet.dst, proto: packet.proto, ports, dscp: packet.dscp };
+    let &Packet { dst, proto, sport, dport, dscp, .. } = packet;
+    let packet = explain::Packet { src, dst, proto, sport, dport, dscp };
     let status = config::control_socket(path).ok().and_then(|socket| control::ask(&socket, "status").ok());
     let status = status.and_then(|document| serde_json::from_value::<Status>(document).ok());
-    crate::print(&text(&config, &facts, status.as_ref()))
-}
-
-fn text(config: &Config, facts: &Facts, status: Option<&Status>) -> String {
-    let number = config.policy.classify(facts, calendar::open_now(&config.policy));
-    let class = &config.policy.classes()[usize::from(number)];
-    let mut text = format!("class {:?}, number {} of {}\n", class.name, number + 1, config.policy.classes().len());
-    for (direction, word) in [(Direction::Up, "up"), (Direction::Down, "down")] {
-        let _ = writeln!(text, "{word}: {}", order(class.treatment(direction)));
-    }
-    let Some(status) = status else {
-        text.push_str("the middlebox does not answer: how its links are is not known\n");
-        return text;
+    let uplinks = status.iter().flat_map(|status| &status.uplinks);
+    let interfaces: Vec<_> = uplinks.map(|uplink| (uplink.slot, uplink.interface.clone())).collect();
+    let end = explain::End {
+        decides: Direction::Up,
+        other: "ask the provider for `msp-core explain`",
+        peer: status.as_ref().and_then(|status| status.node.peers.first()),
+        interfaces: &interfaces,
     };
-    let peer = status.node.peers.first();
-    for uplink in &status.uplinks {
-        let path = peer.and_then(|peer| peer.paths.iter().find(|path| path.id.slot == uplink.slot));
-        let _ = writeln!(text, "  slot {} ({}): {}", uplink.slot, uplink.interface, may(&class.up, uplink.slot, path));
-    }
-    let running = peer.and_then(|peer| peer.classes.get(usize::from(number)));
-    let _ = match running.filter(|running| running.name == *class.name).map(|running| running.current_slot) {
-        Some(Some(slot)) => writeln!(text, "goes up by slot {slot} now"),
-        Some(None) => writeln!(text, "goes up by no link now: it is dropped"),
-        None => writeln!(text, "the policy in force is another one than in the file: send the middlebox a SIGHUP"),
-    };
-    text
-}
-
-fn order(treatment: &Treatment) -> String {
-    if treatment.links.is_empty() {
-        return "all links, the most preferred first".into();
-    }
-    let slots: Vec<String> = treatment.links.iter().map(|slot| format!("slot {slot}")).collect();
-    let otherwise = match treatment.otherwise {
-        Otherwise::Any => "then any other",
-        Otherwise::Drop => "and no other",
-    };
-    format!("{}, {otherwise}", slots.join(", then "))
-}
-
-fn may(treatment: &Treatment, slot: u8, path: Option<&PathSnapshot>) -> String {
-    let listed = treatment.links.is_empty() || treatment.links.contains(&slot);
-    let policy = match treatment.otherwise {
-        _ if listed => "may carry it",
-        Otherwise::Any => "may carry it while no link of the list can",
-        Otherwise::Drop => "never carries it",
-    };
-    match path.map(|path| (path.state, &path.reason)) {
-        Some((PathState::Up, _)) => format!("up; {policy}"),
-        Some((state, reason)) => format!("{state:?}, {reason}; {policy}").to_lowercase(),
-        None => format!("no path; {policy}"),
-    }
+    crate::print(&explain::explain(&config.policy, &config.rules, &packet, &end))
 }

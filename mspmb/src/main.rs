@@ -13,7 +13,7 @@
 //! | [`meter`] | what metered links have carried, and whether that is what they may |
 //! | [`state`] | what is known again after a restart |
 //! | [`status`] | what is shown |
-//! | [`explain`] | what policy says of a packet |
+//! | [`explain`] | what policy says of a packet, asked for by its command |
 
 mod config;
 mod explain;
@@ -132,7 +132,8 @@ fn check(file: &File) -> anyhow::Result<()> {
         config.prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         uplinks.join(", "),
         config.core.name,
-    ))
+    ))?;
+    config.left_out.iter().try_for_each(|left_out| print(&format!("{left_out}\n")))
 }
 
 fn keygen(file: &File, secret_file: Option<PathBuf>, force: bool) -> anyhow::Result<()> {

@@ -454,7 +454,7 @@ impl Matches {
     }
 
     /// Does this match all that the other one does? May say no where several elements together do, or longer hours.
-    fn covers(&self, other: &Matches) -> bool {
+    pub fn covers(&self, other: &Matches) -> bool {
         fn each<T>(wide: &[T], narrow: &[T], covers: impl Fn(&T, &T) -> bool) -> bool {
             wide.is_empty()
                 || (!narrow.is_empty() && narrow.iter().all(|one| wide.iter().any(|wide| covers(wide, one))))

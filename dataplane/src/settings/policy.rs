@@ -2,6 +2,7 @@
 //!
 //! ```toml
 //! schema = 1
+//! stands = "wish"          # or "requirement", "default": where there are several files
 //!
 //! [[link]]                 # gives an uplink a name
 //! name = "lte"
@@ -14,22 +15,25 @@
 //! priority = "realtime"
 //! ```
 
+mod merge;
 mod words;
 
-use super::{Document, Octets, Schema, SettingsError, Text, load, nearest};
-use proto::policy::{
-    Class, Direction, Limit, Link, MOST_COPIES, Matches, Metered, Mode, Otherwise, Policy, Priority, Treatment, Window,
-};
+pub use merge::{Read, Rule, Stands};
+
+use super::{Document, Octets, Schema, SettingsError, Several, Text, load, nearest};
+use merge::Sheet;
+use proto::policy::{Class, Limit, MOST_COPIES, Matches, Metered, Mode, Otherwise, Priority, Treatment, Window};
 use serde::Deserialize;
-use std::path::Path;
-use std::sync::Arc;
-use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Several, Share, Zone};
+use std::path::PathBuf;
+use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Share, Zone};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(rename = "schema")]
     _schema: Schema,
+    #[serde(default)]
+    stands: Stands,
     timezone: Option<Text<Zone>>,
     #[serde(default)]
     link: Vec<LinkTable>,
@@ -41,7 +45,8 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct LinkTable {
     name: String,
-    slot: u8,
+    /// Said once, in whichever file.
+    slot: Option<u8>,
     #[serde(default)]
     rate: RateTable,
     direction: Option<DirectionWord>,
@@ -49,7 +54,7 @@ struct LinkTable {
 }
 
 /// What it may carry in a month, and what happens then.
-#[derive(Deserialize)]
+#[derive(PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MeteredTable {
     cap: Text<Octets>,
@@ -153,78 +158,18 @@ enum PriorityWord {
     Normal,
 }
 
-/// Reads and checks a policy file.
-pub fn read(path: &Path) -> Result<Policy, SettingsError> {
-    let (file, document): (File, Document) = load(path, None)?;
-    for (index, link) in file.link.iter().enumerate() {
-        let wrong = |key: &str, problem: String| Err(document.error(&format!("link[{index}].{key}"), problem));
-        if usize::from(link.slot) >= proto::MAX_SLOTS {
-            return wrong(
-                "slot",
-                format!("{} does not exist; slots are 0 to 7, as `mspmb status` shows them", link.slot),
-            );
-        }
-        if let Some(other) = file.link[..index].iter().find(|other| other.slot == link.slot || other.name == link.name)
-        {
-            let what =
-                if other.name == link.name { "there are two links of this name" } else { "it is another link's" };
-            let key = if other.name == link.name { "name" } else { "slot" };
-            return wrong(key, format!("{what}: expected one [[link]] for each uplink"));
-        }
-    }
-    let mut links: [Link; proto::MAX_SLOTS] = Default::default();
-    let mut names: Vec<String> = file.class.iter().map(|class| class.name.clone()).collect();
-    names.push(proto::policy::REST.to_owned());
-    for (index, link) in file.link.iter().enumerate() {
-        let mut compiled = link.compile();
-        if let Some(metered) = &link.metered {
-            compiled.metered = Some(metered.compile(&format!("link[{index}].metered"), &names, &document)?);
-        }
-        links[usize::from(link.slot)] = compiled;
-    }
-    let zone: Option<Arc<str>> = file.timezone.map(|Text(Zone(name))| name.into());
-    let timed = file.class.iter().position(|class| class.matches.window().is_some());
-    let metered = file.link.iter().position(|link| link.metered.is_some());
-    let timed =
-        timed.map(|class| format!("class[{class}].match")).or(metered.map(|link| format!("link[{link}].metered")));
-    if let (None, Some(key)) = (&zone, timed) {
-        let problem = "days of which clock? Expected `timezone` at the top of the file, such as \"Europe/Berlin\"";
-        return Err(document.error(&key, problem));
-    }
-    let classes = file.class.into_iter().enumerate().map(|(index, table)| {
-        let key = format!("class[{index}]");
-        if table.name.trim().is_empty() {
-            return Err(document.error(&format!("{key}.name"), "expected a name"));
-        }
-        table.compile(&key, &Reader { links: &file.link, document: &document })
-    });
-    let classes: Vec<Class> = classes.collect::<Result<_, _>>()?;
-    let policy = Policy::new(links, classes).map_err(|error| {
-        let key = error.class().map_or("class".to_owned(), |class| format!("class[{class}]"));
-        document.error(&key, error)
-    })?;
-    Ok(policy.in_zone(zone).with_hash(hash(&document.canonical()?)))
+/// Reads and checks the files of a policy, of which there may be none.
+pub fn read(paths: &[PathBuf]) -> Result<Read, SettingsError> {
+    let sheet = |path: &PathBuf| load(path, None).map(|(file, document)| Sheet { file, document });
+    let mut sheets: Vec<Sheet> = paths.iter().map(sheet).collect::<Result<_, _>>()?;
+    sheets.sort_by_key(Sheet::stands);
+    merge::merge(sheets)
 }
 
 /// FNV-1a: box and core need not fear that anybody makes two texts of one hash, who could as well write what he likes.
 fn hash(text: &str) -> u64 {
     let octet = |hash: u64, octet: u8| (hash ^ u64::from(octet)).wrapping_mul(0x0000_0100_0000_01b3);
     text.bytes().fold(proto::policy::NO_POLICY, octet)
-}
-
-impl LinkTable {
-    fn compile(&self) -> Link {
-        Link {
-            name: Some(self.name.as_str().into()),
-            rate_up: self.rate.up.map(|Text(Rate(rate))| rate),
-            rate_down: self.rate.down.map(|Text(Rate(rate))| rate),
-            only: self.direction.map(|word| match word {
-                DirectionWord::Up => Direction::Up,
-                DirectionWord::Down => Direction::Down,
-            }),
-            metered: None,
-        }
-    }
 }
 
 impl MeteredTable {
@@ -264,7 +209,7 @@ impl MeteredTable {
 
 /// What a class is read with.
 struct Reader<'a> {
-    links: &'a [LinkTable],
+    links: &'a [(String, u8)],
     document: &'a Document,
 }
 
@@ -381,7 +326,7 @@ impl Reader<'_> {
             if names[..place].contains(name) {
                 return Err(self.document.error(&key, format!("\"{name}\" is in the list twice")));
             }
-            let found = self.links.iter().find(|link| link.name == *name).map(|link| link.slot);
+            let found = self.links.iter().find(|(link, _)| link == name).map(|(_, slot)| *slot);
             found.ok_or_else(|| self.document.error(&key, unknown_link(name, self.links)))
         };
         names.iter().enumerate().map(slot).collect()
@@ -423,8 +368,8 @@ impl From<OtherwiseWord> for Otherwise {
     }
 }
 
-fn unknown_link(name: &str, links: &[LinkTable]) -> String {
-    let names: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
+fn unknown_link(name: &str, links: &[(String, u8)]) -> String {
+    let names: Vec<String> = links.iter().map(|(link, _)| link.clone()).collect();
     let hint = match nearest(name, &names) {
         Some(near) => format!("did you mean \"{near}\"?"),
         None if names.is_empty() => "give its uplink one: [[link]], name = …, slot = …".to_owned(),

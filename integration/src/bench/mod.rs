@@ -3,6 +3,7 @@
 pub mod availability;
 pub mod bgp;
 pub mod failover;
+pub mod policy;
 pub mod sites;
 
 use anyhow::Result;
@@ -18,6 +19,8 @@ pub enum Bench {
     /// What a cut costs, by its kind, round trip and rate: longest gap, packets lost, doubled, out of order, and octets
     /// spent; with the real daemons, in the simulator, and with what is run today.
     Failover(failover::Arguments),
+    /// What a policy of two hundred classes costs the first packet of a flow, and the others. Measures real time.
+    Policy(policy::Arguments),
     /// Ten thousand sites that come up and go down at one core, and how soon BIRD knows. Needs root; measures real time.
     Sites(sites::Arguments),
 }
@@ -28,6 +31,7 @@ pub fn bench(bench: &Bench) -> Result<bool> {
         Bench::Availability(arguments) => availability::run(arguments),
         Bench::Bgp(arguments) => bgp::run(arguments),
         Bench::Failover(arguments) => failover::run(arguments),
+        Bench::Policy(arguments) => policy::run(arguments),
         Bench::Sites(arguments) => sites::run(arguments),
     }
 }

@@ -1,8 +1,15 @@
 use super::words::codepoint;
 use super::*;
 use crate::settings::tests::with_file;
+use proto::policy::Policy;
+use std::path::Path;
 
 const LINKS: &str = "schema = 1\n[[link]]\nname = \"dsl\"\nslot = 0\n[[link]]\nname = \"lte\"\nslot = 1\n";
+
+/// Reads one file.
+fn read(path: &Path) -> Result<Policy, SettingsError> {
+    super::read(&[path.to_owned()]).map(|read| read.policy)
+}
 
 fn policy(classes: &str) -> Result<Policy, String> {
     with_file("policy.toml", &format!("{LINKS}{classes}"), read)
@@ -114,7 +121,7 @@ fn errors_name_the_line_and_the_way_out() {
         ("match = { dport = 70000 }", "policy.toml:10:19: class[0].match.dport: 70000 is not understood: expected a"),
         ("match = { dport = \"9-1\" }", "policy.toml:10:19: class[0].match.dport: \"9-1\" is not understood"),
         ("match = { proto = \"tpc\" }", "policy.toml:10:19: class[0].match.proto: \"tpc\" is not understood: exp"),
-        ("match = { dscp = [] }", "policy.toml:10:18: class[0].match.dscp: the list is empty: nothing would match"),
+        ("match = { dscp = [] }", "policy.toml:10:18: class[0].match.dscp: the list is empty: leave it out"),
         (
             "match = { port = 1 }",
             "policy.toml:10:11: unknown key \"port\" in [class[0].match]; did you mean \"dport\"?",
@@ -143,7 +150,7 @@ fn errors_name_the_line_and_the_way_out() {
             "match = { hours = \"25:00-26:00\" }",
             "policy.toml:10:19: class[0].match.hours: \"25:00-26:00\" is not underst",
         ),
-        ("match = { days = [] }", "policy.toml:10:18: class[0].match.days: the list is empty: nothing would match"),
+        ("match = { days = [] }", "policy.toml:10:18: class[0].match.days: the list is empty: leave it out"),
         (
             "match = { days = \"mo\" }",
             "policy.toml:10:18: class[0].match.days: \"mo\" is not understood: expected days su",
@@ -163,4 +170,99 @@ fn errors_name_the_line_and_the_way_out() {
         let error = policy(&format!("[[class]]\nname = \"a\"\n{class}\n")).expect_err(class);
         assert!(error.starts_with(expected), "{error}\nexpected: {expected}");
     }
+}
+
+/// Reads a requirement, a wish and a default, in an order that does not count.
+fn three(requirement: &str, wish: &str, default: &str) -> Result<Read, String> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("policies-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a scratch folder");
+    let paths = [("wish", wish), ("default", default), ("requirement", requirement)].map(|(stands, text)| {
+        let path = folder.join(format!("{stands}.toml"));
+        std::fs::write(&path, format!("schema = 1\nstands = \"{stands}\"\n{text}\n")).expect("a file");
+        path
+    });
+    let read = super::read(&paths).map_err(|error| error.to_string().replace(&format!("{}/", folder.display()), ""));
+    std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
+    read
+}
+
+#[test]
+fn a_requirement_counts_before_a_wish_and_that_before_a_default() {
+    let read = three(
+        "[[link]]\nname = \"dsl\"\nslot = 0\n[[class]]\nname = \"alarm\"\nmatch = { dport = 9 }\nlinks = [\"dsl\"]",
+        "[[link]]\nname = \"dsl\"\nrate = { up = \"10 Mbit/s\" }\n[[class]]\nname = \"games\"\nmatch = { proto = \"udp\" }\n\
+         links = [\"dsl\"]\n[[class]]\nname = \"voice\"\nmatch = { dscp = \"ef\" }",
+        "[[link]]\nname = \"dsl\"\nrate = { up = \"1 Mbit/s\", down = \"5 Mbit/s\" }\n[[class]]\nname = \"voice\"\n\
+         match = { dscp = \"cs5\" }\n[[class]]\nname = \"quake\"\nmatch = { proto = \"udp\", dport = 27960 }\n\
+         [[class]]\nname = \"web\"\nmatch = { dport = 443 }",
+    );
+    let read = read.expect("they do not contradict each other");
+    let names: Vec<&str> = read.policy.classes().iter().map(|class| &*class.name).collect();
+    assert_eq!(names, ["alarm", "games", "voice", "web", "rest"]);
+    assert_eq!(read.policy.classes()[2].matches.dscp, 1 << 46, "the wish's");
+    let dsl = &read.policy.links()[0];
+    assert_eq!((dsl.rate_up, dsl.rate_down), (Some(10_000_000), Some(5_000_000)), "the default gives way");
+    let stands: Vec<Stands> = read.rules.iter().map(|rule| rule.stands).collect();
+    assert_eq!(stands, [Stands::Requirement, Stands::Wish, Stands::Wish, Stands::Default]);
+    assert_eq!(read.left_out.len(), 2, "{:?}", read.left_out);
+    let quake = &read.left_out[1];
+    assert!(
+        quake.starts_with("class \"quake\", a default (") && quake.contains("default.toml:9:1) is left out beside"),
+        "{quake}"
+    );
+    assert!(quake.contains("\"games\", a wish ("), "{quake}");
+    // What both ask alike is no contradiction.
+    let alike = "[[class]]\nname = \"NAME\"\nmatch = { dport = 9 }\npriority = \"realtime\"";
+    let read = three(&alike.replace("NAME", "a"), &alike.replace("NAME", "b"), "").expect("they agree");
+    assert_eq!((read.policy.classes().len(), read.left_out.len()), (2, 1));
+}
+
+#[test]
+fn a_wish_that_contradicts_a_requirement_is_refused_with_both_places() {
+    let link = "[[link]]\nname = \"dsl\"\nslot = 0\n";
+    let class = "[[class]]\nname = \"alarm\"\nmatch = { dport = 9 }\n";
+    for (requirement, wish, expected) in [
+        (
+            format!("{link}rate = {{ up = \"10 Mbit/s\" }}"),
+            "[[link]]\nname = \"dsl\"\nrate = { up = \"20 Mbit/s\" }".to_owned(),
+            "wish.toml:5:15: link[0].rate.up: a requirement says otherwise (requirement.toml:6:15): leave it out, or",
+        ),
+        (
+            "timezone = \"Europe/Berlin\"".to_owned(),
+            "timezone = \"UTC\"".to_owned(),
+            "wish.toml:3:12: timezone: a requirement says otherwise (requirement.toml:3:12): leave it out, or have that",
+        ),
+        (
+            class.to_owned(),
+            "[[class]]\nname = \"chat\"\nmatch = { dport = 9, proto = \"tcp\" }\npriority = \"realtime\"".to_owned(),
+            "wish.toml:3:1: class[0]: all its packets are of class \"alarm\", a requirement (requirement.toml:3:1), which",
+        ),
+        (
+            class.to_owned(),
+            class.replace("dport", "sport"),
+            "wish.toml:3:1: class[0]: there is a class \"alarm\", a requirement (requirement.toml:3:1): give it another",
+        ),
+        (
+            String::new(),
+            "[[link]]\nname = \"dsl\"".to_owned(),
+            "wish.toml:3:1: link[0]: nobody says which uplink \"dsl\" is: expected `slot`, as `mspmb status` shows it",
+        ),
+    ] {
+        let error = three(&requirement, &wish, "").expect_err(expected);
+        assert!(error.starts_with(expected), "{error}\nexpected: {expected}");
+    }
+}
+
+#[test]
+fn the_hash_is_of_what_is_said_and_not_of_how() {
+    let hash = |text: &str| policy(text).expect("a good policy").hash();
+    let one = hash("[[class]]\nname = \"a\"\nmatch = { dport = 9, proto = \"tcp\" }");
+    assert_eq!(one, hash("# a comment\n[[class]]\nmatch = { proto=\"tcp\",dport=9 }\n\nname = \"a\" # another"));
+    assert_ne!(one, hash("[[class]]\nname = \"a\"\nmatch = { dport = 10, proto = \"tcp\" }"));
+    // FNV-1a of {"class":[{"match":{"dport":9,"proto":"tcp"},"name":"a"}],"link":[{"name":"dsl","slot":0},…],"schema":1}, in
+    // every version: box and core may be of different ones.
+    assert_eq!(one, 0xe789_f0fc_8e3b_4a82);
 }

@@ -1,38 +1,13 @@
 //! The words of a policy file: what stands for a prefix, a port, a codepoint, a rate.
 
 use crate::calendar;
-use crate::settings::{Text, Written};
+use crate::settings::{Several, Text, Written};
 use ipnet::IpNet;
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
-
-/// One value, or a list of them.
-pub(super) struct Several<T>(pub(super) Vec<T>);
-
-impl<T> Default for Several<T> {
-    fn default() -> Self {
-        Several(Vec::new())
-    }
-}
-
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Several<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let values = match serde_json::Value::deserialize(deserializer)? {
-            serde_json::Value::Array(values) if values.is_empty() => {
-                return Err(D::Error::custom(
-                    "the list is empty: nothing would match; leave it out to match everything",
-                ));
-            }
-            serde_json::Value::Array(values) => values,
-            value => vec![value],
-        };
-        let read = values.into_iter().map(|value| T::deserialize(value).map_err(D::Error::custom));
-        Ok(Several(read.collect::<Result<_, _>>()?))
-    }
-}
 
 /// A prefix, or one address.
 pub(super) struct Network(pub(super) IpNet);
@@ -125,7 +100,7 @@ pub(super) fn codepoint(name: &str) -> Option<u64> {
 }
 
 /// Days of the week, a bit each; the lowest is Monday's.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Days(pub(super) u8);
 
 impl Days {

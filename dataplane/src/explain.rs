@@ -1,0 +1,238 @@
+//! What policy says of a packet, and by which link it would go now: for people, at both ends.
+
+use crate::calendar;
+use crate::settings::policy::Rule;
+use proto::policy::{Class, Direction, Facts, Link, Mode, Otherwise, Policy, Treatment};
+use proto::snapshot::{PathSnapshot, PeerSnapshot};
+use proto::{MAX_SLOTS, PathState};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+/// A packet, as far as policy looks at it. `src` is the site's end, whichever way it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    /// The site's end.
+    pub src: IpAddr,
+    /// The end outside.
+    pub dst: IpAddr,
+    /// The protocol above IP.
+    pub proto: u8,
+    /// The port of the site's end.
+    pub sport: u16,
+    /// The port outside.
+    pub dport: u16,
+    /// The differentiated services codepoint.
+    pub dscp: u8,
+}
+
+/// Who explains.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'a> {
+    /// The direction of which this end decides.
+    pub decides: Direction,
+    /// Who decides of the other, and is to be asked for it.
+    pub other: &'a str,
+    /// The other end, as this one sees it; `None`: the daemon does not answer.
+    pub peer: Option<&'a PeerSnapshot>,
+    /// The interface of each slot, where it is known.
+    pub interfaces: &'a [(u8, String)],
+}
+
+/// The class of a packet with whose rule that is, what becomes of it in both directions, each link with why it may carry it or
+/// not, and the link that it takes in the direction that this end decides of.
+pub fn explain(policy: &Policy, rules: &[Rule], packet: &Packet, end: &End<'_>) -> String {
+    let &Packet { src, dst, proto, sport, dport, dscp } = packet;
+    let facts = Facts { src, dst, proto, ports: Some((sport, dport)), dscp };
+    let open = calendar::open_now(policy);
+    let number = usize::from(policy.classify(&facts, open));
+    let class = &policy.classes()[number];
+    let mut text = format!("class {:?}, number {} of {}", class.name, number + 1, policy.classes().len());
+    let _ = match rules.get(number) {
+        Some(rule) => writeln!(text, ": {}, {}", rule.stands, rule.place),
+        None => writeln!(text, ": what is of no other"),
+    };
+    for (before, other) in policy.classes()[..number].iter().enumerate() {
+        if !policy.is_open(before, open) && other.matches.matches(&facts) {
+            let _ = writeln!(text, "  it would be of class {:?}, whose hours these are not", other.name);
+        }
+    }
+    let running = end.peer.and_then(|peer| peer.classes.get(number)).filter(|running| running.name == *class.name);
+    for (direction, word) in [(Direction::Up, "up"), (Direction::Down, "down")] {
+        let treatment = class.treatment(direction);
+        let _ = writeln!(text, "{word}: {}", order(policy, treatment));
+        for slot in 0..MAX_SLOTS as u8 {
+            let path = end.peer.and_then(|peer| peer.paths.iter().find(|path| path.id.slot == slot));
+            let link = &policy.links()[usize::from(slot)];
+            if path.is_none() && link.name.is_none() {
+                continue;
+            }
+            let interface = end.interfaces.iter().find(|(of, _)| *of == slot);
+            let interface = interface.map_or(String::new(), |(_, interface)| format!(", {interface}"));
+            let (name, eligible) = (name(policy, slot), eligible(number, class, direction, link, slot, path));
+            let _ = writeln!(text, "  {name} (slot {slot}{interface}): {eligible}");
+        }
+        let _ = match (end.peer, running) {
+            (None, _) => writeln!(text, "the daemon does not answer: how its links are is not known"),
+            _ if direction != end.decides => {
+                writeln!(text, "which of them it takes {word} is known there: {}", end.other)
+            }
+            (Some(_), None) => {
+                writeln!(text, "the policy in force is another one than in the file: send the daemon a SIGHUP")
+            }
+            (Some(_), Some(running)) => {
+                let mut slots: Vec<u8> = running.slots.clone();
+                slots.extend(running.current_slot.filter(|_| slots.is_empty()));
+                let slots: Vec<String> =
+                    slots.iter().map(|slot| format!("{} (slot {slot})", self::name(policy, *slot))).collect();
+                match slots.is_empty() {
+                    true => writeln!(text, "goes {word} by no link now: it is dropped"),
+                    false => writeln!(text, "goes {word} by {} now", slots.join(", ")),
+                }
+            }
+        };
+    }
+    text
+}
+
+/// What a link is called.
+fn name(policy: &Policy, slot: u8) -> String {
+    let name = policy.links().get(usize::from(slot)).and_then(|link| link.name.as_deref());
+    name.map_or_else(|| "no name".to_owned(), str::to_owned)
+}
+
+/// In which order links are taken, and how.
+fn order(policy: &Policy, treatment: &Treatment) -> String {
+    let how = match &treatment.mode {
+        Mode::Prefer => "by the first that works".to_owned(),
+        Mode::Share(weights) => {
+            let weights: Vec<String> = weights.iter().map(ToString::to_string).collect();
+            format!("each flow by one, drawn {}", weights.join(":"))
+        }
+        Mode::Balance => "each flow by the one with most room".to_owned(),
+        Mode::Duplicate(copies) => format!("by {copies} at once at most, the first copy counts"),
+        Mode::Bond => "each packet by whichever has room".to_owned(),
+        #[allow(unreachable_patterns)]
+        other => format!("{other:?}").to_lowercase(),
+    };
+    let limit = &treatment.limit;
+    let limited = if *limit == Default::default() { "" } else { ", those within its limits first" };
+    if treatment.links.is_empty() {
+        return format!("of all links, the most preferred first, {how}{limited}");
+    }
+    let names: Vec<String> = treatment.links.iter().map(|slot| name(policy, *slot)).collect();
+    let otherwise = match treatment.otherwise {
+        Otherwise::Drop => "and no other",
+        _ => "then any other",
+    };
+    format!("of {}, {how}{limited}; {otherwise}", names.join(", "))
+}
+
+/// Whether a link may carry packets of a class this way now, and why.
+fn eligible(
+    number: usize,
+    class: &Class,
+    direction: Direction,
+    link: &Link,
+    slot: u8,
+    path: Option<&PathSnapshot>,
+) -> String {
+    let treatment = class.treatment(direction);
+    let place = treatment.links.iter().position(|listed| *listed == slot);
+    let goes_on = |link: &Link| link.metered.as_ref().is_none_or(|m| m.over.iter().any(|c| usize::from(*c) == number));
+    let policy = match (place, treatment.otherwise) {
+        _ if !link.takes(direction) => "never: it is for the other direction".to_owned(),
+        _ if path.is_some_and(|path| path.capped) && !goes_on(link) => "not this month: it is at its cap".to_owned(),
+        (Some(place), _) => format!("wanted, number {} of its list", place + 1),
+        (None, _) if treatment.links.is_empty() => "wanted".to_owned(),
+        (None, Otherwise::Drop) => "never: its list has only others".to_owned(),
+        (None, _) => "where none of its list works".to_owned(),
+    };
+    match path.map(|path| (path.state, &path.reason)) {
+        Some((PathState::Up, _)) => format!("up; {policy}"),
+        Some((state, reason)) => format!("{}, {reason}; {policy}", format!("{state:?}").to_lowercase()),
+        None => format!("no path; {policy}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Place;
+    use crate::settings::policy::Stands;
+    use proto::policy::{Matches, Metered};
+    use proto::snapshot::{ClassSnapshot, Traffic};
+    use proto::{PathId, PeerId};
+
+    fn path(slot: u8, state: PathState, capped: bool) -> PathSnapshot {
+        let document = serde_json::json!({
+            "id": PathId { peer: PeerId(1), slot }, "state": state, "reason": "nothing is acknowledged any more", "capped": capped,
+            "since_s": 1.0, "endpoint": null, "rtt_ms": null, "rtt_var_ms": null, "loss": null, "handshake_s": null,
+            "tx": Traffic::default(), "rx": Traffic::default(),
+        });
+        serde_json::from_value(document).expect("a path")
+    }
+
+    #[test]
+    fn each_link_is_named_with_why_it_may_carry_a_packet_or_not() {
+        let link = |name: &str| Link { name: Some(name.into()), ..Link::default() };
+        let metered = Metered { cap: 1, reset_day: 1, free: 0, over: Vec::new() };
+        let mut links: [Link; MAX_SLOTS] = Default::default();
+        links[0] = link("dsl");
+        links[1] = Link { metered: Some(metered), ..link("lte") };
+        links[2] = Link { only: Some(Direction::Down), ..link("satellite") };
+        let way = |links: &[u8], otherwise| Treatment { links: links.to_vec(), otherwise, ..Treatment::default() };
+        let class = Class {
+            name: "voice".into(),
+            matches: Matches { dscp: 1 << 46, ..Matches::default() },
+            up: way(&[1, 0], Otherwise::Any),
+            down: way(&[0], Otherwise::Drop),
+            priority: None,
+        };
+        let policy = Policy::new(links, vec![class]).expect("a good policy");
+        let place = Place::File { path: "wishes.toml".into(), position: Some((5, 1)) };
+        let rules = [Rule { stands: Stands::Wish, place }];
+        let running = |name: &str, slot| -> ClassSnapshot {
+            let document = serde_json::json!({
+                "name": name, "current_slot": slot, "path_changes": 0, "tx": Traffic::default(),
+            });
+            serde_json::from_value(document).expect("a class")
+        };
+        let peer = serde_json::json!({
+            "id": 1, "name": "core", "reachable": true, "current_slot": 0, "path_changes": 0,
+            "classes": [running("voice", Some(0)), running("rest", Some(0))],
+            "tx": Traffic::default(), "rx": Traffic::default(), "drops": proto::Drops::default(),
+            "paths": [path(0, PathState::Up, false), path(1, PathState::Up, true), path(2, PathState::Down, false)],
+        });
+        let peer: PeerSnapshot = serde_json::from_value(peer).expect("a peer");
+        let packet = Packet {
+            src: "198.51.100.1".parse().expect("an address"),
+            dst: "203.0.113.1".parse().expect("an address"),
+            proto: 17,
+            sport: 0,
+            dport: 0,
+            dscp: 46,
+        };
+        let interfaces = [(0, "wan0".to_owned())];
+        let end =
+            End { decides: Direction::Up, other: "msp-core explain home", peer: Some(&peer), interfaces: &interfaces };
+        let expected = "class \"voice\", number 1 of 2: a wish, wishes.toml:5:1\n\
+            up: of lte, dsl, by the first that works; then any other\n  \
+              dsl (slot 0, wan0): up; wanted, number 2 of its list\n  \
+              lte (slot 1): up; not this month: it is at its cap\n  \
+              satellite (slot 2): down, nothing is acknowledged any more; never: it is for the other direction\n\
+            goes up by dsl (slot 0) now\n\
+            down: of dsl, by the first that works; and no other\n  \
+              dsl (slot 0, wan0): up; wanted, number 1 of its list\n  \
+              lte (slot 1): up; not this month: it is at its cap\n  \
+              satellite (slot 2): down, nothing is acknowledged any more; never: its list has only others\n\
+            which of them it takes down is known there: msp-core explain home\n";
+        assert_eq!(explain(&policy, &rules, &packet, &end), expected);
+        let rest = explain(&policy, &rules, &Packet { dscp: 0, ..packet }, &End { peer: None, ..end });
+        assert!(
+            rest.starts_with(
+                "class \"rest\", number 2 of 2: what is of no other\nup: of all links, the most preferred"
+            ),
+            "{rest}"
+        );
+    }
+}
