@@ -26,6 +26,8 @@ const FAILOVER: Duration = MAX_AGE;
 pub(crate) struct Load {
     /// Octets of datagrams that are not acknowledged and not known to be lost.
     pub(crate) under_way: u64,
+    /// When the oldest of these was sent; any later moment, if there is none.
+    pub(crate) oldest: Instant,
     /// The least round trip of late.
     pub(crate) least_rtt: Duration,
     /// How long a packet takes to arrive, as far as is known.
