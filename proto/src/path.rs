@@ -497,7 +497,8 @@ impl Path {
     ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
         let queue = self.health.has_own_queue() || self.shaper.is_held();
-        let Load { oldest, .. } = self.load();
+        let load = self.load();
+        let (oldest, overflows) = (load.oldest, self.shaper.overflows(load));
         let (slot, introduced, mtu, repairs) =
             (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
         let (mut octets, mut packets, mut lost, mut lost_octets) = (0, 0, 0, 0);
@@ -528,7 +529,7 @@ impl Path {
                 }
             };
             mtu.on_judged(len, arrived);
-            len <= mtu.size()
+            len <= mtu.size() && !overflows
         });
         if packets > 0 {
             let Load { under_way, least_rtt, queued, .. } = self.load();

@@ -122,6 +122,11 @@ impl Shaper {
         *self = Shaper { room: self.room.anew(), ..Shaper::default() };
     }
 
+    /// What is offered fills a queue on the way: what is lost there is nobody's fault but the flows'.
+    pub(crate) fn overflows(&self, load: Load) -> bool {
+        self.queue.held().0 > 0 && self.room.has_queue(load)
+    }
+
     /// The path carries less than is offered, as far as is known by its queue.
     pub(crate) fn is_held(&self) -> bool {
         self.room.is_held()

@@ -237,6 +237,11 @@ impl Room {
         Room { given: self.given, ..Room::default() }
     }
 
+    /// What was sent last has waited in a queue on the way.
+    pub(crate) fn has_queue(&self, load: Load) -> bool {
+        load.queued > QUEUE + self.base + load.least_rtt / 8
+    }
+
     /// The link carries less than is offered, or than was given.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self.phase, Phase::Held { .. })
