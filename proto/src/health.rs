@@ -248,9 +248,9 @@ impl Health {
         self.impairment.is_seen()
     }
 
-    /// Octets of datagrams that are not acknowledged and not known to be lost.
-    pub(crate) fn under_way(&self) -> u64 {
-        self.sent.under_way()
+    /// Octets of datagrams that are not acknowledged and not known to be lost, and when the oldest of them was sent.
+    pub(crate) fn under_way(&self) -> (u64, Instant) {
+        (self.sent.under_way(), self.sent.oldest_open().unwrap_or(Instant::NEVER))
     }
 
     pub(crate) fn quality(&self) -> &Quality {

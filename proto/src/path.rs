@@ -331,7 +331,8 @@ impl Path {
         };
         let latency = self.health.rtt().map_or(least_rtt, latency);
         let queued = self.health.quality().delay_change().unwrap_or_default();
-        Load { under_way: self.health.under_way(), least_rtt, latency: latency.saturating_sub(least_rtt / 2), queued }
+        let (under_way, oldest) = self.health.under_way();
+        Load { under_way, oldest, least_rtt, latency: latency.saturating_sub(least_rtt / 2), queued }
     }
 
     /// When something that waits may go, if no receipt comes before.
@@ -559,9 +560,11 @@ impl Path {
     ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
         let queue = self.health.has_own_queue() || self.shaper.is_held();
+        let load = self.load();
+        let (oldest, overflows) = (load.oldest, self.shaper.overflows(load));
         let (slot, introduced, mtu, repairs) =
             (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
-        let (mut octets, mut packets, mut lost) = (0, 0, 0);
+        let (mut octets, mut packets, mut lost, mut lost_octets) = (0, 0, 0, 0);
         let transition = self.health.on_receipt(receipt, via, now, |judged| {
             let (len, arrived) = match judged {
                 Judged::Arrived(len, ticket) => {
@@ -579,7 +582,7 @@ impl Path {
                     } else {
                         replay.on_lost(ticket, now);
                     }
-                    lost += 1;
+                    (lost, lost_octets) = (lost + 1, lost_octets + u64::from(len));
                     (len, false)
                 }
                 // What a break has swallowed is sent again.
@@ -589,12 +592,14 @@ impl Path {
                 }
             };
             mtu.on_judged(len, arrived);
-            len <= mtu.size()
+            len <= mtu.size() && !overflows
         });
         if packets > 0 {
-            let Load { least_rtt, queued, .. } = self.load();
+            let Load { under_way, least_rtt, queued, .. } = self.load();
             let octets = octets + self.framing() * u64::from(packets);
-            let progress = Progress { octets, packets, lost, received_us: receipt.received_us, queued, least_rtt };
+            let received_us = receipt.received_us;
+            let progress =
+                Progress { octets, packets, lost, lost_octets, under_way, oldest, received_us, queued, least_rtt };
             self.shaper.on_progress(now, &progress);
         }
         if self.health.state() == PathState::Up {

@@ -28,6 +28,8 @@ const SHARED: Duration = Duration::from_secs(1);
 pub(crate) struct Load {
     /// Octets of datagrams that are not acknowledged and not known to be lost.
     pub(crate) under_way: u64,
+    /// When the oldest of these was sent; any later moment, if there is none.
+    pub(crate) oldest: Instant,
     /// The least round trip of late.
     pub(crate) least_rtt: Duration,
     /// How long a packet takes to arrive, as far as is known.
@@ -158,6 +160,11 @@ impl Shaper {
     /// The path cannot be used: nothing waits for it any more, and its room is unknown when it returns.
     pub(crate) fn clear(&mut self) {
         *self = Shaper { room: self.room.anew(), ..Shaper::default() };
+    }
+
+    /// What is offered fills a queue on the way: what is lost there is nobody's fault but the flows'.
+    pub(crate) fn overflows(&self, load: Load) -> bool {
+        self.queue.held().0 > 0 && self.room.has_queue(load)
     }
 
     /// The path carries less than is offered, as far as is known by its queue.

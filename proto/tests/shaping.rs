@@ -95,3 +95,24 @@ fn failover_to_a_link_of_a_given_rate_loses_nothing_that_it_can_carry() {
         }
     }
 }
+
+#[test]
+fn a_call_hardly_notices_that_the_rate_changes_which_nobody_has_said() {
+    for (seed, both) in [(0, true), (1, false), (2, true)] {
+        // A queue of one bandwidth-delay product at the higher rate.
+        let model = |mbit: u64| LinkModel { delay: ms(10), rate: mbit * MBIT, queue: 100_000, ..LinkModel::default() };
+        let mut world = World::new(WorldConfig::new(&[model(40)], seed));
+        load(&mut world, (60, 60), 1500, 41_500);
+        for (phase, mbit) in [40, 5, 40, 5].into_iter().enumerate() {
+            world.set_model(0, Side::Box, model(mbit));
+            if both {
+                world.set_model(0, Side::Core, model(mbit));
+            }
+            world.run_until(at(11_500 + 10_000 * phase as u64));
+        }
+        let [_, most_of_them, _] = delays(&world, 0);
+        assert!(most_of_them <= ms(40), "seed {seed}: {most_of_them:?}");
+        let share = (world.reports()[1].received * 1310 * 8) as f64 / (900 * MBIT) as f64;
+        assert!(share >= 0.9, "seed {seed}: {share}");
+    }
+}

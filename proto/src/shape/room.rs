@@ -59,11 +59,17 @@ const LEAST_SAMPLE_US: u32 = 5_000;
 /// How many rounds a rate is remembered for: one cycle of asking for more.
 const ROUNDS: usize = 8;
 
-/// What each round of a cycle sends, in quarters of the rate.
-const GAINS: [u64; ROUNDS] = [5, 3, 4, 4, 4, 4, 4, 4];
-/// The round of a cycle that asks for more, and the one that sends less than the rate.
-const ASK: usize = 0;
-const DRAIN: usize = 1;
+/// What each round of a cycle sends, in quarters of the rate, and what one does while there seems to be much more. What is sent
+/// in a round arrives in the next one: so two ask for more, and the second shows the answer to the first.
+const GAINS: [u64; ROUNDS + 1] = [5, 5, 2, 4, 4, 4, 4, 4, 6];
+/// The round of a cycle that shows whether there is more, the one that drains the queue that was made by asking, and the one
+/// that goes on asking.
+const SHOW: usize = 1;
+const DRAIN: usize = 2;
+const CLIMB: usize = ROUNDS;
+
+/// For how long more than a round trip and a receipt's interval there may be something under way.
+const SLACK: Duration = Duration::from_millis(24);
 
 /// When nothing has waited for this long, the path has room again.
 const AMPLE_AFTER: Duration = Duration::from_secs(1);
@@ -99,6 +105,12 @@ pub(crate) struct Progress {
     pub(crate) packets: u32,
     /// Datagrams that are lost, as is known now.
     pub(crate) lost: u32,
+    /// Octets of these.
+    pub(crate) lost_octets: u64,
+    /// Octets of datagrams that are not acknowledged yet and not known to be lost.
+    pub(crate) under_way: u64,
+    /// When the oldest was sent that was not acknowledged before this.
+    pub(crate) oldest: Instant,
     /// When the newest one arrived, by the receiver's clock, modulo 2^32.
     pub(crate) received_us: u32,
     /// How much longer it was under way than the fastest of late.
@@ -188,6 +200,9 @@ pub(crate) struct Room {
     given: Option<u64>,
     /// When the next packet goes that is urgent, if there were no others: where the rate is given.
     next_urgent: Instant,
+    /// Octets that were under way when a receipt came that was late, and of which nothing is known yet: until then nobody can
+    /// tell what the path takes.
+    stuck: Option<u64>,
 }
 
 impl Default for Room {
@@ -205,6 +220,7 @@ impl Default for Room {
             first_used: Instant::ZERO,
             given: None,
             next_urgent: Instant::ZERO,
+            stuck: None,
         }
     }
 }
@@ -227,6 +243,11 @@ impl Room {
         Room { given: self.given, ..Room::default() }
     }
 
+    /// What was sent last has waited in a queue on the way.
+    pub(crate) fn has_queue(&self, load: Load) -> bool {
+        load.queued > QUEUE + self.base + load.least_rtt / 8
+    }
+
     /// The link carries less than is offered, or than was given.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self.phase, Phase::Held { .. })
@@ -238,8 +259,19 @@ impl Room {
         let (window, under_way) = (self.window(now, load.least_rtt), load.under_way.saturating_sub(self.written_off));
         match urgent {
             true => under_way < window + window / 4 && self.next_urgent <= now + URGENT_AHEAD,
-            false => under_way < window && self.next <= now + AHEAD,
+            false => under_way < window && self.next <= now + AHEAD && !self.is_stuck(now, load),
         }
+    }
+
+    /// Receipts are late while much is under way, or were, and tell of an earlier time. What follows would only make the queue
+    /// longer that they or the packets are in.
+    fn is_stuck(&self, now: Instant, load: Load) -> bool {
+        self.is_held() && (self.stuck.is_some() || self.is_late(now, load.oldest, load.least_rtt, load.under_way))
+    }
+
+    /// Nothing is known of a packet that was sent so long ago, while others are under way.
+    fn is_late(&self, now: Instant, oldest: Instant, least_rtt: Duration, under_way: u64) -> bool {
+        under_way > LEAST_WINDOW && now >= oldest + least_rtt + least_rtt / 4 + RECEIPT_INTERVAL + LONG_QUEUE
     }
 
     /// How much may be under way now.
@@ -297,7 +329,7 @@ impl Room {
     /// When something that waits may go, if no receipt comes before. `urgent`: if that is.
     pub(crate) fn ready_at(&self, now: Instant, load: Load, urgent: bool) -> Instant {
         let under_way = load.under_way.saturating_sub(self.written_off);
-        if under_way < self.window(now, load.least_rtt) {
+        if under_way < self.window(now, load.least_rtt) && !self.is_stuck(now, load) {
             return match (urgent, self.given) {
                 (true, Some(_)) => self.next_urgent.before(URGENT_AHEAD),
                 _ => self.next,
@@ -318,7 +350,8 @@ impl Room {
 
     /// Gives up what is under way, if nothing has come back for so long that it must be lost.
     pub(crate) fn on_timeout(&mut self, now: Instant, load: Load) {
-        let full = load.under_way.saturating_sub(self.written_off) >= self.window(now, load.least_rtt);
+        let window = self.window(now, load.least_rtt);
+        let full = load.under_way.saturating_sub(self.written_off) >= window || self.is_stuck(now, load);
         if full && now >= self.silent_at(load.least_rtt) {
             let written_off = load.under_way;
             *self = Room { written_off, progress: now, used: now, first_used: now, ..self.anew() };
@@ -368,6 +401,17 @@ impl Room {
     /// Takes what a receipt told. `waits`: something waits for room; `shared`: what goes by this path could go by another.
     pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress, waits: bool, shared: bool) {
         self.progress = now;
+        let was_stuck = self.stuck.is_some();
+        if let Some(open) = self.stuck {
+            self.stuck = open.checked_sub(progress.octets + progress.lost_octets).filter(|open| *open > LEAST_WINDOW);
+        } else if self.is_held()
+            && progress.under_way > LEAST_WINDOW
+            && (progress.queued > LONG_QUEUE + self.base + progress.least_rtt / 8
+                || self.is_late(now, progress.oldest, progress.least_rtt, progress.under_way))
+        {
+            // From this one on the receiver's clock tells how fast the rest arrives.
+            (self.stuck, self.round) = (Some(progress.under_way), None);
+        }
         self.written_off = 0;
         if waits {
             self.scarce = now;
@@ -378,7 +422,8 @@ impl Room {
         };
         round.extend(progress);
         self.base = self.base.min(progress.queued);
-        let (whole, slack) = (round.is_whole(progress.least_rtt), self.base + progress.least_rtt / 8);
+        let whole = if was_stuck { self.stuck.is_none() } else { round.is_whole(progress.least_rtt) };
+        let slack = self.base + progress.least_rtt / 8;
         let mut over = whole;
         match self.phase {
             Phase::Open { queued } => {
@@ -411,10 +456,16 @@ impl Room {
             Phase::Held { mut rates, mut at } => {
                 if let Some(rate) = round.rate().filter(|_| whole) {
                     let known = rates.into_iter().max().unwrap_or(0);
-                    // Where there was more, and no queue for it, there may be still more.
-                    let more = at == ASK && waits && rate > known + known / 8 && round.queued <= QUEUE + slack;
-                    at = if more { ASK } else { (at + 1) % ROUNDS };
-                    if round.queued > LONG_QUEUE + slack || round.loses(5) {
+                    // Where there was more, and no queue for it, there may be much more.
+                    let more = waits && rate > known + known / 8 && round.queued <= QUEUE + slack;
+                    at = match at {
+                        SHOW | CLIMB if more => CLIMB,
+                        CLIMB => DRAIN,
+                        _ => (at + 1) % ROUNDS,
+                    };
+                    // What is lost after that may have been sent before.
+                    let loses = at != DRAIN + 1 && round.loses(5);
+                    if round.queued > LONG_QUEUE + slack || loses || (was_stuck && rate < known) {
                         // What arrives is all there is, and the queue is to be emptied.
                         (rates, at) = ([rate; ROUNDS], DRAIN);
                     } else if waits || rate > known {
@@ -435,7 +486,7 @@ impl Room {
 
     fn hold(&mut self, rates: [u64; ROUNDS], at: usize, least_rtt: Duration) {
         self.phase = Phase::Held { rates, at };
-        let window = octets_in(least_rtt + RECEIPT_INTERVAL + LEAST_ROUND, self.rate().unwrap_or(0));
+        let window = octets_in(least_rtt + RECEIPT_INTERVAL + SLACK, self.rate().unwrap_or(0));
         self.window = window.clamp(LEAST_WINDOW, MOST_WINDOW);
     }
 }
@@ -446,6 +497,15 @@ mod tests {
     use std::collections::VecDeque;
 
     const PACKET: u64 = 1280;
+
+    /// Of a path that carries nothing.
+    const IDLE: Load = Load {
+        under_way: 0,
+        oldest: Instant::NEVER,
+        least_rtt: Duration::ZERO,
+        latency: Duration::ZERO,
+        queued: Duration::ZERO,
+    };
 
     /// A path with a bottleneck of so many Mbit/s and a queue, which is offered more than it takes.
     struct Path {
@@ -462,6 +522,8 @@ mod tests {
         receipts: VecDeque<(Instant, Progress)>,
         next_receipt: Instant,
         under_way: u64,
+        /// When each packet was sent of which no receipt has told.
+        open: VecDeque<Instant>,
         lost: u32,
         arrived: u64,
         longest_queue: Duration,
@@ -471,9 +533,7 @@ mod tests {
         fn new(rtt_ms: u64, mbit: u64, queue_ms: u64) -> Path {
             let mut room = Room::default();
             let now = Instant::from_nanos(60_000_000_000);
-            let load =
-                Load { under_way: 0, least_rtt: Duration::ZERO, latency: Duration::ZERO, queued: Duration::ZERO };
-            room.begin_to_wait(now, load);
+            room.begin_to_wait(now, IDLE);
             Path {
                 room,
                 now,
@@ -485,6 +545,7 @@ mod tests {
                 receipts: VecDeque::new(),
                 next_receipt: now,
                 under_way: 0,
+                open: VecDeque::new(),
                 lost: 0,
                 arrived: 0,
                 longest_queue: Duration::ZERO,
@@ -492,7 +553,12 @@ mod tests {
         }
 
         fn load(&self) -> Load {
-            Load { under_way: self.under_way, least_rtt: self.rtt, latency: self.rtt / 2, queued: Duration::ZERO }
+            let (oldest, queued) = (self.oldest(), Duration::ZERO);
+            Load { under_way: self.under_way, oldest, least_rtt: self.rtt, latency: self.rtt / 2, queued }
+        }
+
+        fn oldest(&self) -> Instant {
+            self.open.front().copied().unwrap_or(self.now)
         }
 
         /// Goes on for so long, always with something that waits. What arrived, in Mbit/s, the longest queue, and what was
@@ -518,6 +584,7 @@ mod tests {
                     self.free = self.free.max(self.now) + Duration::from_nanos(PACKET * 1_000_000_000 / self.rate);
                 }
                 self.lost += u32::from(lost);
+                self.open.push_back(self.now);
                 self.sent.push_back((!lost).then(|| self.free + self.rtt / 2));
                 self.room.on_sent(self.now, self.load(), PACKET, false);
             }
@@ -540,6 +607,9 @@ mod tests {
                         octets: u64::from(packets) * PACKET,
                         packets,
                         lost,
+                        lost_octets: u64::from(lost) * PACKET,
+                        under_way: 0,
+                        oldest: self.now,
                         received_us: (last.as_nanos() / 1000) as u32,
                         queued,
                         least_rtt: self.rtt,
@@ -547,8 +617,10 @@ mod tests {
                     self.receipts.push_back((self.now + self.rtt / 2, progress));
                 }
             }
-            while let Some((_, progress)) = self.receipts.pop_front_if(|(at, _)| *at <= self.now) {
-                self.under_way -= progress.octets + u64::from(progress.lost) * PACKET;
+            while let Some((_, mut progress)) = self.receipts.pop_front_if(|(at, _)| *at <= self.now) {
+                self.under_way -= progress.octets + progress.lost_octets;
+                (progress.under_way, progress.oldest) = (self.under_way, self.oldest());
+                self.open.drain(..(progress.packets + progress.lost) as usize);
                 self.arrived += progress.octets;
                 self.room.on_progress(self.now, &progress, true, false);
             }
@@ -643,7 +715,7 @@ mod tests {
     fn what_is_urgent_waits_at_a_given_rate_only_for_its_like_and_leaves_something_to_the_rest() {
         let (mut room, rate) = (Room::default(), 1_250_000);
         room.give(Some(rate));
-        let load = Load { under_way: 0, least_rtt: Duration::ZERO, latency: Duration::ZERO, queued: Duration::ZERO };
+        let load = IDLE;
         let mut now = Instant::from_nanos(60_000_000_000);
         let (mut urgent, mut rest) = (0, 0);
         while now < Instant::from_nanos(70_000_000_000) {
@@ -685,6 +757,7 @@ mod tests {
         let mut progress = path.receipts.back().expect("it is busy").1;
         for _ in 0..200 {
             path.now += RECEIPT_INTERVAL;
+            progress.oldest = path.now;
             progress.received_us = progress.received_us.wrapping_add(8000);
             path.room.on_progress(path.now, &progress, false, false);
         }
