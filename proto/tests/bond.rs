@@ -44,7 +44,7 @@ fn one_connection_has_the_sum_of_two_links() {
         for (links, sum) in [([link(100, 10), link(50, 40)], 150.0), ([link(50, 10), link(50, 30)], 100.0)] {
             for seed in 0..5 {
                 let (goodput, progress) = goodput(&links, from, seed, |_| ());
-                assert!(goodput >= 0.95 * content(sum), "{from:?}, {sum}: {goodput:.1} Mbit/s {progress:?}");
+                assert!(goodput >= 0.94 * content(sum), "{from:?}, {sum}: {goodput:.1} Mbit/s {progress:?}");
             }
         }
     }

@@ -62,6 +62,9 @@ const ROUNDS: usize = 8;
 /// What each round of a cycle sends, in quarters of the rate, and what one does while there seems to be much more. What is sent
 /// in a round arrives in the next one: so two ask for more, and the second shows the answer to the first.
 const GAINS: [u64; ROUNDS + 1] = [5, 5, 2, 4, 4, 4, 4, 4, 6];
+/// The same of a path that is shared: what asks for more may go by another path meanwhile, and one round of it must do, since a
+/// drain that drains nothing is a loss.
+const SHARED_GAINS: [u64; ROUNDS + 1] = [5, 4, 3, 4, 4, 4, 4, 4, 6];
 /// The round of a cycle that shows whether there is more, the one that drains the queue that was made by asking, and the one
 /// that goes on asking.
 const SHOW: usize = 1;
@@ -203,6 +206,8 @@ pub(crate) struct Room {
     /// Octets that were under way when a receipt came that was late, and of which nothing is known yet: until then nobody can
     /// tell what the path takes.
     stuck: Option<u64>,
+    /// What goes by this path could go by another.
+    shared: bool,
 }
 
 impl Default for Room {
@@ -221,6 +226,7 @@ impl Default for Room {
             given: None,
             next_urgent: Instant::ZERO,
             stuck: None,
+            shared: false,
         }
     }
 }
@@ -390,8 +396,9 @@ impl Room {
                 (pace, FIRST_WINDOW.max(octets_in(BURST, pace)))
             }
             Phase::Held { at, .. } => {
+                let gains = if self.shared { &SHARED_GAINS } else { &GAINS };
                 let least = LEAST_WINDOW * 1_000_000 / (least_rtt + RECEIPT_INTERVAL + LEAST_ROUND).as_micros() as u64;
-                let pace = (self.rate().unwrap_or(0) * GAINS[at] / 4).max(least);
+                let pace = (self.rate().unwrap_or(0) * gains[at] / 4).max(least);
                 let pace = self.given.map_or(pace, |given| pace.min(given));
                 (pace, octets_in(BURST, pace))
             }
@@ -401,6 +408,7 @@ impl Room {
     /// Takes what a receipt told. `waits`: something waits for room; `shared`: what goes by this path could go by another.
     pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress, waits: bool, shared: bool) {
         self.progress = now;
+        self.shared = shared;
         let was_stuck = self.stuck.is_some();
         if let Some(open) = self.stuck {
             self.stuck = open.checked_sub(progress.octets + progress.lost_octets).filter(|open| *open > LEAST_WINDOW);
