@@ -142,13 +142,14 @@ fn table(status: &Status) -> String {
 fn classes(peer: &PeerSnapshot, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
     let header = ["CLASS", "UP BY", "SENT", "PACKETS", "CHANGES"].map(str::to_owned).to_vec();
     let row = |class: &ClassSnapshot| {
-        let by = match class.current_slot {
+        let name_of = |slot: &u8| match uplinks.iter().find(|uplink| uplink.slot == *slot) {
+            Some(uplink) => uplink.interface.clone(),
+            None => format!("slot {slot}"),
+        };
+        let by = match &class.slots[..] {
             _ if !class.open => "closed".to_owned(),
-            None => "no link".to_owned(),
-            Some(slot) => match uplinks.iter().find(|uplink| uplink.slot == slot) {
-                Some(uplink) => uplink.interface.clone(),
-                None => format!("slot {slot}"),
-            },
+            [] => "no link".to_owned(),
+            slots => slots.iter().map(name_of).collect::<Vec<_>>().join(", "),
         };
         let ClassSnapshot { name, tx, path_changes, .. } = class;
         vec![name.clone(), by, octets(tx.bytes), tx.packets.to_string(), path_changes.to_string()]

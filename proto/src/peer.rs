@@ -153,8 +153,8 @@ impl Peer {
             armed: Armed::default(),
         };
         peer.numbering = peer.numbering();
-        peer.tell_policy(now);
         peer.give_rates();
+        peer.tell_policy(now);
         peer
     }
 

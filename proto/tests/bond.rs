@@ -1,7 +1,8 @@
 //! One TCP connection over several links at once, in virtual time: what it gets of their sum.
 
 use proto::policy::{Class, Mode, Policy, Treatment};
-use proto::sim::{CONTENT, LinkModel, Loss, Progress, Side, World, WorldConfig, at, ms};
+use proto::sim::{CONTENT, Flow, LinkModel, Loss, Progress, Side, World, WorldConfig, at, ms};
+use std::time::Duration;
 
 /// Octets that a full segment takes of a link: its packet of 1,372, its place in its stream, padding, WireGuard's header and
 /// tag, UDP and IPv4.
@@ -73,4 +74,56 @@ fn two_links_are_never_worse_than_the_better_one() {
         world.set_model(1, Side::Core, LinkModel { rate: 5_000_000, ..links[1] });
     });
     assert!(both >= alone, "{both:.1} of {alone:.1} Mbit/s: {progress:?}");
+}
+
+#[test]
+fn a_bonded_flow_outlives_a_link_s_death_and_loses_nothing() {
+    for seed in 0..20 {
+        let roomy = |link: LinkModel| LinkModel { queue: link.queue * 2, ..link };
+        let links = [link(20, 10), link(20, 25), link(20, 30)].map(roomy);
+        let mut world = world(&links, seed);
+        // 24 Mbit/s each way: more than one of them carries. What it takes to find that out is not what is tested here.
+        let flow = |from, start, end| Flow {
+            interval: Duration::from_micros(400),
+            size: 1200,
+            ..Flow::steady(from, start, end)
+        };
+        for from in [Side::Box, Side::Core] {
+            world.add_flow(flow(from, 1000, 3000));
+        }
+        let flows = [Side::Box, Side::Core].map(|from| world.add_flow(flow(from, 3000, 8000)));
+        world.run_until(at(5000) + ms(seed * 3));
+        world.set_cut_both(seed as usize % 2, true);
+        world.run_until(at(9000));
+        for flow in flows {
+            let report = &world.reports()[flow];
+            let drops = world.snapshot(Side::Box).peers[0].drops.clone();
+            assert_eq!((report.received, report.duplicated), (report.sent, 0), "seed {seed}: {report:?} {drops:?}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_has_what_is_left_when_a_link_dies_and_all_when_it_is_back() {
+    for dead in [0, 1] {
+        let links = [link(50, 10), link(50, 30)];
+        let mut world = world(&links, 1);
+        world.run_until(at(1000));
+        let connection = world.add_tcp(Side::Core, at(31_000));
+        let rate = |world: &mut World, from: u64, until: u64| {
+            world.run_until(at(from));
+            let before = world.progress(connection).octets;
+            world.run_until(at(until));
+            (world.progress(connection).octets - before) as f64 * 8e-3 / (until - from) as f64
+        };
+        rate(&mut world, 1000, 6000);
+        world.set_cut_both(dead, true);
+        let alone = rate(&mut world, 7000, 11_000);
+        world.set_cut_both(dead, false);
+        let both = rate(&mut world, 21_000, 31_000);
+        let progress = world.progress(connection);
+        assert!(alone >= 0.85 * content(50.0), "link {dead} dead: {alone:.1} Mbit/s {progress:?}");
+        assert!(both >= 0.9 * content(100.0), "link {dead} back: {both:.1} Mbit/s {progress:?}");
+        assert_eq!(progress.timeouts, 0, "link {dead} dead: {progress:?}");
+    }
 }

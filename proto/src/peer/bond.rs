@@ -46,6 +46,9 @@ const BURST: Duration = Duration::from_millis(2);
 /// Not even that for so long, beyond the time by which the path is later, and it takes no part any more.
 const IDLE: Duration = Duration::from_millis(100);
 
+/// What a path that died had under way is carried by the others within so long: 300 ms of it at most, beside what they carry.
+const FAILOVER: Duration = Duration::from_secs(1);
+
 /// A flow of which less waits can wait for the fastest path: two packets.
 const LITTLE: u64 = 3000;
 
@@ -66,6 +69,8 @@ pub(super) struct Bond {
     engaged: [Option<Instant>; MAX_SLOTS],
     /// Of each path what its losses have led to.
     lossy: [Lossy; MAX_SLOTS],
+    /// When one of them went.
+    shrunk_at: Option<Instant>,
     /// When one of them has room, if no receipt comes before.
     ready_at: Option<Instant>,
 }
@@ -186,6 +191,7 @@ impl Peer {
                 members: 0,
                 engaged: [None; MAX_SLOTS],
                 lossy: Default::default(),
+                shrunk_at: None,
                 ready_at: None,
             });
             self.bonds.list.len() - 1
@@ -223,8 +229,14 @@ impl Peer {
         for member in members {
             self.paths[member.at].wake(ctx.now);
         }
-        // Where any path has not shown yet what it carries, a wait is nobody's fault.
-        let lasting = members.iter().all(|member| member.full);
+        let bond = &mut self.bonds.list[at];
+        if bond.members & !slots(members) != 0 {
+            bond.shrunk_at = Some(ctx.now);
+        }
+        // Where any path has not shown yet what it carries, or others must carry what one that died had, a wait is nobody's
+        // fault.
+        let settled = bond.shrunk_at.is_none_or(|shrunk| ctx.now.since(shrunk) >= FAILOVER);
+        let lasting = settled && members.iter().all(|member| member.full);
         let latest = members.last().map_or(Duration::ZERO, |member| member.later);
         while let Some(member) = self.next_member(ctx.now, members, &queue, &engaged) {
             engaged[usize::from(member.slot)] = Some(ctx.now);
@@ -313,8 +325,9 @@ impl Peer {
         };
         let any_sound = self.paths.iter().any(|path| usable(path) && sound(path));
         let taken = |path: &&Path| usable(path) && (sound(path) || !any_sound);
-        let fastest =
-            self.paths.iter().filter(taken).min_by_key(|path| path.health.rtt().map(|(smoothed, _)| smoothed));
+        // Round trips compare only where the receipts came by the same path.
+        let faster = |one: &Path, other: &Path| one.health.beyond(&other.health) <= other.health.beyond(&one.health);
+        let fastest = self.paths.iter().filter(taken).reduce(|one, other| if faster(one, other) { one } else { other });
         let Some(fastest) = fastest else { return 0 };
         let mut count = 0;
         for (at, path) in self.paths.iter().enumerate().filter(|(_, path)| taken(path)) {

@@ -396,7 +396,11 @@ impl Room {
                         self.hold([rate; ROUNDS], DRAIN, progress.least_rtt);
                         over = true;
                     }
-                    None => self.phase = Phase::Open { queued },
+                    None => {
+                        self.phase = Phase::Open { queued };
+                        // Nothing need have waited before: what arrives from now on, while there is a queue, is the rate.
+                        over |= shared && queued == 1;
+                    }
                 }
             }
             Phase::Held { .. } if now.since(self.scarce) >= AMPLE_AFTER => {

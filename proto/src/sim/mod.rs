@@ -61,7 +61,7 @@ pub struct WorldConfig {
     pub core_addresses: Vec<SocketAddr>,
     /// How the box is to ask on each link while idle.
     pub keepalive: Keepalive,
-    /// The policy of both ends.
+    /// What both ends go by.
     pub policy: Arc<Policy>,
 }
 
