@@ -2,27 +2,44 @@
 
 use crate::calendar;
 use crate::settings::policy::Rule;
+use ipnet::IpNet;
 use proto::policy::{Class, Direction, Facts, Link, Mode, Otherwise, Policy, Treatment};
 use proto::snapshot::{PathSnapshot, PeerSnapshot};
 use proto::{MAX_SLOTS, PathState};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// A packet, as far as policy looks at it. `src` is the site's end, whichever way it goes.
-#[derive(Clone, Copy, Debug)]
+/// A packet, as far as policy looks at it, as both daemons' commands take it.
+#[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Packet {
-    /// The site's end.
-    pub src: IpAddr,
-    /// The end outside.
+    /// The host of the site, whichever way the packet goes [default: the first address of the site]
+    #[arg(long, value_name = "ADDRESS")]
+    pub src: Option<IpAddr>,
+    /// The host outside
+    #[arg(long, value_name = "ADDRESS")]
     pub dst: IpAddr,
-    /// The protocol above IP.
+    /// The number of the protocol above IP: 6 is TCP, 17 is UDP
+    #[arg(long, value_name = "NUMBER", default_value_t = 6)]
     pub proto: u8,
-    /// The port of the site's end.
+    /// The port of the site's host
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub sport: u16,
-    /// The port outside.
+    /// The port outside
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub dport: u16,
-    /// The differentiated services codepoint.
+    /// The differentiated services codepoint
+    #[arg(long, value_name = "0-63", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..64))]
     pub dscp: u8,
+}
+
+impl Packet {
+    /// What is matched of it. `None`: no source is given, and the site has no prefix of the family.
+    pub fn facts(&self, site: &[IpNet]) -> Option<Facts> {
+        let &Packet { src, dst, proto, sport, dport, dscp } = self;
+        let own = site.iter().find(|prefix| prefix.addr().is_ipv4() == dst.is_ipv4());
+        let src = src.or(own.map(IpNet::addr))?;
+        Some(Facts { src, dst, proto, ports: Some((sport, dport)), dscp })
+    }
 }
 
 /// Who explains.
@@ -40,11 +57,9 @@ pub struct End<'a> {
 
 /// The class of a packet with whose rule that is, what becomes of it in both directions, each link with why it may carry it or
 /// not, and the link that it takes in the direction that this end decides of.
-pub fn explain(policy: &Policy, rules: &[Rule], packet: &Packet, end: &End<'_>) -> String {
-    let &Packet { src, dst, proto, sport, dport, dscp } = packet;
-    let facts = Facts { src, dst, proto, ports: Some((sport, dport)), dscp };
+pub fn explain(policy: &Policy, rules: &[Rule], facts: &Facts, end: &End<'_>) -> String {
     let open = calendar::open_now(policy);
-    let number = usize::from(policy.classify(&facts, open));
+    let number = usize::from(policy.classify(facts, open));
     let class = &policy.classes()[number];
     let mut text = format!("class {:?}, number {} of {}", class.name, number + 1, policy.classes().len());
     let _ = match rules.get(number) {
@@ -52,7 +67,7 @@ pub fn explain(policy: &Policy, rules: &[Rule], packet: &Packet, end: &End<'_>) 
         None => writeln!(text, ": what is of no other"),
     };
     for (before, other) in policy.classes()[..number].iter().enumerate() {
-        if !policy.is_open(before, open) && other.matches.matches(&facts) {
+        if !policy.is_open(before, open) && other.matches.matches(facts) {
             let _ = writeln!(text, "  it would be of class {:?}, whose hours these are not", other.name);
         }
     }
@@ -111,8 +126,6 @@ fn order(policy: &Policy, treatment: &Treatment) -> String {
         Mode::Balance => "each flow by the one with most room".to_owned(),
         Mode::Duplicate(copies) => format!("by {copies} at once at most, the first copy counts"),
         Mode::Bond => "each packet by whichever has room".to_owned(),
-        #[allow(unreachable_patterns)]
-        other => format!("{other:?}").to_lowercase(),
     };
     let limit = &treatment.limit;
     let limited = if *limit == Default::default() { "" } else { ", those within its limits first" };
@@ -205,7 +218,7 @@ mod tests {
         });
         let peer: PeerSnapshot = serde_json::from_value(peer).expect("a peer");
         let packet = Packet {
-            src: "198.51.100.1".parse().expect("an address"),
+            src: None,
             dst: "203.0.113.1".parse().expect("an address"),
             proto: 17,
             sport: 0,
@@ -226,8 +239,12 @@ mod tests {
               lte (slot 1): up; not this month: it is at its cap\n  \
               satellite (slot 2): down, nothing is acknowledged any more; never: its list has only others\n\
             which of them it takes down is known there: msp-core explain home\n";
-        assert_eq!(explain(&policy, &rules, &packet, &end), expected);
-        let rest = explain(&policy, &rules, &Packet { dscp: 0, ..packet }, &End { peer: None, ..end });
+        let site = ["198.51.100.0/24".parse().expect("a prefix")];
+        let facts = packet.facts(&site).expect("a prefix of the family");
+        assert_eq!(facts.src, site[0].addr());
+        assert_eq!(packet.facts(&[]), None);
+        assert_eq!(explain(&policy, &rules, &facts, &end), expected);
+        let rest = explain(&policy, &rules, &Facts { dscp: 0, ..facts }, &End { peer: None, ..end });
         assert!(
             rest.starts_with(
                 "class \"rest\", number 2 of 2: what is of no other\nup: of all links, the most preferred"

@@ -6,10 +6,9 @@ use crate::sites::{Sites, SitesError, Surroundings};
 use crate::status::Status;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use dataplane::explain::{self, End};
+use dataplane::explain::{End, Packet};
 use proto::SecretKey;
 use proto::policy::Direction;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,7 +42,7 @@ enum Command {
     },
     /// Tell what the policy of a site says of a packet: its class, and which links it takes
     ///
-    /// For example: msp-core explain home --src 198.51.100.7 --dst 192.0.2.7 --dport 443
+    /// For example: msp-core explain home --dst 192.0.2.7 --dport 443
     Explain {
         /// The name of the site
         site: String,
@@ -68,29 +67,6 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
-}
-
-/// A packet of a site, in either direction.
-#[derive(Debug, clap::Args)]
-struct Packet {
-    /// The host of the site
-    #[arg(long, value_name = "ADDRESS")]
-    src: IpAddr,
-    /// The host outside
-    #[arg(long, value_name = "ADDRESS")]
-    dst: IpAddr,
-    /// The number of the protocol above IP: 6 is TCP, 17 is UDP
-    #[arg(long, value_name = "NUMBER", default_value_t = 6)]
-    proto: u8,
-    /// The port of the site's host
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
-    sport: u16,
-    /// The port outside
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
-    dport: u16,
-    /// The differentiated services codepoint
-    #[arg(long, value_name = "0-63", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..64))]
-    dscp: u8,
 }
 
 #[derive(Debug, clap::Args)]
@@ -174,9 +150,8 @@ fn explain_packet(path: &Path, site: &str, packet: &Packet) -> anyhow::Result<()
         peer: status.as_ref().and_then(|status| status.peer(site.peer.id)),
         interfaces: &[],
     };
-    let &Packet { src, dst, proto, sport, dport, dscp } = packet;
-    let packet = explain::Packet { src, dst, proto, sport, dport, dscp };
-    print!("{}", explain::explain(&site.peer.policy, &site.rules, &packet, &end));
+    let facts = packet.facts(&site.peer.prefixes).context("the site has no prefix of this family: give --src")?;
+    print!("{}", dataplane::explain::explain(&site.peer.policy, &site.rules, &facts, &end));
     Ok(())
 }
 

@@ -31,6 +31,7 @@ mod uplinks;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use config::Config;
+use dataplane::explain::Packet;
 use dataplane::settings;
 use proto::{MAX_SLOTS, SecretKey};
 use std::io::Write;
@@ -84,7 +85,7 @@ enum Command {
         #[command(flatten)]
         file: File,
         #[command(flatten)]
-        packet: explain::Packet,
+        packet: Packet,
     },
     /// Makes the box's secret, and prints the public keys that the core needs
     ///

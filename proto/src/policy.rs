@@ -13,8 +13,11 @@
 //! Every class has links for each direction, and a mode that says how they are used. Whatever is in use fails over as without
 //! policy: a list says which link is wanted, and the health of the paths which can be had.
 
+mod index;
+
 use crate::MAX_SLOTS;
 use crate::packet::IpView;
+use index::Index;
 use ipnet::IpNet;
 use std::cmp::Ordering;
 use std::net::IpAddr;
@@ -42,6 +45,7 @@ pub const REST: &str = "rest";
 pub struct Policy {
     links: [Link; MAX_SLOTS],
     classes: Vec<Class>,
+    index: Index,
     /// The windows of its classes, each once.
     windows: Vec<Window>,
     /// For each class a bit set: its window's, by the place in `windows`. None: it is there at any time.
@@ -273,7 +277,9 @@ impl Default for Policy {
     /// One class of everything, in the order that the links have.
     fn default() -> Self {
         let (links, windows, zone) = Default::default();
-        Policy { links, classes: vec![Class::rest()], windows, within: vec![0], zone, hash: NO_POLICY }
+        let classes = vec![Class::rest()];
+        let index = Index::new(&classes);
+        Policy { links, classes, index, windows, within: vec![0], zone, hash: NO_POLICY }
     }
 }
 
@@ -341,7 +347,8 @@ impl Policy {
             }
             within.push(1 << place);
         }
-        Ok(Policy { links, classes, windows, within, zone: None, hash: NO_POLICY })
+        let index = Index::new(&classes);
+        Ok(Policy { links, classes, index, windows, within, zone: None, hash: NO_POLICY })
     }
 
     /// The same with the name of the time zone in which its windows are meant.
@@ -401,10 +408,18 @@ impl Policy {
 
     /// The class that a packet is of while these windows are open.
     pub fn classify(&self, facts: &Facts, open: u64) -> ClassId {
-        let mut classes = self.classes.iter().zip(&self.within);
-        let first = classes.position(|(class, window)| window & !open == 0 && class.matches.matches(facts));
-        // The last matches everything, and there are at most 255.
-        first.unwrap_or(self.classes.len() - 1) as ClassId
+        for (word, mut classes) in self.index.matches(facts).into_iter().enumerate() {
+            while classes != 0 {
+                let class = word * 64 + classes.trailing_zeros() as usize;
+                if self.is_open(class, open) {
+                    // There are at most 255.
+                    return class as ClassId;
+                }
+                classes &= classes - 1;
+            }
+        }
+        // The last matches everything, at any time.
+        (self.classes.len() - 1) as ClassId
     }
 }
 

@@ -175,4 +175,23 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn the_first_of_all_that_match_is_found_however_many_there_are(
+        matches in proptest::collection::vec(any_matches(), 0..150),
+        facts in proptest::collection::vec(any_facts(), 50),
+    ) {
+        // Those that could never have a packet are left out, as a policy is refused that has them.
+        let mut classes: Vec<Class> = Vec::new();
+        for matches in matches {
+            if !classes.iter().any(|class| class.matches.covers(&matches)) {
+                classes.push(class(&format!("{}", classes.len()), matches));
+            }
+        }
+        let policy = Policy::new(Default::default(), classes).expect("a good policy");
+        for facts in &facts {
+            let first = policy.classes().iter().position(|class| class.matches.matches(facts));
+            prop_assert_eq!(Some(usize::from(policy.classify(facts, 0))), first);
+        }
+    }
 }
