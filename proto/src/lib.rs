@@ -23,6 +23,7 @@
 
 pub mod config;
 mod counters;
+pub mod direct;
 mod health;
 mod impairment;
 pub mod keys;

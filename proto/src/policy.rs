@@ -41,6 +41,17 @@ pub const REST: &str = "rest";
 pub struct Policy {
     links: [Link; MAX_SLOTS],
     classes: Vec<Class>,
+    when_isolated: WhenIsolated,
+}
+
+/// What becomes of the site's packets while no tunnel works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenIsolated {
+    /// They wait for a tunnel, and are dropped when they are too old.
+    #[default]
+    Wait,
+    /// New flows leave by the uplinks themselves, but those of classes that would rather be dropped than take another link.
+    Direct,
 }
 
 /// What is said of a link, by its slot. Links work without any of it.
@@ -84,6 +95,18 @@ pub struct Class {
     pub down: Treatment,
     /// What goes first where a link is full; `None`: as the packet's own DSCP says.
     pub priority: Option<Priority>,
+    /// Its flows leave by an uplink itself and come back by it, and what is said of tunnels is for those that began
+    /// elsewhere; `None`: all go by tunnels.
+    pub direct: Option<Direct>,
+}
+
+/// Local breakout: flows that the site begins leave by an uplink, translated to its address ([`crate::direct`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Direct {
+    /// The slots of the uplinks, the most wanted first. Empty: all of them, in the order that holds without policy.
+    pub links: Vec<u8>,
+    /// What happens while none of them can be used: "any" is by the tunnels.
+    pub otherwise: Otherwise,
 }
 
 /// By which links packets go in one direction.
@@ -220,14 +243,14 @@ pub const MOST_CLASSES: usize = 255;
 impl Default for Policy {
     /// One class of everything, in the order that the links have.
     fn default() -> Self {
-        Policy { links: Default::default(), classes: vec![Class::rest()] }
+        Policy { links: Default::default(), classes: vec![Class::rest()], when_isolated: WhenIsolated::default() }
     }
 }
 
 impl Class {
     fn rest() -> Self {
         let (matches, up, down) = Default::default();
-        Class { name: REST.into(), matches, up, down, priority: None }
+        Class { name: REST.into(), matches, up, down, priority: None, direct: None }
     }
 
     /// How its packets go this way.
@@ -257,7 +280,8 @@ impl Policy {
                 let before = before.name.clone();
                 return Err(PolicyError::Unreachable { class: at, name: name.clone(), before });
             }
-            for links in [&class.up.links, &class.down.links] {
+            let direct = class.direct.iter().map(|direct| &direct.links);
+            for links in [&class.up.links, &class.down.links].into_iter().chain(direct) {
                 for (place, &slot) in links.iter().enumerate() {
                     let problem = match slot {
                         _ if usize::from(slot) >= MAX_SLOTS => "does not exist; slots are 0 to 7",
@@ -268,7 +292,17 @@ impl Policy {
                 }
             }
         }
-        Ok(Policy { links, classes })
+        Ok(Policy { links, classes, when_isolated: WhenIsolated::default() })
+    }
+
+    /// The same, with something else while no tunnel works.
+    pub fn with_isolation(self, when_isolated: WhenIsolated) -> Policy {
+        Policy { when_isolated, ..self }
+    }
+
+    /// What becomes of the site's packets while no tunnel works.
+    pub fn when_isolated(&self) -> WhenIsolated {
+        self.when_isolated
     }
 
     /// What is said of each link, by its slot.

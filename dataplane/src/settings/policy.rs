@@ -17,7 +17,9 @@
 mod words;
 
 use super::{Document, Schema, SettingsError, Text, load, nearest};
-use proto::policy::{Class, Direction, Limit, Link, Matches, Mode, Otherwise, Policy, Priority, Treatment};
+use proto::policy::{
+    Class, Direct, Direction, Limit, Link, Matches, Mode, Otherwise, Policy, Priority, Treatment, WhenIsolated,
+};
 use serde::Deserialize;
 use std::path::Path;
 use words::{Codepoint, Delay, Network, Ports, Protocol, Rate, Several, Share};
@@ -27,6 +29,8 @@ use words::{Codepoint, Delay, Network, Ports, Protocol, Rate, Several, Share};
 struct File {
     #[serde(rename = "schema")]
     _schema: Schema,
+    #[serde(default)]
+    when_isolated: IsolatedWord,
     #[serde(default)]
     link: Vec<LinkTable>,
     #[serde(default)]
@@ -97,6 +101,15 @@ enum ModeWord {
     Balance,
     Duplicate,
     Bond,
+    Direct,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum IsolatedWord {
+    #[default]
+    Wait,
+    Direct,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -164,10 +177,14 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
         table.compile(&key, &Reader { links: &file.link, document: &document })
     });
     let classes: Vec<Class> = classes.collect::<Result<_, _>>()?;
-    Policy::new(links, classes).map_err(|error| {
+    let policy = Policy::new(links, classes).map_err(|error| {
         let key = error.class().map_or("class".to_owned(), |class| format!("class[{class}]"));
         document.error(&key, error)
-    })
+    })?;
+    Ok(policy.with_isolation(match file.when_isolated {
+        IsolatedWord::Wait => WhenIsolated::Wait,
+        IsolatedWord::Direct => WhenIsolated::Direct,
+    }))
 }
 
 impl LinkTable {
@@ -192,6 +209,9 @@ struct Reader<'a> {
 
 impl ClassTable {
     fn compile(self, key: &str, reader: &Reader<'_>) -> Result<Class, SettingsError> {
+        if self.mode == Some(ModeWord::Direct) {
+            return self.compile_direct(key, reader);
+        }
         let both = WayTable {
             mode: self.mode,
             links: self.links,
@@ -225,11 +245,49 @@ impl ClassTable {
                 PriorityWord::Realtime => Priority::Realtime,
                 PriorityWord::Normal => Priority::Normal,
             }),
+            direct: None,
+        })
+    }
+
+    /// A class whose flows leave by an uplink itself: whole, both ways, and nothing of it is scheduled.
+    fn compile_direct(self, key: &str, reader: &Reader<'_>) -> Result<Class, SettingsError> {
+        let meaningless = [
+            ("up", self.up.is_written(), "a flow comes back by the uplink by which it left"),
+            ("down", self.down.is_written(), "a flow comes back by the uplink by which it left"),
+            ("weights", self.weights.is_some(), "only mode = \"share\" draws links by weight"),
+            ("copies", self.copies.is_some(), "only mode = \"duplicate\" sends copies"),
+            ("limit", self.limit.is_some(), "outside of the tunnels nothing is measured"),
+            ("priority", self.priority.is_some(), "outside of the tunnels nothing waits its turn"),
+        ];
+        if let Some((word, _, reason)) = meaningless.iter().find(|(_, written, _)| *written) {
+            let problem = format!("mode = \"direct\" has none, since {reason}: leave it out");
+            return Err(reader.document.error(&format!("{key}.{word}"), problem));
+        }
+        let links = self.links.map_or(Ok(Vec::new()), |names| reader.slots(&names, &format!("{key}.links")))?;
+        let direct = Direct { links, otherwise: self.otherwise.unwrap_or_default().into() };
+        let (up, down) = Default::default();
+        Ok(Class {
+            name: self.name.into(),
+            up,
+            down,
+            matches: self.matches.compile(),
+            priority: None,
+            direct: Some(direct),
         })
     }
 }
 
 impl WayTable {
+    fn is_written(&self) -> bool {
+        let WayTable { mode, links, weights, copies, otherwise, limit } = self;
+        mode.is_some()
+            || links.is_some()
+            || weights.is_some()
+            || copies.is_some()
+            || otherwise.is_some()
+            || limit.is_some()
+    }
+
     /// What it leaves out as `both` has it. Another mode has nothing to do with the weights and copies of that one.
     fn or(self, both: &WayTable) -> WayTable {
         let same = self.mode.is_none_or(|mode| Some(mode) == both.mode);
@@ -262,6 +320,12 @@ impl WayTable {
             ModeWord::Prefer => Mode::Prefer,
             ModeWord::Balance => Mode::Balance,
             ModeWord::Bond => Mode::Bond,
+            ModeWord::Direct => {
+                return wrong(
+                    mode_at,
+                    "a flow comes back by the uplink by which it left: expected it for the whole class",
+                );
+            }
             ModeWord::Share => {
                 if links.is_empty() {
                     return wrong(mode_at, "expected `links`, and `weights` of as many numbers");

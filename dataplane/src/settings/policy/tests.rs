@@ -27,6 +27,17 @@ fn what_is_written_is_what_is_in_force() {
 }
 
 #[test]
+fn a_direct_class_is_direct_both_ways_and_its_tunnels_are_as_without_policy() {
+    let text =
+        "[[class]]\nname = \"films\"\nmatch = { dst = \"192.0.2.0/24\" }\nmode = \"direct\"\nlinks = [\"lte\"]\n";
+    let films = &policy(text).expect("a good policy").classes()[0].clone();
+    assert_eq!(films.direct, Some(Direct { links: vec![1], otherwise: Otherwise::Any }));
+    assert_eq!((&films.up, &films.down), (&Treatment::default(), &Treatment::default()));
+    let isolated = with_file("policy.toml", "schema = 1\nwhen_isolated = \"direct\"\n", read).expect("a good policy");
+    assert_eq!(isolated.when_isolated(), WhenIsolated::Direct);
+}
+
+#[test]
 fn the_manuals_example_is_a_good_policy() {
     let manual = include_str!("../../../../docs/policy.md");
     let (_, example) = manual.split_once("```toml\n").expect("there is an example");
@@ -71,6 +82,19 @@ fn errors_name_the_line_and_the_way_out() {
             "mode = \"share\"\nlinks = [\"dsl\", \"lte\"]\nweights = [3]",
             "policy.toml:12:11: class[0].weights: expected a number of at least 1 for each of the links",
         ),
+        (
+            "mode = \"direct\"\nup = { links = [\"lte\"] }",
+            "policy.toml:11:6: class[0].up: mode = \"direct\" has none, since a flow comes back by the uplink",
+        ),
+        (
+            "mode = \"direct\"\nlimit = { loss = \"2 %\" }",
+            "policy.toml:11:9: class[0].limit: mode = \"direct\" has none, since outside of the tunnels nothing",
+        ),
+        (
+            "up = { mode = \"direct\" }",
+            "policy.toml:10:15: class[0].up.mode: a flow comes back by the uplink by which it left: expected it for",
+        ),
+        ("mode = \"direct\"\nlinks = [\"lt\"]", "policy.toml:11:10: class[0].links[0]: there is no link \"lt\""),
         ("copies = 2", "policy.toml:10:10: class[0].copies: only mode = \"duplicate\" sends copies"),
         ("up = { mode = \"duplicate\", copies = 1 }", "policy.toml:10:37: class[0].up.copies: expected 2 to 8"),
         ("limit = { loss = \"200 %\" }", "policy.toml:10:18: class[0].limit.loss: \"200 %\" is not understood"),
