@@ -5,7 +5,7 @@ use crate::status::Status;
 use anyhow::Context;
 use dataplane::control;
 use proto::PathState;
-use proto::policy::{Direction, Facts, Otherwise, Treatment};
+use proto::policy::{Direct, Direction, Facts, Otherwise, Treatment};
 use proto::snapshot::PathSnapshot;
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -51,8 +51,17 @@ fn text(config: &Config, facts: &Facts, status: Option<&Status>) -> String {
     let number = config.policy.classify(facts);
     let class = &config.policy.classes()[usize::from(number)];
     let mut text = format!("class {:?}, number {} of {}\n", class.name, number + 1, config.policy.classes().len());
+    if let Some(direct) = &class.direct {
+        let Direct { links, otherwise } = direct.clone();
+        let otherwise = match otherwise {
+            Otherwise::Any => "then by the tunnels",
+            Otherwise::Drop => "and by nothing else",
+        };
+        let _ = writeln!(text, "outside of the tunnels, by an uplink itself: {}, {otherwise}", slots(&links));
+    }
     for (direction, word) in [(Direction::Up, "up"), (Direction::Down, "down")] {
-        let _ = writeln!(text, "{word}: {}", order(class.treatment(direction)));
+        let what = if class.direct.is_some() { "by the tunnels " } else { "" };
+        let _ = writeln!(text, "{what}{word}: {}", order(class.treatment(direction)));
     }
     let Some(status) = status else {
         text.push_str("the middlebox does not answer: how its links are is not known\n");
@@ -64,6 +73,23 @@ fn text(config: &Config, facts: &Facts, status: Option<&Status>) -> String {
         let _ = writeln!(text, "  slot {} ({}): {}", uplink.slot, uplink.interface, may(&class.up, uplink.slot, path));
     }
     let running = peer.and_then(|peer| peer.classes.get(usize::from(number)));
+    let direct = status.direct.as_ref().and_then(|direct| direct.classes.get(usize::from(number)));
+    let direct = direct.filter(|direct| direct.name == *class.name);
+    if let Some(outward) = direct.map(|direct| &direct.families[usize::from(facts.dst.is_ipv6())]) {
+        let why = &outward.why;
+        let _ = match outward.slot {
+            Some(slot) => {
+                let name = status.uplinks.iter().find(|uplink| uplink.slot == slot).map(|uplink| &uplink.interface);
+                let name = name.map_or_else(|| format!("slot {slot}"), Clone::clone);
+                writeln!(text, "a new flow leaves by uplink {name} itself, translated to its address: {why}")
+            }
+            None if outward.nowhere => writeln!(text, "a new flow goes nowhere: {why}"),
+            None => writeln!(text, "a new flow goes by the tunnels: {why}"),
+        };
+        if outward.slot.is_some() || outward.nowhere {
+            return text;
+        }
+    }
     let _ = match running.filter(|running| running.name == *class.name).map(|running| running.current_slot) {
         Some(Some(slot)) => writeln!(text, "goes up by slot {slot} now"),
         Some(None) => writeln!(text, "goes up by no link now: it is dropped"),
@@ -74,14 +100,20 @@ fn text(config: &Config, facts: &Facts, status: Option<&Status>) -> String {
 
 fn order(treatment: &Treatment) -> String {
     if treatment.links.is_empty() {
-        return "all links, the most preferred first".into();
+        return slots(&[]);
     }
-    let slots: Vec<String> = treatment.links.iter().map(|slot| format!("slot {slot}")).collect();
     let otherwise = match treatment.otherwise {
         Otherwise::Any => "then any other",
         Otherwise::Drop => "and no other",
     };
-    format!("{}, {otherwise}", slots.join(", then "))
+    format!("{}, {otherwise}", slots(&treatment.links))
+}
+
+fn slots(links: &[u8]) -> String {
+    if links.is_empty() {
+        return "all links, the most preferred first".into();
+    }
+    links.iter().map(|slot| format!("slot {slot}")).collect::<Vec<_>>().join(", then ")
 }
 
 fn may(treatment: &Treatment, slot: u8, path: Option<&PathSnapshot>) -> String {

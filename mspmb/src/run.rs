@@ -1,9 +1,10 @@
 //! The daemon: what starts, what it listens to, and what is undone when it ends.
 
+use crate::breakout::{self, Breakout, Counts};
 use crate::config::Config;
 use crate::lan;
 use crate::status::{self, Status};
-use crate::uplinks::{Shown, Uplinks};
+use crate::uplinks::{Shown, Uplinks, works};
 use anyhow::Context;
 use dataplane::clock;
 use dataplane::control::ControlSocket;
@@ -11,7 +12,8 @@ use dataplane::engine::{Dataplane, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::logging;
 use dataplane::netlink::Watch;
-use proto::{Event, PathId, PathState};
+use proto::policy::Policy;
+use proto::{Event, PathId, PathState, direct};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +54,7 @@ async fn supervise(path: &Path, config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<()> {
+    breakout::check(&config.policy)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen to SIGHUP")?;
@@ -60,7 +63,8 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
     let (dataplane, mut events) = Dataplane::start(config.node(), vec![tun], Vec::new())?;
     let handle = dataplane.handle();
     let news = Arc::new(Notify::new());
-    let mut site = Site::new(config, host, handle.clone(), news.clone());
+    let (policy, in_force) = watch::channel(config.policy.clone());
+    let mut site = Site::new(config, host, handle.clone(), news.clone(), in_force.clone());
     let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe())));
     tracing::info!(prefixes = ?config.prefixes, core = config.core.name, tun = config.tun.name, "running");
     if clock::unix_time() < EARLIEST {
@@ -73,11 +77,12 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
         _ = interrupt.recv() => Ok(()),
         // It never ends but by an error.
         result = site.follow() => result,
-        () = log_events(&mut events, &config.core.name, &news) => Err(anyhow::anyhow!("stopping")),
+        () = log_events(&mut events, &config.core.name, &news, &in_force) => Err(anyhow::anyhow!("stopping")),
         result = async {
             loop {
                 hangup.recv().await;
-                reload_policy(path, config, &handle).await?;
+                reload_policy(path, config, &handle, &policy).await?;
+                news.notify_one();
             }
         } => result,
     };
@@ -90,9 +95,18 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
 }
 
 /// Reads the policy again, and puts it in force whole or not at all. An error is the end of the loop.
-async fn reload_policy(path: &Path, config: &Config, handle: &Handle) -> anyhow::Result<()> {
-    let new = match Config::load(path) {
-        Ok(new) => new.policy,
+async fn reload_policy(
+    path: &Path,
+    config: &Config,
+    handle: &Handle,
+    in_force: &watch::Sender<Arc<Policy>>,
+) -> anyhow::Result<()> {
+    let read = Config::load(path).map_err(anyhow::Error::from).and_then(|new| {
+        breakout::check(&new.policy)?;
+        Ok(new.policy)
+    });
+    let new = match read {
+        Ok(new) => new,
         Err(error) => {
             tracing::error!(%error, "the policy was not read; the one before stays in force");
             return Ok(());
@@ -102,7 +116,8 @@ async fn reload_policy(path: &Path, config: &Config, handle: &Handle) -> anyhow:
     peers.iter_mut().for_each(|peer| peer.policy = new.clone());
     match handle.set_peers(peers).await? {
         Ok(()) => {
-            tracing::info!(classes = new.classes().len(), "the policy is in force; other changes wait for a restart")
+            tracing::info!(classes = new.classes().len(), "the policy is in force; other changes wait for a restart");
+            in_force.send_replace(new);
         }
         Err(error) => tracing::error!(%error, "the policy was refused; the one before stays in force"),
     }
@@ -114,6 +129,7 @@ struct Site<'a> {
     config: &'a Config,
     host: &'a mut Host,
     uplinks: Uplinks<'a>,
+    breakout: Breakout<'a>,
     shown: watch::Sender<Shown>,
     /// Notified when a look is worth while: an answer of a resolver, a path that came up.
     news: Arc<Notify>,
@@ -122,9 +138,16 @@ struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn new(config: &'a Config, host: &'a mut Host, handle: Handle, news: Arc<Notify>) -> Self {
+    fn new(
+        config: &'a Config,
+        host: &'a mut Host,
+        handle: Handle,
+        news: Arc<Notify>,
+        policy: watch::Receiver<Arc<Policy>>,
+    ) -> Self {
         let uplinks = Uplinks::new(config, handle, host.netlink().clone(), &news);
-        Site { config, host, uplinks, shown: watch::Sender::default(), news, problem: None }
+        let breakout = Breakout::new(config, policy, clock::now());
+        Site { config, host, uplinks, breakout, shown: watch::Sender::default(), news, problem: None }
     }
 
     /// Looks, and looks again at each news.
@@ -133,11 +156,12 @@ impl<'a> Site<'a> {
         let mut kernel = Watch::new().context("cannot listen to the kernel's news of interfaces")?;
         let own = self.news.clone();
         loop {
-            let well = self.look().await?;
+            let again = if self.look().await? { REFRESH } else { AGAIN };
+            let due = self.breakout.due(clock::now()).unwrap_or(again);
             tokio::select! {
                 heard = kernel.changed() => heard.context("cannot hear the kernel's news of interfaces any more")?,
                 () = own.notified() => {}
-                () = tokio::time::sleep(if well { REFRESH } else { AGAIN }) => {}
+                () = tokio::time::sleep(again.min(due)) => {}
             }
         }
     }
@@ -150,8 +174,14 @@ impl<'a> Site<'a> {
         wanted.extend(lan::routing(&self.config.prefixes, &self.config.tun.name));
         // Last: whatever stands in the main table, a route that cannot be repeated must not keep the rest from being set.
         wanted.extend(lan::inward(&self.config.prefixes, &found.overlaps));
-        let slots = found.uplinks.iter().filter_map(|index| Some((self.uplinks.slot(*index)?, interfaces.get(index)?)));
-        wanted.extend(lan::outward(&self.config.prefixes, &slots.collect::<Vec<_>>(), &found.overlaps));
+        let uplinks: Vec<_> = found.uplinks.iter().filter_map(|index| interfaces.get(index)).collect();
+        let slots = uplinks.iter().filter_map(|&uplink| Some((self.uplinks.slot(uplink.index)?, uplink)));
+        let slots: Vec<_> = slots.collect();
+        wanted.extend(lan::outward(&self.config.prefixes, &slots, &found.overlaps));
+        if self.breakout.is_wanted() {
+            let slots: Vec<u8> = slots.iter().map(|(slot, _)| *slot).collect();
+            wanted.extend(lan::direct(&self.config.prefixes, &slots));
+        }
         // An interface can go between the looking and the setting, or somebody has set the TUN down.
         let problem = self.host.set(&wanted).await.err().map(|error| error.to_string());
         if problem != self.problem {
@@ -162,8 +192,10 @@ impl<'a> Site<'a> {
             self.problem = problem;
         }
         let well = self.uplinks.look(&interfaces, found).await?;
-        self.shown.send_replace(self.uplinks.shown().clone());
-        Ok(well && self.problem.is_none())
+        let (exits, outlets) = self.uplinks.exits(&uplinks);
+        let direct = self.breakout.look(clock::now(), self.host, &exits, &outlets).await;
+        self.shown.send_replace(Shown { direct, ..self.uplinks.shown().clone() });
+        Ok(well && self.problem.is_none() && self.breakout.is_well())
     }
 }
 
@@ -173,11 +205,16 @@ fn answers(
     shown: watch::Receiver<Shown>,
 ) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Option<String>> + Send>> + Send + Sync {
     let started = Instant::now();
+    let counts = Counts::default();
     move |command| {
-        let (handle, Shown { uplinks, unused }) = (handle.clone(), shown.borrow().clone());
+        let (handle, Shown { uplinks, unused, mut direct }) = (handle.clone(), shown.borrow().clone());
+        let counts = counts.clone();
         Box::pin(async move {
             if command != "status" {
                 return None;
+            }
+            if let Some(direct) = &mut direct {
+                counts.fill(direct).await;
             }
             let (node, dataplane) = handle.snapshot().await.ok()?;
             serde_json::to_string(&Status {
@@ -188,6 +225,7 @@ fn answers(
                 uptime_s: started.elapsed().as_secs_f64(),
                 uplinks,
                 unused,
+                direct,
                 node,
                 dataplane,
             })
@@ -197,13 +235,19 @@ fn answers(
 }
 
 /// Logs what the node reports, until the loop ends.
-async fn log_events(events: &mut mpsc::UnboundedReceiver<Event>, core: &str, news: &Notify) {
+async fn log_events(
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    core: &str,
+    news: &Notify,
+    policy: &watch::Receiver<Arc<Policy>>,
+) {
     while let Some(event) = events.recv().await {
         match event {
             Event::Path { path: PathId { slot, .. }, from, to, reason } => {
                 tracing::info!(core, slot, ?from, ?to, reason, "path");
-                // Where it came up is an address that has proved right.
-                if to == PathState::Up {
+                // Where it came up is an address that has proved right; and direct flows go by what works.
+                let moves = works(from) != works(to) && direct::concerns(&policy.borrow());
+                if to == PathState::Up || moves {
                     news.notify_one();
                 }
             }
