@@ -220,7 +220,7 @@ impl Host {
     }
 
     /// Makes `objects` to be the table `name` of the packet filter, in one step; only what a killed daemon left is removed if
-    /// there are none. Counters go on if they are in both the old and the new one, unless it is to be made `anew`.
+    /// there are none. Chains that do not change go on counting, unless it is to be made `anew`.
     pub async fn set_filter(
         &mut self,
         name: &'static str,

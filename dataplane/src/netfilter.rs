@@ -1,10 +1,10 @@
 //! nftables: a table of our own, always replaced as a whole, and what it counts.
 //!
 //! A ruleset is made of the types of the crate `nftables`, and handed to the program `nft` in one transaction: the kernel has
-//! the old one or the new one, and never a part. The crate's own way to call it loses what nft complains of, and reads counters
-//! as 32 bits, so both are done here ([why it is used](../../docs/decisions/0025-breakout-by-nftables.md)).
+//! the old one or the new one, and never a part. The crate's own way to call it loses what nft complains of, and it reads
+//! counters as 32 bits, so both are done here ([why it is used](../../docs/decisions/0025-breakout-by-nftables.md)).
 
-use nftables::schema::{FlushObject, NfCmd, NfListObject, NfObject, Nftables, Table};
+use nftables::schema::{Chain, FlushObject, NfCmd, NfListObject, NfObject, Nftables, Table};
 use nftables::types::NfFamily;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub enum FilterError {
     Answer(#[from] serde_json::Error),
 }
 
-/// What a named counter has counted.
+/// What a counter has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
     /// Packets.
@@ -63,8 +63,8 @@ fn table(name: &str) -> Table<'static> {
     Table { family: NfFamily::INet, name: name.to_owned().into(), handle: None }
 }
 
-/// Puts `objects` in force as the table `name`. `before` is what was in force there: counters that are in both go on counting.
-/// Without it, whatever there was goes.
+/// Puts `objects`, chains and their rules, in force as the table `name`. `before` is what was in force there: a chain that is
+/// the same in both stays, and goes on counting. Without it, whatever there was goes.
 pub async fn replace(
     name: &str,
     before: Option<&[NfListObject<'static>]>,
@@ -92,25 +92,47 @@ fn transaction(
 ) -> Vec<NfObject<'static>> {
     let table = || NfListObject::Table(table(name));
     let mut commands = vec![NfCmd::Add(table())];
-    match before {
-        None => commands.extend([NfCmd::Delete(table()), NfCmd::Add(table())]),
-        Some(before) => {
-            commands.push(NfCmd::Flush(FlushObject::Table(self::table(name))));
-            let chains = before.iter().filter(|object| matches!(object, NfListObject::Chain(_)));
-            commands.extend(chains.cloned().map(NfCmd::Delete));
-            let gone = |object: &&NfListObject<'static>| {
-                matches!(object, NfListObject::Counter(_)) && !objects.contains(object)
-            };
-            commands.extend(before.iter().filter(gone).cloned().map(NfCmd::Delete));
-        }
+    if before.is_none() {
+        commands.extend([NfCmd::Delete(table()), NfCmd::Add(table())]);
     }
-    commands.extend(objects.iter().cloned().map(NfCmd::Add));
+    let (before, after) = (by_chain(before.unwrap_or_default()), by_chain(objects));
+    let same = |chain: &str| before.contains_key(chain) && before.get(chain) == after.get(chain);
+    let old = |object: &NfListObject<'static>| match object {
+        NfListObject::Chain(chain) => (!same(&chain.name)).then(|| chain.clone()),
+        _ => None,
+    };
+    // First all that change are emptied: what leads from one to another is gone then, and keeps none from going.
+    let changed: Vec<Chain<'static>> = before.values().filter_map(|own| old(own.first()?)).collect();
+    commands.extend(changed.iter().cloned().map(|chain| NfCmd::Flush(FlushObject::Chain(chain))));
+    let gone = changed.into_iter().filter(|chain| !after.contains_key(&*chain.name));
+    commands.extend(gone.map(|chain| NfCmd::Delete(NfListObject::Chain(chain))));
+    let wanted = objects.iter().filter(|object| chain_of(object).is_some_and(|chain| !same(chain)));
+    commands.extend(wanted.cloned().map(NfCmd::Add));
     commands.into_iter().map(NfObject::CmdObject).collect()
 }
 
-/// What the named counters of the table `name` have counted; an error if it is not there.
+/// Each chain and its rules, by its name.
+fn by_chain<'a>(objects: &'a [NfListObject<'static>]) -> BTreeMap<&'a str, Vec<&'a NfListObject<'static>>> {
+    let mut chains: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+    for object in objects {
+        if let Some(chain) = chain_of(object) {
+            chains.entry(chain).or_default().push(object);
+        }
+    }
+    chains
+}
+
+fn chain_of<'a>(object: &'a NfListObject<'static>) -> Option<&'a str> {
+    match object {
+        NfListObject::Chain(chain) => Some(&chain.name),
+        NfListObject::Rule(rule) => Some(&rule.chain),
+        _ => None,
+    }
+}
+
+/// What the rules of the table `name` have counted that have a comment, by that; an error if there is no such table.
 pub async fn counters(name: &str) -> Result<BTreeMap<String, Counted>, FilterError> {
-    let output = run(&["-j", "list", "counters", "table", "inet", name], &[], "list the counters").await?;
+    let output = run(&["-j", "list", "table", "inet", name], &[], "list the table").await?;
     read_counters(&output.stdout)
 }
 
@@ -121,17 +143,22 @@ fn read_counters(answer: &[u8]) -> Result<BTreeMap<String, Counted>, FilterError
     }
     #[derive(Deserialize)]
     struct Object {
-        counter: Option<Named>,
+        rule: Option<Rule>,
     }
     #[derive(Deserialize)]
-    struct Named {
-        name: String,
-        #[serde(flatten)]
-        counted: Counted,
+    struct Rule {
+        comment: Option<String>,
+        expr: Vec<serde_json::Value>,
     }
     let answer: Answer = serde_json::from_slice(answer)?;
-    let named = answer.nftables.into_iter().filter_map(|object| object.counter);
-    Ok(named.map(|Named { name, counted }| (name, counted)).collect())
+    let mut counters = BTreeMap::new();
+    for rule in answer.nftables.into_iter().filter_map(|object| object.rule) {
+        let counter = rule.expr.into_iter().find_map(|mut statement| statement.get_mut("counter").map(|it| it.take()));
+        if let (Some(comment), Some(counter)) = (rule.comment, counter) {
+            counters.insert(comment, serde_json::from_value(counter)?);
+        }
+    }
+    Ok(counters)
 }
 
 async fn run(arguments: &[&str], input: &[u8], action: &'static str) -> Result<Output, FilterError> {
@@ -158,49 +185,65 @@ async fn run(arguments: &[&str], input: &[u8], action: &'static str) -> Result<O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nftables::schema::{Chain, Counter};
+    use nftables::schema::Rule;
+    use nftables::stmt::Statement;
 
-    fn chain(name: &'static str) -> NfListObject<'static> {
-        NfListObject::Chain(Chain { family: NfFamily::INet, table: "t".into(), name: name.into(), ..Chain::default() })
+    fn chain(name: &'static str, rules: &[&'static str]) -> Vec<NfListObject<'static>> {
+        let chain = Chain { family: NfFamily::INet, table: "t".into(), name: name.into(), ..Chain::default() };
+        let rule = |comment: &&'static str| {
+            NfListObject::Rule(Rule {
+                chain: name.into(),
+                expr: vec![Statement::Accept(None)].into(),
+                comment: Some((*comment).into()),
+                ..Rule::default()
+            })
+        };
+        std::iter::once(NfListObject::Chain(chain)).chain(rules.iter().map(rule)).collect()
     }
 
-    fn counter(name: &'static str) -> NfListObject<'static> {
-        NfListObject::Counter(Counter {
-            family: NfFamily::INet,
-            table: "t".into(),
-            name: name.into(),
-            ..Counter::default()
-        })
+    fn shown(before: Option<&[NfListObject<'static>]>, after: &[NfListObject<'static>]) -> Vec<String> {
+        let line = |command: &NfObject<'static>| {
+            let value = serde_json::to_value(command).expect("it can be written");
+            let (word, object) = value.as_object().and_then(|map| map.iter().next()).expect("a command");
+            let (kind, object) = object.as_object().and_then(|map| map.iter().next()).expect("an object");
+            let name = object.get("name").or(object.get("comment")).and_then(|name| name.as_str());
+            format!("{word} {kind} {}", name.expect("a name"))
+        };
+        transaction("t", before, after).iter().map(line).collect()
     }
 
     #[test]
-    fn counters_go_on_unless_they_are_wanted_no_more() {
-        let shown = |before: Option<&[NfListObject<'static>]>, objects: &[NfListObject<'static>]| {
-            let commands = transaction("t", before, objects);
-            let shown = commands.iter().map(|command| serde_json::to_value(command).expect("it can be written"));
-            let named = shown.map(|value| {
-                let (word, object) = value.as_object().and_then(|map| map.iter().next()).expect("a command");
-                let (kind, object) = object.as_object().and_then(|map| map.iter().next()).expect("an object");
-                format!("{word} {kind} {}", object["name"].as_str().expect("a name"))
-            });
-            named.collect::<Vec<_>>()
-        };
-        let before = [counter("a"), counter("b"), chain("x")];
-        let after = [counter("a"), chain("x"), chain("y")];
-        let added = ["add counter a", "add chain x", "add chain y"];
-        let fresh = ["add table t", "delete table t", "add table t"];
-        assert_eq!(shown(None, &after), [&fresh[..], &added].concat());
-        let changed = ["add table t", "flush table t", "delete chain x", "delete counter b"];
-        assert_eq!(shown(Some(&before), &after), [&changed[..], &added].concat());
+    fn what_is_the_same_in_both_stays_and_counts_on() {
+        let before = [chain("counts", &["c"]), chain("changes", &["x"]), chain("goes", &["g"])].concat();
+        let after = [chain("counts", &["c"]), chain("changes", &["y"]), chain("comes", &["n"])].concat();
+        assert_eq!(
+            shown(Some(&before), &after),
+            [
+                "add table t",
+                "flush chain changes",
+                "flush chain goes",
+                "delete chain goes",
+                "add chain changes",
+                "add rule y",
+                "add chain comes",
+                "add rule n"
+            ]
+        );
+        let fresh = ["add table t", "delete table t", "add table t", "add chain counts", "add rule c"];
+        assert_eq!(shown(None, &after)[..5], fresh);
     }
 
     #[test]
     fn counters_are_read_beyond_32_bits() {
-        let answer =
-            br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"counter": {"family": "inet", "name": "up-0",
-            "table": "t", "handle": 2, "packets": 5000000000, "bytes": 6000000000000}}]}"#;
+        let answer = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"chain": {"family": "inet", "name": "c"}},
+            {"rule": {"chain": "c", "handle": 2, "comment": "up-0", "expr": [{"match": {"op": "==", "left": 1, "right": 1}},
+            {"counter": {"packets": 5000000000, "bytes": 6000000000000}}, {"accept": null}]}},
+            {"rule": {"chain": "c", "handle": 3, "expr": [{"counter": {"packets": 1, "bytes": 2}}]}}]}"#;
         let counters = read_counters(answer).expect("an answer");
-        assert_eq!(counters["up-0"], Counted { packets: 5_000_000_000, bytes: 6_000_000_000_000 });
+        assert_eq!(
+            counters,
+            [("up-0".to_owned(), Counted { packets: 5_000_000_000, bytes: 6_000_000_000_000 })].into()
+        );
         assert!(read_counters(b"no").is_err());
     }
 }

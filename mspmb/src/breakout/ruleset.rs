@@ -31,7 +31,7 @@ use nftables::expr::{
     BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, Range, SetItem,
     TcpOption, Verdict,
 };
-use nftables::schema::{Chain, Counter, NfListObject, Rule};
+use nftables::schema::{Chain, NfListObject, Rule};
 use nftables::stmt::{self, JumpTarget, Mangle, Match, Operator, Statement, VerdictMap};
 use nftables::types::{NfChainType, NfFamily, NfHook};
 use proto::direct::{Decision, Leaves};
@@ -85,6 +85,16 @@ pub(crate) fn dropped(class: ClassId) -> String {
     format!("dropped-{class}")
 }
 
+/// The chain of a class's packets that go through.
+fn count_chain(class: ClassId) -> String {
+    format!("class{class}")
+}
+
+/// The chain of a class's packets that go nowhere.
+fn drop_chain(class: ClassId) -> String {
+    format!("class{class}-dropped")
+}
+
 /// What the table has in it.
 ///
 /// `tun` is where the site's packets come from and go to otherwise. `active` says which classes have packets at this time,
@@ -98,6 +108,7 @@ pub(crate) fn ruleset(
     outlets: &[Outlet],
 ) -> Vec<NfListObject<'static>> {
     let mut table = Builder::default();
+    table.counts(policy);
     table.from_site(prefixes, tun, outlets);
     for (family, number) in FAMILIES.iter().zip(0..) {
         for ((class, decision), id) in policy.classes().iter().zip(decisions).zip(0..).filter(|(_, id)| active(*id)) {
@@ -163,17 +174,6 @@ impl Builder {
         }));
     }
 
-    fn counter(&mut self, name: String) {
-        self.objects.push(NfListObject::Counter(Counter {
-            family: NfFamily::INet,
-            table: TABLE.into(),
-            name: name.into(),
-            handle: None,
-            packets: Some(0),
-            bytes: Some(0),
-        }));
-    }
-
     fn rule(&mut self, chain: &str, statements: impl IntoIterator<Item = Statement<'static>>) {
         self.objects.push(NfListObject::Rule(Rule {
             family: NfFamily::INet,
@@ -182,6 +182,16 @@ impl Builder {
             expr: statements.into_iter().collect::<Vec<_>>().into(),
             ..Rule::default()
         }));
+    }
+
+    /// A rule that counts what meets its conditions, under this name, and then does this with it.
+    ///
+    /// It is not one of nftables' named counters: kernels before 6.2 may be built without what a rule needs to use one.
+    fn counting(&mut self, chain: &str, name: &str, conditions: Vec<Statement<'static>>, then: Statement<'static>) {
+        self.rule(chain, conditions.into_iter().chain([Statement::Counter(stmt::Counter::Anonymous(None)), then]));
+        if let Some(NfListObject::Rule(rule)) = self.objects.last_mut() {
+            rule.comment = Some(name.to_owned().into());
+        }
     }
 
     /// What comes from a host of the site for the Internet: packets of direct flows are marked as their flows are, and others
@@ -214,12 +224,12 @@ impl Builder {
             self.rule(CHAIN, [equal(family.field("daddr"), own()), Statement::Return(None)]);
         }
         let direct = equal(and(ct("mark"), DIRECT.mask), Expression::Number(DIRECT.value));
-        self.rule(CHAIN, [direct, Statement::Goto(JumpTarget { target: KNOWN.into() })]);
+        self.rule(CHAIN, [direct, goto(KNOWN.into())]);
         // A flow that is in the tunnels stays there, and so does what comes back of one that began outside.
         let others = Expression::List(["established", "related", "untracked"].map(text).into());
         self.rule(CHAIN, [compare(ct("state"), Operator::IN, others), Statement::Return(None)]);
         for family in &FAMILIES {
-            self.rule(CHAIN, [family.is(), Statement::Goto(JumpTarget { target: family.chain.into() })]);
+            self.rule(CHAIN, [family.is(), goto(family.chain.into())]);
         }
     }
 
@@ -228,29 +238,18 @@ impl Builder {
         let Some(mut rule) = conditions(family, matches) else { return };
         match leaves {
             Leaves::ByTunnel => rule.push(Statement::Return(None)),
-            Leaves::Nowhere => {
-                self.once(dropped(id), Builder::counter);
-                rule.extend([Statement::Counter(stmt::Counter::Named(dropped(id).into())), Statement::Drop(None)]);
-            }
+            Leaves::Nowhere => rule.push(goto(drop_chain(id))),
             Leaves::ByUplink(slot) => {
                 let chain = format!("class{id}-by{slot}");
-                self.once(chain.clone(), |this, chain| this.leave(&chain, id, slot));
-                rule.push(Statement::Goto(JumpTarget { target: chain.into() }));
+                // Both families have one.
+                let there = |object: &NfListObject<'_>| matches!(object, NfListObject::Chain(it) if *it.name == *chain);
+                if !self.objects.iter().any(there) {
+                    self.leave(&chain, id, slot);
+                }
+                rule.push(goto(chain));
             }
         }
         self.rule(family.chain, rule);
-    }
-
-    /// Makes what has this name, unless it is there: both families have one.
-    fn once(&mut self, name: String, make: impl FnOnce(&mut Self, String)) {
-        let there = self.objects.iter().any(|object| match object {
-            NfListObject::Chain(chain) => *chain.name == *name,
-            NfListObject::Counter(counter) => *counter.name == *name,
-            _ => false,
-        });
-        if !there {
-            make(self, name);
-        }
     }
 
     /// A new flow of a class leaves by an uplink.
@@ -269,24 +268,23 @@ impl Builder {
         self.rule(chain, [set_bits(ct("mark"), OF_FLOW, flow), mark_packet(slot), Statement::Accept(None)]);
     }
 
+    /// What counts the packets of each class: of flows that go through, both ways, and of those that go nowhere.
+    fn counts(&mut self, policy: &Policy) {
+        for id in (0..).take(policy.classes().len()) {
+            let [up, down] = counters(id);
+            self.chain(&count_chain(id));
+            let there = vec![equal(ct("direction"), text("original"))];
+            self.counting(&count_chain(id), &up, there, Statement::Accept(None));
+            self.counting(&count_chain(id), &down, Vec::new(), Statement::Accept(None));
+            self.chain(&drop_chain(id));
+            self.counting(&drop_chain(id), &dropped(id), Vec::new(), Statement::Drop(None));
+        }
+    }
+
     /// What goes through, both ways: TCP is told what fits the uplink (RFC 9293, section 3.7.1), and all of it is counted.
     fn through(&mut self, policy: &Policy, outlets: &[Outlet]) {
         const CHAIN: &str = "through";
         const SYN: u32 = 0x02;
-        let mut targets = Vec::new();
-        for id in (0..).take(policy.classes().len()) {
-            let [up, down] = counters(id);
-            let chain = format!("class{id}");
-            self.counter(up.clone());
-            self.counter(down.clone());
-            self.chain(&chain);
-            let there = equal(ct("direction"), text("original"));
-            self.rule(&chain, [there, counted(up), Statement::Accept(None)]);
-            self.rule(&chain, [counted(down)]);
-            let flow = Expression::Number(DIRECT.value | u32::from(id) << CLASS);
-            let verdict = Expression::Verdict(Verdict::Goto(JumpTarget { target: chain.into() }));
-            targets.push(SetItem::Mapping(flow, verdict));
-        }
         self.base(CHAIN, Some((NfChainType::Filter, NfHook::Forward, MANGLE)));
         for outlet in outlets {
             for family in &FAMILIES {
@@ -300,7 +298,12 @@ impl Builder {
                 self.rule(CHAIN, [slot, family.is(), syn, lower]);
             }
         }
-        let data = Expression::Named(NamedExpression::Set(targets));
+        let target = |id: ClassId| {
+            let flow = Expression::Number(DIRECT.value | u32::from(id) << CLASS);
+            let verdict = Verdict::Goto(JumpTarget { target: count_chain(id).into() });
+            SetItem::Mapping(flow, Expression::Verdict(verdict))
+        };
+        let data = Expression::Named(NamedExpression::Set((0..).take(policy.classes().len()).map(target).collect()));
         let key = and(ct("mark"), DIRECT.mask | OF_FLOW & !OF_PACKET);
         self.rule(CHAIN, [Statement::VerdictMap(VerdictMap { key, data })]);
     }
@@ -316,15 +319,14 @@ impl Builder {
             let slot = equal(and(ct("mark"), OF_PACKET), Expression::Number(mark(outlet.slot).value));
             self.rule(TRANSLATE, [by, slot, Statement::Masquerade(None)]);
         }
-        self.counter(UNTRANSLATED.into());
         self.base(GUARD, Some((NfChainType::Filter, NfHook::Postrouting, TRANSLATED)));
         let uplinks = || set(outlets.iter().map(|outlet| Expression::String(outlet.interface.clone().into())));
         for family in FAMILIES.iter().filter(|family| !outlets.is_empty() && !family.of(prefixes).is_empty()) {
             let own = set(family.of(prefixes).into_iter().map(prefix));
             let marked = equal(and(meta(MetaKey::Mark), DIRECT.mask), Expression::Number(DIRECT.value));
             let by = equal(meta(MetaKey::Oifname), uplinks());
-            let stop = [counted(UNTRANSLATED.into()), Statement::Drop(None)];
-            self.rule(GUARD, [marked, by, equal(family.field("saddr"), own)].into_iter().chain(stop));
+            let name = format!("{UNTRANSLATED}-{}", family.header);
+            self.counting(GUARD, &name, vec![marked, by, equal(family.field("saddr"), own)], Statement::Drop(None));
         }
     }
 }
@@ -411,8 +413,8 @@ fn equal(left: Expression<'static>, right: Expression<'static>) -> Statement<'st
     compare(left, Operator::EQ, right)
 }
 
-fn counted(name: String) -> Statement<'static> {
-    Statement::Counter(stmt::Counter::Named(name.into()))
+fn goto(chain: String) -> Statement<'static> {
+    Statement::Goto(JumpTarget { target: chain.into() })
 }
 
 /// Sets those bits of a mark that are ours, and leaves the others.

@@ -41,7 +41,17 @@ fn print() {
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
     rt.block_on(async {
         dataplane::netfilter::replace(TABLE, None, &r).await.expect("applied");
+        let d2 = [
+            [d(Leaves::ByUplink(0)); 2],
+            [d(Leaves::ByUplink(1)), d(Leaves::ByTunnel)],
+            [d(Leaves::Nowhere); 2],
+            [d(Leaves::ByTunnel); 2],
+        ];
+        let r2 =
+            ruleset(&nets(&["198.51.100.0/24", "2001:db8:100::/48"]), "msp0", &policy, &|_| true, &d2, &outlets[..1]);
         dataplane::netfilter::replace(TABLE, Some(&r), &r).await.expect("applied again");
+        dataplane::netfilter::replace(TABLE, Some(&r), &r2).await.expect("applied other");
+        dataplane::netfilter::replace(TABLE, Some(&r2), &r).await.expect("and back");
         println!("{:?}", dataplane::netfilter::counters(TABLE).await);
     });
 }
