@@ -4,8 +4,11 @@
 //! the old one or the new one, and never a part. The crate's own way to call it loses what nft complains of, and it reads
 //! counters as 32 bits, so both are done here ([why it is used](../../docs/decisions/0025-breakout-by-nftables.md)).
 
+use crate::netlink::Mark;
 use nftables::schema::{Chain, FlushObject, NfCmd, NfListObject, NfObject, Nftables, Table};
 use nftables::types::NfFamily;
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{Socket, SocketAddr};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -159,6 +162,39 @@ fn read_counters(answer: &[u8]) -> Result<BTreeMap<String, Counted>, FilterError
         }
     }
     Ok(counters)
+}
+
+/// Has the kernel forget the connections with this mark (conntrack, by ctnetlink). Their next packets begin new ones.
+pub fn forget(mark: Mark) -> io::Result<()> {
+    // linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h: the message deletes what its attributes say, and these say a mark.
+    const CTNETLINK_DELETE: u16 = 1 << 8 | 2;
+    const CTA_MARK: u16 = 8;
+    const CTA_MARK_MASK: u16 = 21;
+    const NLM_F_REQUEST_ACK: u16 = 1 | 4;
+    const NLMSG_ERROR: u16 = 2;
+    let mut body = vec![0; 4]; // Any family, version 0.
+    for (kind, value) in [(CTA_MARK, mark.value), (CTA_MARK_MASK, mark.mask)] {
+        body.extend(8u16.to_ne_bytes());
+        body.extend(kind.to_ne_bytes());
+        body.extend(value.to_be_bytes());
+    }
+    let mut message = (16 + body.len() as u32).to_ne_bytes().to_vec();
+    message.extend([CTNETLINK_DELETE.to_ne_bytes(), NLM_F_REQUEST_ACK.to_ne_bytes()].concat());
+    message.extend([0; 8]); // The number of the message, and of who sends it: there is one, on a socket of its own.
+    message.extend(body);
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&message, 0)?;
+    // The answer stands in the socket when the message has been sent.
+    let (answer, _) = socket.recv_from_full()?;
+    let word = |at: usize| answer.get(at..at + 4).and_then(|octets| <[u8; 4]>::try_from(octets).ok());
+    let kind = word(4).map(|octets| u16::from_ne_bytes([octets[0], octets[1]]));
+    match (kind, word(16).map(i32::from_ne_bytes)) {
+        (Some(NLMSG_ERROR), Some(0)) => Ok(()),
+        (Some(NLMSG_ERROR), Some(errno)) => Err(io::Error::from_raw_os_error(-errno)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no acknowledgement came back")),
+    }
 }
 
 async fn run(arguments: &[&str], input: &[u8], action: &'static str) -> Result<Output, FilterError> {

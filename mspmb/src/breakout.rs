@@ -73,8 +73,8 @@ pub(crate) struct Breakout<'a> {
     config: &'a Config,
     policy: watch::Receiver<Arc<Policy>>,
     isolation: Isolation,
-    /// The policy that the table was made for.
-    in_force: Option<Arc<Policy>>,
+    /// The policy that the table was made for, and where new flows go by it.
+    in_force: Option<(Arc<Policy>, Vec<[Decision; 2]>)>,
     isolated: bool,
     problem: Option<String>,
 }
@@ -112,10 +112,14 @@ impl<'a> Breakout<'a> {
         // All classes have packets at all times, as long as none has hours.
         let active = |_| true;
         let objects = wanted.then(|| ruleset::ruleset(prefixes, tun, &policy, &active, &decisions, outlets));
-        let anew = self.in_force.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &policy));
-        let problem = host.set_filter(ruleset::TABLE, objects, anew).await.err().map(|error| error.to_string());
-        if problem.is_none() && wanted {
-            self.in_force = Some(policy.clone());
+        let anew = self.in_force.as_ref().is_none_or(|(before, _)| !Arc::ptr_eq(before, &policy));
+        let mut problem = host.set_filter(ruleset::TABLE, objects, anew).await.err().map(|error| error.to_string());
+        let moved = self.in_force.as_ref().is_none_or(|(_, before)| *before != decisions);
+        if problem.is_none() && wanted && moved {
+            match netfilter::forget(ruleset::WAITS) {
+                Ok(()) => self.in_force = Some((policy.clone(), decisions.clone())),
+                Err(error) => problem = Some(format!("cannot have flows forgotten that nobody has answered: {error}")),
+            }
         }
         self.log(wanted && isolated, &problem);
         let classes = policy.classes().iter().zip(&decisions).map(|(class, families)| DirectClass {

@@ -15,12 +15,14 @@
 //! ```text
 //!     3 3 2 2 2 2 2 2 2 2 2 2 1                             0
 //!     1 0 9 8 7 6 5 4 3 2 1 0 9              ...            0
-//!    +-+-----+---------------+-------------------------------+
-//!    |D| slot|     class     |       others', left alone     |      D: direct
-//!    +-+-----+---------------+-------------------------------+
+//!    +-+-----+---------------+-+-----------------------------+      D: direct
+//!    |D| slot|     class     |W|      others', left alone    |      W: waits, nobody has answered it yet
+//!    +-+-----+---------------+-+-----------------------------+
 //!     `-v---'
 //!     the mark of its packets
 //! ```
+//!
+//! What waits has not begun: it is forgotten when new flows go another way, so that the next try goes that way too.
 //!
 //! A flow keeps its mark for as long as the kernel remembers it, whatever is decided of new ones in the meantime, and also
 //! while the daemon restarts. Of a policy that is read again its class keeps the number only.
@@ -35,7 +37,7 @@ use nftables::schema::{Chain, NfListObject, Rule};
 use nftables::stmt::{self, JumpTarget, Mangle, Match, Operator, Statement, VerdictMap};
 use nftables::types::{NfChainType, NfFamily, NfHook};
 use proto::direct::{Decision, Leaves};
-use proto::policy::{ClassId, Matches, Policy};
+use proto::policy::{ClassId, Matches, Policy, WhenIsolated};
 use std::ops::RangeInclusive;
 
 /// The table's name.
@@ -50,7 +52,11 @@ const CLASS: u32 = 20;
 /// The bits of a packet's mark that are ours.
 const OF_PACKET: u32 = 0xf000_0000;
 /// The bits of a flow's mark that are ours.
-const OF_FLOW: u32 = 0xfff0_0000;
+const OF_FLOW: u32 = 0xfff8_0000;
+/// Set in the mark of a flow that nobody has answered.
+pub(crate) const WAITS: Mark = Mark { value: 1 << 19, mask: 1 << 19 };
+/// The bits of a flow's mark that tell its class.
+const OF_CLASS: u32 = 0x0ff0_0000;
 
 /// The priorities of nftables' own names: `mangle`, and `srcnat` with the place behind it.
 const MANGLE: i32 = -150;
@@ -110,9 +116,10 @@ pub(crate) fn ruleset(
     let mut table = Builder::default();
     table.counts(policy);
     table.from_site(prefixes, tun, outlets);
+    let may_wait = policy.when_isolated() == WhenIsolated::Direct;
     for (family, number) in FAMILIES.iter().zip(0..) {
         for ((class, decision), id) in policy.classes().iter().zip(decisions).zip(0..).filter(|(_, id)| active(*id)) {
-            table.class(family, id, &class.matches, decision[number].leaves);
+            table.class(family, id, &class.matches, decision[number].leaves, may_wait);
         }
     }
     table.through(policy, outlets);
@@ -212,7 +219,11 @@ impl Builder {
         self.base(CHAIN, Some((NfChainType::Filter, NfHook::Prerouting, MANGLE)));
         let elsewhere = outlets.iter().map(|outlet| outlet.interface.clone()).chain([tun.to_owned()]);
         let elsewhere = set(elsewhere.map(|name| Expression::String(name.into())));
-        self.rule(CHAIN, [equal(meta(MetaKey::Iifname), elsewhere), Statement::Return(None)]);
+        let by = || equal(meta(MetaKey::Iifname), elsewhere.clone());
+        let waits = equal(and(ct("mark"), WAITS.mask), Expression::Number(WAITS.value));
+        let answered = compare(ct("state"), Operator::IN, text("established"));
+        self.rule(CHAIN, [by(), answered, waits, set_bits(ct("mark"), WAITS.mask, 0)]);
+        self.rule(CHAIN, [by(), Statement::Return(None)]);
         for family in &FAMILIES {
             let own = family.of(prefixes);
             if own.is_empty() {
@@ -233,11 +244,16 @@ impl Builder {
         }
     }
 
-    /// What becomes of a new flow of this class; nothing, where no packet of this family can be of it.
-    fn class(&mut self, family: &Family, id: ClassId, matches: &Matches, leaves: Leaves) {
+    /// What becomes of a new flow of this class; nothing, where no packet of this family can be of it. One in a tunnel `may_wait`
+    /// if it could go by an uplink later.
+    fn class(&mut self, family: &Family, id: ClassId, matches: &Matches, leaves: Leaves, may_wait: bool) {
         let Some(mut rule) = conditions(family, matches) else { return };
         match leaves {
-            Leaves::ByTunnel => rule.push(Statement::Return(None)),
+            // Where tunnels are all there is, nobody asks.
+            Leaves::ByTunnel if !may_wait => rule.push(Statement::Return(None)),
+            Leaves::ByTunnel => {
+                rule.extend([set_bits(ct("mark"), OF_FLOW, WAITS.value), Statement::Return(None)]);
+            }
             Leaves::Nowhere => rule.push(goto(drop_chain(id))),
             Leaves::ByUplink(slot) => {
                 let chain = format!("class{id}-by{slot}");
@@ -264,7 +280,7 @@ impl Builder {
         let tcp = equal(meta(MetaKey::L4proto), Expression::Number(TCP.into()));
         let flags = and(payload("tcp", "flags"), FIN_SYN_RST_ACK);
         self.rule(chain, [tcp, compare(flags, Operator::NEQ, Expression::Number(SYN)), Statement::Return(None)]);
-        let flow = mark(slot).value | u32::from(id) << CLASS;
+        let flow = mark(slot).value | u32::from(id) << CLASS | WAITS.value;
         self.rule(chain, [set_bits(ct("mark"), OF_FLOW, flow), mark_packet(slot), Statement::Accept(None)]);
     }
 
@@ -304,7 +320,7 @@ impl Builder {
             SetItem::Mapping(flow, Expression::Verdict(verdict))
         };
         let data = Expression::Named(NamedExpression::Set((0..).take(policy.classes().len()).map(target).collect()));
-        let key = and(ct("mark"), DIRECT.mask | OF_FLOW & !OF_PACKET);
+        let key = and(ct("mark"), DIRECT.mask | OF_CLASS);
         self.rule(CHAIN, [Statement::VerdictMap(VerdictMap { key, data })]);
     }
 
@@ -419,8 +435,11 @@ fn goto(chain: String) -> Statement<'static> {
 
 /// Sets those bits of a mark that are ours, and leaves the others.
 fn set_bits(key: Expression<'static>, ours: u32, bits: u32) -> Statement<'static> {
-    let operands = vec![and(key.clone(), !ours), Expression::Number(bits)];
-    let value = Expression::BinaryOperation(Box::new(BinaryOperation::OR(operands)));
+    let others = and(key.clone(), !ours);
+    let value = match bits {
+        0 => others,
+        _ => Expression::BinaryOperation(Box::new(BinaryOperation::OR(vec![others, Expression::Number(bits)]))),
+    };
     Statement::Mangle(Mangle { key, value })
 }
 
