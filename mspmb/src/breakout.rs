@@ -114,9 +114,9 @@ impl<'a> Breakout<'a> {
         let objects = wanted.then(|| ruleset::ruleset(prefixes, tun, &policy, &active, &decisions, outlets));
         let anew = self.in_force.as_ref().is_none_or(|(before, _)| !Arc::ptr_eq(before, &policy));
         let mut problem = host.set_filter(ruleset::TABLE, objects, anew).await.err().map(|error| error.to_string());
-        let moved = self.in_force.as_ref().is_none_or(|(_, before)| *before != decisions);
-        if problem.is_none() && wanted && moved {
-            match netfilter::forget(ruleset::WAITS) {
+        if problem.is_none() && wanted {
+            let before = self.in_force.as_ref().filter(|_| !anew).map(|(_, before)| &before[..]);
+            match forget_waiting(before.unwrap_or_default(), &decisions) {
                 Ok(()) => self.in_force = Some((policy.clone(), decisions.clone())),
                 Err(error) => problem = Some(format!("cannot have flows forgotten that nobody has answered: {error}")),
             }
@@ -151,6 +151,18 @@ impl<'a> Breakout<'a> {
         self.isolated = isolated;
         self.problem.clone_from(problem);
     }
+}
+
+/// Has the kernel forget what nobody has answered of flows whose like goes another way now. Other packets of the same flow,
+/// the next tries of a connection, go that way then.
+fn forget_waiting(before: &[[Decision; 2]], now: &[[Decision; 2]]) -> std::io::Result<()> {
+    for ((before, now), class) in before.iter().zip(now).zip(0..) {
+        let moved = before.iter().zip(now).filter(|(before, now)| before.leaves != now.leaves);
+        for mark in moved.filter_map(|(before, _)| ruleset::waiting(class, before.leaves)) {
+            netfilter::forget(mark)?;
+        }
+    }
+    Ok(())
 }
 
 /// How old counts may be that are shown: asking for them runs a program.

@@ -20,6 +20,8 @@
 //! | [`mtu`]: does it fit in one datagram | |
 //! | [`tunnel`]: seal | |
 //! | [`path`]: remember number and time | |
+//!
+//! What leaves by an uplink itself meets none of it: [`direct`] says which flows do.
 
 pub mod config;
 mod counters;

@@ -54,7 +54,7 @@ const OF_PACKET: u32 = 0xf000_0000;
 /// The bits of a flow's mark that are ours.
 const OF_FLOW: u32 = 0xfff8_0000;
 /// Set in the mark of a flow that nobody has answered.
-pub(crate) const WAITS: Mark = Mark { value: 1 << 19, mask: 1 << 19 };
+const WAITS: u32 = 1 << 19;
 /// The bits of a flow's mark that tell its class.
 const OF_CLASS: u32 = 0x0ff0_0000;
 
@@ -79,6 +79,16 @@ pub(crate) struct Outlet {
 /// The mark of packets that leave by the uplink in this slot.
 pub(crate) fn mark(slot: u8) -> Mark {
     Mark { value: DIRECT.value | u32::from(slot) << SLOT, mask: OF_PACKET }
+}
+
+/// The mark of the flows of a class that went this way and wait for an answer; nothing, where none is let through.
+pub(crate) fn waiting(class: ClassId, leaves: Leaves) -> Option<Mark> {
+    let way = match leaves {
+        Leaves::ByTunnel => 0,
+        Leaves::ByUplink(slot) => mark(slot).value,
+        Leaves::Nowhere => return None,
+    };
+    Some(Mark { value: way | u32::from(class) << CLASS | WAITS, mask: OF_FLOW })
 }
 
 /// The name of the counter of a class's packets that leave, and of those that come back.
@@ -220,9 +230,9 @@ impl Builder {
         let elsewhere = outlets.iter().map(|outlet| outlet.interface.clone()).chain([tun.to_owned()]);
         let elsewhere = set(elsewhere.map(|name| Expression::String(name.into())));
         let by = || equal(meta(MetaKey::Iifname), elsewhere.clone());
-        let waits = equal(and(ct("mark"), WAITS.mask), Expression::Number(WAITS.value));
+        let waits = equal(and(ct("mark"), WAITS), Expression::Number(WAITS));
         let answered = compare(ct("state"), Operator::IN, text("established"));
-        self.rule(CHAIN, [by(), answered, waits, set_bits(ct("mark"), WAITS.mask, 0)]);
+        self.rule(CHAIN, [by(), answered, waits, set_bits(ct("mark"), WAITS, 0)]);
         self.rule(CHAIN, [by(), Statement::Return(None)]);
         for family in &FAMILIES {
             let own = family.of(prefixes);
@@ -252,7 +262,8 @@ impl Builder {
             // Where tunnels are all there is, nobody asks.
             Leaves::ByTunnel if !may_wait => rule.push(Statement::Return(None)),
             Leaves::ByTunnel => {
-                rule.extend([set_bits(ct("mark"), OF_FLOW, WAITS.value), Statement::Return(None)]);
+                let flow = u32::from(id) << CLASS | WAITS;
+                rule.extend([set_bits(ct("mark"), OF_FLOW, flow), Statement::Return(None)]);
             }
             Leaves::Nowhere => rule.push(goto(drop_chain(id))),
             Leaves::ByUplink(slot) => {
@@ -280,7 +291,7 @@ impl Builder {
         let tcp = equal(meta(MetaKey::L4proto), Expression::Number(TCP.into()));
         let flags = and(payload("tcp", "flags"), FIN_SYN_RST_ACK);
         self.rule(chain, [tcp, compare(flags, Operator::NEQ, Expression::Number(SYN)), Statement::Return(None)]);
-        let flow = mark(slot).value | u32::from(id) << CLASS | WAITS.value;
+        let flow = mark(slot).value | u32::from(id) << CLASS | WAITS;
         self.rule(chain, [set_bits(ct("mark"), OF_FLOW, flow), mark_packet(slot), Statement::Accept(None)]);
     }
 

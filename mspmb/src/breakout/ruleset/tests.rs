@@ -185,6 +185,7 @@ fn a_new_flow_is_marked_with_uplink_and_class_and_bits_of_others_stay() {
     let (_, table) = films();
     let others = Packet { flow: 0x1234, mark: 0x5678, ..packet("192.0.2.1", 443) };
     assert_eq!(through(&table, others), (End::Accept, 0x8008_1234, 0x8000_5678));
+    assert_eq!(waiting(0, Leaves::ByUplink(0)), Some(Mark { value: 0x8008_0000, mask: 0xfff8_0000 }));
     assert_eq!(through(&table, packet("2001:db8:9::1", 443)), (End::Accept, 0xb008_0000, 0xb000_0000));
     assert_eq!(through(&table, packet("192.0.3.1", 443)), (End::Return, 0, 0));
 }
@@ -234,10 +235,11 @@ fn tcp_in_its_midst_stays_in_the_tunnels_and_what_is_nothing_is_dropped() {
 fn what_nobody_has_answered_waits_where_it_may_leave_later() {
     let policy = Policy::default().with_isolation(WhenIsolated::Direct);
     let table = table(&policy, &[[Leaves::ByTunnel; 2]]);
-    assert_eq!(through(&table, packet("192.0.2.1", 443)), (End::Return, WAITS.value, 0));
-    let answer = Packet { iifname: "msp0", state: "established", flow: WAITS.value | 7, ..packet("192.0.2.1", 443) };
+    let waiting = waiting(0, Leaves::ByTunnel).expect("it has a mark").value;
+    assert_eq!(through(&table, packet("192.0.2.1", 443)), (End::Return, waiting, 0));
+    let answer = Packet { iifname: "msp0", state: "established", flow: WAITS | 7, ..packet("192.0.2.1", 443) };
     assert_eq!(through(&table, answer.clone()), (End::Return, 7, 0));
-    assert_eq!(through(&table, Packet { state: "related", ..answer }), (End::Return, WAITS.value | 7, 0));
+    assert_eq!(through(&table, Packet { state: "related", ..answer }), (End::Return, WAITS | 7, 0));
 }
 
 #[test]
@@ -300,6 +302,6 @@ proptest! {
         packet.tcp_flags = 0x02;
         let class = policy.classify(&packet.facts);
         let (end, flow, _) = through(&table, packet);
-        prop_assert_eq!((end, flow), (End::Accept, DIRECT.value | u32::from(class) << CLASS | WAITS.value));
+        prop_assert_eq!((end, flow), (End::Accept, DIRECT.value | u32::from(class) << CLASS | WAITS));
     }
 }
