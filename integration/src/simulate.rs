@@ -350,6 +350,7 @@ fn without_kernel(expect: &Expect) -> Option<Expect> {
         tcp_completed: None,
         tcp_bytes: None,
         tcp_stall_ms: None,
+        tcp_mbit: None,
         tcp_goodput_percent: None,
         handshakes: None,
         filter_drops: None,

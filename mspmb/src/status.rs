@@ -199,9 +199,10 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
     let why = match (&uplink.problem, path) {
         (Some(problem), _) => problem.clone(),
         (None, Some(path)) => match path.rate {
-            Some(rate) => {
+            Some(rate) if path.waiting.packets > 0 => {
                 format!("{}; full: {} packets wait, held to {}", path.reason, path.waiting.packets, bits(rate))
             }
+            Some(rate) => format!("{}; held to {}", path.reason, bits(rate)),
             None => path.reason.clone(),
         },
         (None, None) => String::new(),

@@ -56,7 +56,9 @@ pub fn concerns(policy: &Policy) -> bool {
 
 /// Where new flows go, by class, in IPv4 and in IPv6.
 pub fn decide(policy: &Policy, exits: &[Exit], isolated: bool) -> Vec<[Decision; 2]> {
-    let mut exits = exits.to_vec();
+    // A flow goes both ways by its uplink.
+    let both_ways = |exit: &&Exit| policy.links().get(usize::from(exit.slot)).is_none_or(|link| link.only.is_none());
+    let mut exits: Vec<Exit> = exits.iter().filter(both_ways).copied().collect();
     exits.sort_by_key(|exit| exit.preference);
     let decide = |class: &Class| [0, 1].map(|family| of_class(class, &exits, family, isolated, policy.when_isolated()));
     policy.classes().iter().map(decide).collect()
@@ -128,7 +130,7 @@ impl Isolation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Direct, Matches, Treatment};
+    use crate::policy::{Direct, Direction, Link, Treatment};
 
     const BOTH: [bool; 2] = [true, true];
 
@@ -137,8 +139,7 @@ mod tests {
     }
 
     fn policy(direct: Option<Direct>, up: Treatment) -> Policy {
-        let (matches, down) = (Matches::default(), Treatment::default());
-        let class = Class { name: "all".into(), matches, up, down, priority: None, direct };
+        let class = Class { up, direct, ..Class::everything("all") };
         Policy::new(Default::default(), vec![class]).expect("a good policy")
     }
 
@@ -173,6 +174,16 @@ mod tests {
         // With no tunnel at all, or none ever by this uplink, nothing is known.
         assert_eq!(leaves(&any, &[dead, exit(1, BOTH, Some(false))], false), [Leaves::ByUplink(0); 2]);
         assert_eq!(leaves(&any, &[exit(0, BOTH, None), alive], false), [Leaves::ByUplink(0); 2]);
+    }
+
+    #[test]
+    fn a_link_of_one_direction_takes_no_flow() {
+        let mut links: [Link; crate::MAX_SLOTS] = Default::default();
+        links[0].only = Some(Direction::Down);
+        let class = Class { direct: Some(Direct::default()), ..Class::everything("all") };
+        let policy = Policy::new(links, vec![class]).expect("a good policy");
+        let exits = [exit(0, BOTH, Some(true)), exit(1, BOTH, Some(true))];
+        assert_eq!(leaves(&policy, &exits, false), [Leaves::ByUplink(1); 2]);
     }
 
     #[test]

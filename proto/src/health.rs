@@ -476,12 +476,20 @@ impl Health {
         self.sent.oldest_open().map(|at| at + self.patiences().min().unwrap_or(UNKNOWN_PATIENCE))
     }
 
-    /// By how much a packet that goes by this path may arrive later than one that goes by `other` at the same time. Where
-    /// both round trips are known by the same receipt path, its way back is in both of them and cancels out.
+    /// By how much a packet that goes by this path may arrive later than one that goes by `other` at the same time.
     pub(crate) fn later_than(&self, other: &Health) -> Duration {
-        let later = |ours: &Rtt, theirs: &Rtt| {
+        self.compare(other, |ours, theirs| {
             (ours.smoothed + (ours.variation * 4).max(LEAST_MARGIN)).saturating_sub(theirs.smoothed)
-        };
+        })
+    }
+
+    /// By how much packets by this path are mostly later than those by `other`.
+    pub(crate) fn beyond(&self, other: &Health) -> Duration {
+        self.compare(other, |ours, theirs| ours.smoothed.saturating_sub(theirs.smoothed))
+    }
+
+    /// Where both round trips are known by the same receipt path, its way back is in both of them and cancels out.
+    fn compare(&self, other: &Health, later: impl Fn(&Rtt, &Rtt) -> Duration) -> Duration {
         let pairs = self.rtt.iter().zip(&other.rtt).filter_map(|(ours, theirs)| ours.as_ref().zip(theirs.as_ref()));
         let any = || self.latest_rtt().zip(other.latest_rtt()).map(|(ours, theirs)| later(ours, theirs));
         pairs.map(|(ours, theirs)| later(ours, theirs)).max().or_else(any).unwrap_or_default()

@@ -23,9 +23,11 @@
 //!
 //! What leaves by an uplink itself meets none of it: [`direct`] says which flows do.
 
+mod balance;
 pub mod config;
 mod counters;
 pub mod direct;
+mod flows;
 mod health;
 mod impairment;
 pub mod keys;
@@ -40,6 +42,7 @@ mod quality;
 mod reassembly;
 mod received;
 mod replay;
+mod resequence;
 mod route;
 mod schedule;
 mod sent;

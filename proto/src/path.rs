@@ -1,11 +1,13 @@
 //! One path of a bundle: its tunnel, its health, the way there, and what is said on it.
 
+use crate::balance::Berth;
 use crate::config::{PathConfig, PeerKind};
 use crate::health::{Health, Surroundings, Transition, Wants};
 use crate::mtu::Discovery;
 use crate::node::PathState;
 use crate::output::Route;
 use crate::peer::{Context, fragment_number};
+use crate::policy::Measured;
 use crate::received::ReceivedLog;
 use crate::replay::{Origin, Outgoing, Replay, Ticket};
 use crate::schedule::Standing;
@@ -13,7 +15,7 @@ use crate::sent::Judged;
 use crate::shape::{Load, Popped, Progress, Shaper, Waiting};
 use crate::snapshot::{PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Indices, Keys, OVERHEAD, PacketId, PathRef, Role, Suite, Tunnel};
-use crate::wire::{Copy, Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, Receipt, Writer};
+use crate::wire::{Copy, Fragment, Hello, Item, LEAST_MESSAGE, MAX_MESSAGE, MOST_TRAILER, Receipt, Sequence, Writer};
 use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -40,6 +42,11 @@ const LAST_TRIES: Duration = Duration::from_secs(150);
 const REPAIR_COSTS: u32 = 512;
 /// So many at once, if there were none for long.
 const MOST_REPAIRS: u32 = 4;
+
+/// What an access link counts of a packet beside its IP headers, as far as is known: an Ethernet header and its check, as
+/// DOCSIS does (CM-SP-MULPIv3.1, section 7.7.4: from the destination address to the CRC). PPPoE has 8 octets more, ATM a
+/// tenth of all: there the rate is to be given with that taken off.
+const FRAME: u64 = 18;
 
 /// One path: its tunnel, its health, and the way there.
 pub(crate) struct Path {
@@ -79,6 +86,39 @@ pub(crate) struct Path {
     pub(crate) rx: Traffic,
 }
 
+/// What stands beside a packet for the one who receives it.
+#[derive(Clone, Copy, Debug)]
+struct Marks {
+    /// It was sent before.
+    copy: Option<Copy>,
+    /// It is bonded.
+    sequence: Option<Sequence>,
+}
+
+impl Marks {
+    /// Octets that they take at most.
+    const MOST: usize = Copy::ROOM + Sequence::ROOM;
+
+    /// Octets that they take.
+    fn room(&self) -> usize {
+        self.copy.map_or(0, |_| Copy::ROOM) + self.sequence.map_or(0, |_| Sequence::ROOM)
+    }
+
+    fn add_to(&self, message: &mut Writer<'_>) {
+        let copy = self.copy.map(Item::Copy);
+        copy.iter().chain(&self.sequence.map(Item::Sequence)).for_each(|item| {
+            message.add(item);
+        });
+    }
+
+    /// As a trailer.
+    fn write<'a>(&self, room: &'a mut [u8]) -> &'a [u8] {
+        let mut trailer = Writer::trailer(room);
+        self.add_to(&mut trailer);
+        trailer.finish()
+    }
+}
+
 impl Path {
     pub(crate) fn new(
         config: PathConfig,
@@ -116,9 +156,35 @@ impl Path {
         }
     }
 
-    /// Seals and sends. `false`: there is no session or no way.
+    /// Seals and sends what waits for no room. `false`: there is no session or no way.
     pub(crate) fn send(&mut self, ctx: &mut Context<'_>, plaintext: &[u8], eliciting: bool) -> bool {
-        self.send_numbered(ctx, plaintext, eliciting, Ticket::NONE).is_some()
+        self.send_own_numbered(ctx, plaintext, eliciting, Ticket::NONE).is_some()
+    }
+
+    fn send_own_numbered(
+        &mut self,
+        ctx: &mut Context<'_>,
+        plaintext: &[u8],
+        eliciting: bool,
+        ticket: Ticket,
+    ) -> Option<PacketId> {
+        let id = self.send_numbered(ctx, plaintext, eliciting, ticket)?;
+        self.charge_own(ctx.now, plaintext.len() + OVERHEAD);
+        Some(id)
+    }
+
+    /// A datagram of `len` octets was sent that waited for no room.
+    fn charge_own(&mut self, now: Instant, len: usize) {
+        let (load, framing) = (self.load(), self.framing());
+        self.shaper.on_sent_own(now, load, len as u64 + framing);
+    }
+
+    /// What a datagram costs on the link beside its own octets. It counts where a link's rate is given; what is measured
+    /// is measured in datagrams.
+    fn framing(&self) -> u64 {
+        const UDP: u64 = 8;
+        let ip = if self.route.is_some_and(|route| route.to.is_ipv6()) { 40 } else { 20 };
+        if self.shaper.given().is_some() { FRAME + ip + UDP } else { 0 }
     }
 
     /// Sends a packet in one datagram, with a trailer that may be empty.
@@ -175,24 +241,15 @@ impl Path {
 
     /// Seals and sends a packet that does not fit, and says in how many datagrams. 0: there is no session or no way. A path
     /// loses both between two datagrams of one call at most when its session's numbers end, after two million years.
-    pub(crate) fn send_fragments(
-        &mut self,
-        ctx: &mut Context<'_>,
-        packet: &[u8],
-        id: u32,
-        copy: Option<Copy>,
-        ticket: Ticket,
-    ) -> u8 {
+    fn send_fragments(&mut self, ctx: &mut Context<'_>, packet: &[u8], id: u32, marks: Marks, ticket: Ticket) -> u8 {
         let size = self.mtu.size();
-        let room = size - if copy.is_some() { Copy::ROOM as u16 } else { 0 };
+        let room = size - marks.room() as u16;
         let mut buffer = std::mem::take(ctx.scratch);
         let mut sent = 0;
         for fragment in Fragment::cut(packet, id, room) {
             buffer.resize(usize::from(size), 0);
             let mut message = Writer::new(&mut buffer);
-            if let Some(copy) = copy {
-                message.add(&Item::Copy(copy));
-            }
+            marks.add_to(&mut message);
             message.add(&Item::Fragment(fragment));
             if self.send_numbered(ctx, message.finish(), true, ticket).is_none() {
                 break;
@@ -214,40 +271,41 @@ impl Path {
         cut: bool,
         fragmented: &mut u64,
     ) -> Option<(Origin, u8, bool)> {
-        let &Outgoing { packet, origin, ticket } = outgoing;
+        let &Outgoing { packet, origin, sequence, ticket, urgent } = outgoing;
         let (before, slot) = (self.tx.bytes, self.config.slot);
         let mut number = || {
             let number = fragment_number(ctx.epoch, *fragmented);
             *fragmented += 1;
             number
         };
-        let (origin, datagrams, rode) = match origin {
-            None if !cut || self.fits(packet.len()) => {
-                let rides = self.fits(packet.len() + trailer.len());
-                let id = self.send_whole(ctx, packet, if rides { trailer } else { &[] }, ticket, true)?;
-                (Origin::Whole(slot, id), 1, rides && !trailer.is_empty())
-            }
-            None => {
-                let id = number();
-                (Origin::Fragments(id), self.send_fragments(ctx, packet, id, None, ticket), false)
-            }
-            Some(Origin::Fragments(id)) => {
-                (Origin::Fragments(id), self.send_fragments(ctx, packet, id, None, ticket), false)
-            }
-            Some(Origin::Whole(first, id)) if self.fits(packet.len() + Copy::ROOM) => {
-                let mut room = [0; Copy::ROOM];
-                let mut items = Writer::trailer(&mut room);
-                items.add(&Item::Copy(Copy::of(first, id)));
-                self.send_whole(ctx, packet, items.finish(), ticket, true)?;
-                (Origin::Whole(first, id), 1, false)
-            }
-            Some(Origin::Whole(first, id)) => {
-                let datagrams = self.send_fragments(ctx, packet, number(), Some(Copy::of(first, id)), ticket);
-                (Origin::Whole(first, id), datagrams, false)
-            }
+        let copy = match origin {
+            Some(Origin::Whole(first, id)) => Some(Copy::of(first, id)),
+            Some(Origin::Fragments(_)) | None => None,
         };
-        let load = self.load();
-        self.shaper.on_sent(ctx.now, load, self.tx.bytes - before);
+        let marks = Marks { copy, sequence };
+        let whole = !matches!(origin, Some(Origin::Fragments(_))) && self.fits(packet.len() + marks.room());
+        let (origin, datagrams, rode) = if whole || (origin.is_none() && !cut) {
+            let rides =
+                origin.is_none() && !trailer.is_empty() && self.fits(packet.len() + marks.room() + trailer.len());
+            let mut room = [0; Marks::MOST + MOST_TRAILER];
+            let marked = marks.write(&mut room).len();
+            let end = if rides { marked + trailer.len() } else { marked };
+            if rides {
+                room[marked..end].copy_from_slice(trailer);
+            }
+            let id = self.send_whole(ctx, packet, &room[..end], ticket, true)?;
+            (origin.unwrap_or(Origin::Whole(slot, id)), 1, rides)
+        } else {
+            // The fragments of a packet that went so before have its number again; a copy of a whole one has its own.
+            let id = match origin {
+                Some(Origin::Fragments(id)) => id,
+                _ => number(),
+            };
+            let datagrams = self.send_fragments(ctx, packet, id, marks, ticket);
+            (origin.unwrap_or(Origin::Fragments(id)), datagrams, false)
+        };
+        let (load, framing) = (self.load(), self.framing() * u64::from(datagrams));
+        self.shaper.on_sent(ctx.now, load, self.tx.bytes - before + framing, urgent);
         (datagrams > 0).then_some((origin, datagrams, rode))
     }
 
@@ -286,6 +344,33 @@ impl Path {
         self.shaper.admits(now, self.load(), urgent)
     }
 
+    /// How long a packet takes to arrive, as far as is known.
+    pub(crate) fn latency(&self) -> Duration {
+        self.load().latency
+    }
+
+    /// What it carries, in octets a second, as far as is known.
+    pub(crate) fn carries(&self, now: Instant) -> u64 {
+        self.shaper.carries(now, self.load())
+    }
+
+    /// Time has passed.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        let load = self.load();
+        self.shaper.wake(now, load);
+    }
+
+    /// Whether something waits that would go by this path, as by others, if it had room.
+    pub(crate) fn await_room(&mut self, now: Instant, awaited: bool) {
+        let load = self.load();
+        self.shaper.set_awaited(now, load, awaited);
+    }
+
+    /// When it has room again for that, if no receipt comes before.
+    pub(crate) fn next_room_at(&self, now: Instant, urgent: bool) -> Instant {
+        self.shaper.room_at(now, self.load(), urgent)
+    }
+
     /// When a probe of the path MTU is due. Only a path that answers what is small is probed: elsewhere a lost probe would
     /// say nothing.
     pub(crate) fn probe_at(&self, active: bool) -> Option<Instant> {
@@ -312,7 +397,7 @@ impl Path {
         let mut message = Writer::new(&mut buffer);
         message.add(&Item::Ping);
         message.pad();
-        let id = self.send_numbered(ctx, message.finish(), eliciting, Ticket::NONE);
+        let id = self.send_own_numbered(ctx, message.finish(), eliciting, Ticket::NONE);
         *ctx.scratch = buffer;
         id
     }
@@ -339,6 +424,7 @@ impl Path {
         }
         if let Some(len) = written {
             self.tx.add(len);
+            self.charge_own(ctx.now, len);
         }
     }
 
@@ -399,13 +485,13 @@ impl Path {
             // Only a box has uplinks to say that of.
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             preference: self.preference(),
-            capabilities: Hello::FRAGMENTS | Hello::COPIES,
+            capabilities: Hello::FRAGMENTS | Hello::COPIES | Hello::SEQUENCES,
             ..Hello::default()
         });
         let mut buffer = [0; MAX_MESSAGE];
         let mut message = Writer::new(&mut buffer);
         message.add(&hello);
-        self.send_numbered(ctx, message.finish(), true, Ticket::HELLO);
+        self.send_own_numbered(ctx, message.finish(), true, Ticket::HELLO);
     }
 
     /// Sends a message of one item that asks for a receipt.
@@ -463,7 +549,7 @@ impl Path {
         replay: &mut Replay,
     ) -> Option<Transition> {
         self.mtu.on_receipt(receipt, now);
-        let queue = self.health.has_own_queue() || self.shaper.rate().is_some();
+        let queue = self.health.has_own_queue() || self.shaper.is_held();
         let (slot, introduced, mtu, repairs) =
             (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
         let (mut octets, mut packets, mut lost) = (0, 0, 0);
@@ -498,6 +584,7 @@ impl Path {
         });
         if packets > 0 {
             let Load { least_rtt, queued, .. } = self.load();
+            let octets = octets + self.framing() * u64::from(packets);
             let progress = Progress { octets, packets, lost, received_us: receipt.received_us, queued, least_rtt };
             self.shaper.on_progress(now, &progress);
         }
@@ -555,6 +642,19 @@ impl Path {
             state => state,
         };
         Standing::of(state, health.on_probation(now), now.since(health.since()), session)
+    }
+
+    /// What it has to offer to flows that are balanced.
+    pub(crate) fn berth(&self, now: Instant) -> Berth {
+        let delivered = self.health.quality().delivery_rate(now) / 8;
+        Berth { slot: self.config.slot, rate: self.shaper.rate(), delivered }
+    }
+
+    /// What it is like, if that is known.
+    pub(crate) fn measured(&self, now: Instant) -> Option<Measured> {
+        let (smoothed, jitter) = self.health.rtt()?;
+        let [loss, ..] = self.health.quality().loss(now);
+        Some(Measured { latency: smoothed / 2, jitter, loss: loss.unwrap_or(0.0) })
     }
 
     pub(crate) fn metered(&self) -> bool {

@@ -1,25 +1,29 @@
 //! The other end: its tunnels and paths, and the bundle that they make together.
 
+mod bond;
 mod receive;
 mod send;
 
 pub(crate) use send::fragment_number;
 
+use self::bond::Bonds;
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
+use crate::flows::FlowTable;
 use crate::health::{Surroundings, Transition};
 use crate::node::{Event, PathState};
 use crate::output::Output;
 use crate::path::Path;
-use crate::policy::{Class, Direction, Policy};
+use crate::policy::{Class, ClassId, Direction, Policy};
 use crate::reassembly::Reassembly;
 use crate::replay::Replay;
+use crate::resequence::Resequencer;
 use crate::route::Routes;
-use crate::schedule::{Candidate, Course, FlowTable};
+use crate::schedule::{Candidate, Course};
 use crate::snapshot::{ClassSnapshot, PeerSnapshot, Traffic};
 use crate::timer::Armed;
 use crate::tunnel::{Indices, PathRef, Role, Suite};
-use crate::wire::{Hello, Item, MAX_MESSAGE, Writer};
+use crate::wire::{Hello, Item, MAX_MESSAGE, Sequence, Writer};
 use crate::{Identity, Instant, LinkId, MAX_SLOTS, PathId, Uplink};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -70,6 +74,8 @@ pub(crate) struct Peer {
     carrying: u8,
     /// When the policy was put in force.
     policy_since: Instant,
+    /// Octets that are left free in each packet for its place in its stream: none where nothing is bonded.
+    numbering: u16,
     reachable: bool,
     /// The last inner packet, either way.
     last_traffic: Option<Instant>,
@@ -88,6 +94,10 @@ pub(crate) struct Peer {
     /// Packets put together from fragments.
     reassembled: u64,
     replay: Replay,
+    /// What waits of bonded classes.
+    bonds: Bonds,
+    /// What came of the peer's bonded classes, and waits for what was sent before.
+    resequencer: Resequencer,
     /// Slots and places of packets that are about to be given to a path: used again for each such list.
     list: Vec<(u8, u64)>,
     /// Slots of paths by which nothing more may have come, a bit each, since what is kept was sent again last: what went by
@@ -106,7 +116,7 @@ impl Peer {
         let role = if config.kind == PeerKind::Core { Role::Initiator } else { Role::Responder };
         let path =
             |path: &PathConfig| Path::new(path.clone(), PathRef { peer: at, slot: path.slot }, role, suite, mtu, now);
-        Peer {
+        let mut peer = Peer {
             paths: config.paths.iter().map(path).collect(),
             at,
             role,
@@ -115,6 +125,7 @@ impl Peer {
             config,
             carrying: 0,
             policy_since: now,
+            numbering: 0,
             reachable: false,
             last_traffic: None,
             receipt_due: None,
@@ -127,6 +138,8 @@ impl Peer {
             reassembly: Reassembly::default(),
             reassembled: 0,
             replay: Replay::default(),
+            bonds: Bonds::default(),
+            resequencer: Resequencer::default(),
             list: Vec::new(),
             rescue: None,
             copies: Traffic::default(),
@@ -135,6 +148,23 @@ impl Peer {
             rx: Traffic::default(),
             drops: Drops::default(),
             armed: Armed::default(),
+        };
+        peer.numbering = peer.numbering();
+        peer.give_rates();
+        peer
+    }
+
+    fn numbering(&self) -> u16 {
+        if self.config.policy.bonds(self.direction()) { Sequence::ROOM as u16 } else { 0 }
+    }
+
+    /// Tells each path what its link carries, where the policy does.
+    fn give_rates(&mut self) {
+        let direction = self.direction();
+        for path in &mut self.paths {
+            let rate =
+                self.config.policy.links().get(usize::from(path.config.slot)).and_then(|link| link.rate(direction));
+            path.shaper.give(rate.map(|bits| bits / 8));
         }
     }
 
@@ -174,8 +204,13 @@ impl Peer {
             self.courses = courses(&config.policy);
             self.policy_since = now;
             self.flows.forget_classes();
+            self.bonds.clear();
+            self.replay.leave_queues();
+            self.rescue.get_or_insert(0);
         }
         self.config = config;
+        self.numbering = self.numbering();
+        self.give_rates();
     }
 
     pub(crate) fn retire(&mut self, indices: &mut Indices) {
@@ -219,9 +254,11 @@ impl Peer {
     /// The path of this slot is one that packets take now: of the class of everything else, or of one that is in use.
     fn in_use(&self, now: Instant, slot: u8) -> bool {
         let recent = |course: &Course| course.used.is_some_and(|at| now.since(at) < ACTIVE);
-        let mut courses = self.courses.iter().rev();
-        let rest = courses.next().and_then(|rest| rest.current);
-        rest == Some(slot) || courses.any(|course| course.current == Some(slot) && recent(course))
+        let direction = self.direction();
+        let takes =
+            |(course, class): &(&Course, &Class)| course.slots(&class.treatment(direction).mode) & 1 << slot != 0;
+        let mut courses = self.courses.iter().zip(self.config.policy.classes()).rev();
+        courses.next().as_ref().is_some_and(takes) || courses.any(|of| takes(&of) && recent(of.0))
     }
 
     fn path_mut(&mut self, slot: u8) -> Option<&mut Path> {
@@ -251,6 +288,8 @@ impl Peer {
         let receipts = self.receipt_due.map(|at| (at, "receipt"));
         let lost = self.lost.contains(&true).then_some((now, "an uplink is gone"));
         let rescue = self.rescue.map(|_| (now, "replay"));
+        let bonds = self.bonds.ready_at().map(|at| (at, "bond"));
+        let order = self.resequencer.deadline(now).map(|at| (at, "order"));
         let expiry = self.replay.expires_at().map(|at| (at, "memory"));
         let paths = self.paths.iter().flat_map(|path| {
             let around = self.surroundings(path, now);
@@ -264,7 +303,7 @@ impl Peer {
                 path.room_at(now).map(|at| (at, "room")),
             ]
         });
-        paths.chain([receipts, lost, rescue, expiry]).flatten().min()
+        paths.chain([receipts, lost, rescue, bonds, order, expiry]).flatten().min()
     }
 
     pub(crate) fn on_timeout(&mut self, ctx: &mut Context<'_>) {
@@ -280,6 +319,7 @@ impl Peer {
         self.tell_lost(ctx);
         self.rescue(ctx);
         self.release(ctx);
+        self.deliver_resequenced(ctx);
         self.replay.expire(ctx.now, &mut self.drops);
         self.reassembly.expire(ctx.now, &mut self.drops);
         // Last: where one does not fit the interface, the kernel refuses a whole run of datagrams that begins with it.
@@ -318,20 +358,29 @@ impl Peer {
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
         let direction = self.direction();
         let Peer { paths, courses, config, .. } = self;
-        for (course, class) in courses.iter_mut().zip(config.policy.classes()) {
-            let treatment = class.treatment(direction);
-            let candidates = paths.iter().filter_map(|path| {
+        for (class, course) in courses.iter_mut().enumerate() {
+            let order = config.policy.order(class as ClassId, direction);
+            let limit = &order.treatment.limit;
+            let mut candidates = [None; MAX_SLOTS];
+            for (candidate, path) in candidates.iter_mut().zip(&*paths) {
                 let slot = path.config.slot;
-                let preference = treatment.preference(slot, path.preference())?;
-                Some(Candidate { slot, preference, standing: path.standing(ctx.now)? })
-            });
+                *candidate = path.standing(ctx.now).and_then(|standing| {
+                    let mut preference = order.preference(slot, path.preference())?;
+                    preference.within_limit = course.is_within(ctx.now, slot, limit, path.measured(ctx.now));
+                    Some(Candidate { slot, preference, standing })
+                });
+            }
+            let candidates = candidates.into_iter().flatten();
             let lives = |slot| paths.iter().any(|path| path.config.slot == slot && path.alive());
             if let Some((from, to)) = course.follow(ctx.now, candidates, lives) {
-                ctx.events.push_back(Event::Moved { peer: config.id, class: class.name.clone(), from, to });
+                let class = config.policy.class(class as ClassId).name.clone();
+                ctx.events.push_back(Event::Moved { peer: config.id, class, from, to });
             }
         }
-        self.carrying =
-            self.courses.iter().filter_map(|course| course.current).fold(0, |slots, slot| slots | 1 << slot);
+        self.carrying = 0;
+        for (course, class) in self.courses.iter().zip(self.config.policy.classes()) {
+            self.carrying |= course.slots(&class.treatment(direction).mode);
+        }
     }
 
     fn report(&mut self, ctx: &mut Context<'_>, slot: u8, transition: Option<Transition>) {
@@ -410,13 +459,21 @@ impl Peer {
 
     /// What is to be shown of each class.
     fn classes(&self) -> Vec<ClassSnapshot> {
-        let of = |(course, class): (&Course, &Class)| ClassSnapshot {
-            name: class.name.to_string(),
-            current_slot: course.current,
-            path_changes: course.changes,
-            tx: course.tx,
+        let direction = self.direction();
+        let of = |(number, (course, class)): (usize, (&Course, &Class))| {
+            let mode = &class.treatment(direction).mode;
+            let (members, (packets, bytes)) = self.bonds.of(number as ClassId);
+            let slots = if members == 0 { course.slots(mode) } else { members };
+            ClassSnapshot {
+                name: class.name.to_string(),
+                current_slot: course.current,
+                slots: (0..MAX_SLOTS as u8).filter(|slot| slots & 1 << slot != 0).collect(),
+                path_changes: course.changes,
+                tx: course.tx,
+                waiting: Traffic { packets: packets as u64, bytes },
+            }
         };
-        self.courses.iter().zip(self.config.policy.classes()).map(of).collect()
+        self.courses.iter().zip(self.config.policy.classes()).enumerate().map(of).collect()
     }
 
     pub(crate) fn snapshot(&self, mtu: u16, now: Instant) -> PeerSnapshot {
@@ -442,6 +499,11 @@ impl Peer {
             copies: self.copies,
             kept: Traffic { packets: self.replay.held().0 as u64, bytes: self.replay.held().1 as u64 },
             receipts: self.receipts_sent,
+            unordered: {
+                let (packets, bytes) = self.resequencer.held();
+                Traffic { packets: packets as u64, bytes: bytes as u64 }
+            },
+            late: self.resequencer.late(),
             drops: self.drops.clone(),
             paths,
         }

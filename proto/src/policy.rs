@@ -16,6 +16,7 @@
 use crate::MAX_SLOTS;
 use crate::packet::IpView;
 use ipnet::IpNet;
+use std::cmp::Ordering;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -132,7 +133,7 @@ pub enum Mode {
     Share(Vec<u16>),
     /// Each flow by the link that has most room, and by another when that one is full.
     Balance,
-    /// Each packet by so many links at once; the first copy is delivered.
+    /// Each packet by so many links at once, 2 to [`MOST_COPIES`]; the first copy is delivered.
     Duplicate(u8),
     /// Each packet by the link by which it arrives first, put back in order at the other end.
     Bond,
@@ -240,6 +241,9 @@ impl PolicyError {
 /// As many as one octet of what is remembered for a flow and for a packet tells apart; nobody reads more.
 pub const MOST_CLASSES: usize = 255;
 
+/// By so many links at once a packet can be sent: as many of its transmissions are told apart in receipts.
+pub const MOST_COPIES: u8 = 4;
+
 impl Default for Policy {
     /// One class of everything, in the order that the links have.
     fn default() -> Self {
@@ -249,8 +253,13 @@ impl Default for Policy {
 
 impl Class {
     fn rest() -> Self {
+        Class::everything(REST)
+    }
+
+    /// A class of this name of everything, treated as without policy.
+    pub fn everything(name: &str) -> Self {
         let (matches, up, down) = Default::default();
-        Class { name: REST.into(), matches, up, down, priority: None, direct: None }
+        Class { name: name.into(), matches, up, down, priority: None, direct: None }
     }
 
     /// How its packets go this way.
@@ -318,6 +327,16 @@ impl Policy {
     /// A class; the last, if there is none at this place (it may be of a policy that was in force before).
     pub(crate) fn class(&self, class: ClassId) -> &Class {
         &self.classes[usize::from(class).min(self.classes.len() - 1)]
+    }
+
+    /// Whether packets of any class are bonded in this direction.
+    pub(crate) fn bonds(&self, direction: Direction) -> bool {
+        self.classes.iter().any(|class| class.treatment(direction).mode == Mode::Bond)
+    }
+
+    /// The order of the links for packets of a class that go in this direction.
+    pub(crate) fn order(&self, class: ClassId, direction: Direction) -> Order<'_> {
+        Order { links: &self.links, direction, treatment: self.class(class).treatment(direction) }
     }
 
     /// The class that a packet is of.
@@ -394,15 +413,93 @@ impl Matches {
 
 impl Treatment {
     /// How much a link is wanted that has this preference without policy: less is more. `None`: packets never take it.
-    pub(crate) fn preference(&self, slot: u8, preference: u8) -> Option<u8> {
+    fn preference(&self, slot: u8, preference: u8) -> Option<Preference> {
         match self.links.iter().position(|link| *link == slot) {
             // At most eight slots are in a list.
-            Some(place) => Some(place as u8),
-            None if self.links.is_empty() => Some(preference),
+            Some(place) => Some(Preference { within_limit: true, listed: true, place: place as u8 }),
+            None if self.links.is_empty() => Some(Preference { within_limit: true, listed: true, place: preference }),
             None if self.otherwise == Otherwise::Drop => None,
-            None => Some(preference.saturating_add(MAX_SLOTS as u8)),
+            None => Some(Preference { within_limit: true, listed: false, place: preference }),
         }
     }
+
+    /// The weight that a link has among those that share.
+    pub(crate) fn weight(&self, slot: u8) -> u16 {
+        let place = self.links.iter().position(|link| *link == slot);
+        match (&self.mode, place) {
+            (Mode::Share(weights), Some(place)) => weights.get(place).copied().unwrap_or(1),
+            _ => 1,
+        }
+    }
+}
+
+/// In which order links are wanted.
+#[derive(Clone, Copy)]
+pub(crate) struct Order<'a> {
+    links: &'a [Link; MAX_SLOTS],
+    direction: Direction,
+    pub(crate) treatment: &'a Treatment,
+}
+
+impl Order<'_> {
+    /// How much the link of a slot is wanted that has this preference without policy. `None`: packets never take it.
+    pub(crate) fn preference(&self, slot: u8, preference: u8) -> Option<Preference> {
+        let takes = self.links.get(usize::from(slot)).is_none_or(|link| link.takes(self.direction));
+        self.treatment.preference(slot, preference).filter(|_| takes)
+    }
+}
+
+/// How much a link is wanted. What is less is wanted more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Preference {
+    pub(crate) within_limit: bool,
+    /// It is in the list of its class, or its class has none.
+    pub(crate) listed: bool,
+    /// Its place in the list, or in the order that holds without policy.
+    pub(crate) place: u8,
+}
+
+impl Preference {
+    /// What all links have in common that are as good as this one, but for their order.
+    pub(crate) fn tier(self) -> (bool, bool) {
+        (!self.within_limit, !self.listed)
+    }
+}
+
+impl PartialOrd for Preference {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Preference {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.tier(), self.place).cmp(&(other.tier(), other.place))
+    }
+}
+
+impl Limit {
+    /// To be within it again, what is measured must be below so much of it: a link at its limit is not left and taken in
+    /// turns.
+    const RETURN: f64 = 0.8;
+
+    /// Is a link that is like this beyond the limit? `before`: it was until now.
+    pub(crate) fn is_exceeded(&self, before: bool, measured: Measured) -> bool {
+        let factor = if before { Limit::RETURN } else { 1.0 };
+        let time =
+            |limit: Option<Duration>, measured: Duration| limit.is_some_and(|limit| measured > limit.mul_f64(factor));
+        let loss = self.loss_ppm.is_some_and(|limit| measured.loss > f64::from(limit) * 1e-6 * factor);
+        time(self.latency, measured.latency) || time(self.jitter, measured.jitter) || loss
+    }
+}
+
+/// What a link is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    pub(crate) latency: Duration,
+    pub(crate) jitter: Duration,
+    /// The share of packets, 0 to 1.
+    pub(crate) loss: f64,
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@
 
 use crate::counters::{DropReason, Drops};
 use crate::node::MAX_AGE;
-use crate::policy::{ClassId, Priority};
+use crate::policy::{ClassId, MOST_COPIES, Priority};
 use crate::shape::Waiting;
 use crate::tunnel::PacketId;
+use crate::wire::Sequence;
 use crate::{Instant, MAX_SLOTS};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -28,7 +29,7 @@ const REALTIME_MAX_AGE: Duration = Duration::from_millis(200);
 const KEEP_BUFFERS: Duration = Duration::from_secs(10);
 
 /// Transmissions of a packet whose acknowledgements are told apart; there are no more than that.
-const TRANSMISSIONS: usize = 4;
+const TRANSMISSIONS: usize = MOST_COPIES as usize;
 
 /// Names one transmission of a kept packet, for the log of what a path has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +74,12 @@ struct Kept {
     class: ClassId,
     /// It is of a call or a game.
     urgent: bool,
+    /// All paths that it is given to are to carry it.
+    everywhere: bool,
+    /// It waits for whichever path has room.
+    queued: bool,
+    /// Its place in its stream, if it is bonded.
+    sequence: Option<Sequence>,
     /// Slots by which it was sent or for which it waits, a bit each.
     tried: u8,
     transmissions: u8,
@@ -103,8 +110,12 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) packet: &'a [u8],
     /// What it is known by, if it was sent before.
     pub(crate) origin: Option<Origin>,
+    /// Its place in its stream, if it is bonded.
+    pub(crate) sequence: Option<Sequence>,
     /// For this transmission.
     pub(crate) ticket: Ticket,
+    /// It is of a call or a game.
+    pub(crate) urgent: bool,
 }
 
 /// The packets kept for one peer, the oldest first.
@@ -165,6 +176,9 @@ impl Replay {
             flow: sort.flow as u8,
             class: sort.class,
             urgent: max_age == REALTIME_MAX_AGE,
+            everywhere: false,
+            queued: false,
+            sequence: None,
             tried: 0,
             transmissions: 0,
             open: [0; TRANSMISSIONS],
@@ -186,6 +200,13 @@ impl Replay {
         self.spare.push(buffer);
     }
 
+    /// All paths that the packet at `place` is given to are to carry it, and not only the first that can.
+    pub(crate) fn wants_all(&mut self, place: u64) {
+        if let Some(at) = self.at(place) {
+            self.kept[at].everywhere = true;
+        }
+    }
+
     /// Gives the packet at `place` to the path of `slot`: it is sent there next, or waits there like this.
     pub(crate) fn assign(&mut self, now: Instant, place: u64, slot: u8) -> Option<Waiting> {
         let at = self.at(place)?;
@@ -194,6 +215,41 @@ impl Replay {
         kept.tried |= 1 << slot;
         let len = kept.packet.len() as u16;
         Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
+    }
+
+    /// The packet at `place` waits for whichever path has room.
+    pub(crate) fn wait_for_any(&mut self, now: Instant, place: u64) -> Option<Waiting> {
+        let at = self.at(place)?;
+        let kept = &mut self.kept[at];
+        kept.queued = true;
+        let (len, copy) = (kept.packet.len() as u16, false);
+        Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
+    }
+
+    /// The packet at `place` goes by the path of `slot`, with this place in its stream. `false`: it need not any more.
+    pub(crate) fn leave_queue(&mut self, now: Instant, place: u64, slot: u8, sequence: Sequence) -> bool {
+        let Some(at) = self.at(place) else { return false };
+        let kept = &mut self.kept[at];
+        if !std::mem::take(&mut kept.queued) {
+            return false;
+        }
+        kept.sequence = Some(sequence);
+        self.assign(now, place, slot).is_some()
+    }
+
+    /// The packet at `place` is not waited for any more. Whether it still was.
+    pub(crate) fn give_up_waiting(&mut self, place: u64) -> bool {
+        let Some(at) = self.at(place) else { return false };
+        let queued = std::mem::take(&mut self.kept[at].queued);
+        if queued {
+            self.forget(at);
+        }
+        queued
+    }
+
+    /// Nothing waits for whichever path has room any more: it is to find one as what has lost its own.
+    pub(crate) fn leave_queues(&mut self) {
+        self.kept.iter_mut().for_each(|kept| kept.queued = false);
     }
 
     /// Has `send` transmit the packet at `place` by the path of `slot`, and say what it is known by now and in how many
@@ -211,7 +267,8 @@ impl Replay {
             return false;
         }
         let ticket = Ticket::new(place, transmission);
-        match send(Outgoing { packet: &kept.packet, origin: kept.origin, ticket }) {
+        let (origin, sequence, urgent) = (kept.origin, kept.sequence, kept.urgent);
+        match send(Outgoing { packet: &kept.packet, origin, sequence, ticket, urgent }) {
             Some((origin, datagrams)) => {
                 kept.origin.get_or_insert(origin);
                 kept.open[transmission] = datagrams;
@@ -232,7 +289,7 @@ impl Replay {
     pub(crate) fn claim(&mut self, waiting: &Waiting, slot: u8) -> bool {
         let Some(at) = self.at(waiting.place) else { return false };
         let kept = &mut self.kept[at];
-        let claimed = waiting.copy || kept.transmissions == 0 || kept.tried == 1 << slot;
+        let claimed = waiting.copy || kept.everywhere || kept.transmissions == 0 || kept.tried == 1 << slot;
         if !claimed {
             kept.tried &= !(1 << slot);
         }
@@ -356,7 +413,7 @@ impl Replay {
             for at in 0..self.kept.len() {
                 let kept = &self.kept[at];
                 let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
-                if kept.packet.is_empty() || !wanted || kept.urgent != urgent {
+                if kept.packet.is_empty() || !wanted || kept.urgent != urgent || kept.queued {
                     continue;
                 }
                 let (_, targets) = match ranked {

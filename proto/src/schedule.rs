@@ -1,7 +1,8 @@
-//! Which path a flow takes: a ranking of the paths, a choice with hysteresis for each class, and a memory of flows.
+//! Which path a flow takes: a ranking of the paths, and a choice with hysteresis for each class.
 
+use crate::balance::Balance;
 use crate::node::PathState;
-use crate::policy::ClassId;
+use crate::policy::{Limit, Measured, Mode, Preference};
 use crate::snapshot::Traffic;
 use crate::{Instant, MAX_SLOTS};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) slot: u8,
-    pub(crate) preference: u8,
+    pub(crate) preference: Preference,
     pub(crate) standing: Standing,
 }
 
@@ -53,7 +54,7 @@ impl Standing {
 }
 
 impl Candidate {
-    fn rank(&self) -> (Standing, u8, u8) {
+    fn rank(&self) -> (Standing, Preference, u8) {
         (self.standing, self.preference, self.slot)
     }
 }
@@ -81,11 +82,46 @@ pub(crate) fn choose(candidates: impl IntoIterator<Item = Candidate>, current: O
     Some(if leave { best.slot } else { now.slot })
 }
 
+/// The slots, a bit each, over which a class may spread: of the links that are wanted most those that hold. One on probation
+/// does only where there is nothing else, so a flapping path cannot draw flows to and fro.
+pub(crate) fn spread(candidates: impl Iterator<Item = Candidate> + Clone) -> u8 {
+    let rank = |candidate: &Candidate| (candidate.standing == Standing::Probation, candidate.preference.tier());
+    let holding = candidates.filter(|candidate| candidate.standing.holds());
+    let best = holding.clone().map(|candidate| rank(&candidate)).min();
+    let chosen = holding.filter(|candidate| Some(rank(candidate)) == best);
+    chosen.fold(0, |slots, candidate| slots | 1 << candidate.slot)
+}
+
+/// Which of these slots a flow of this hash is drawn to: of many flows, each gets as many as its weight says. If one is
+/// gone, only its own flows are drawn anew (weighted rendezvous hashing: Thaler and Ravishankar, 1998).
+pub(crate) fn draw(flow: u64, slots: u8, weight: impl Fn(u8) -> u16) -> Option<u8> {
+    let score = |slot: u8| {
+        // The finalizer of SplitMix64: every bit of the flow's hash and of the slot counts.
+        let mut bits = flow ^ u64::from(slot + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        // Uniform in (0, 1); its logarithm over the weight is exponential with the weight as its rate.
+        let uniform = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        -uniform.ln() / f64::from(weight(slot).max(1))
+    };
+    let slots = (0..MAX_SLOTS as u8).filter(|slot| slots & 1 << slot != 0);
+    slots.map(|slot| (score(slot), slot)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, slot)| slot)
+}
+
 /// The way that the packets of one class take.
 #[derive(Debug, Default)]
 pub(crate) struct Course {
-    /// The slot that new flows take.
+    /// The slot that new flows take, where the class does not spread.
     pub(crate) current: Option<u8>,
+    /// The slots over which it spreads if it does, a bit each.
+    pub(crate) spread: u8,
+    /// When that last became another set.
+    pub(crate) spread_at: Instant,
+    /// Where its flows are balanced.
+    pub(crate) balance: Balance,
+    /// The links that are beyond the limit of the class.
+    beyond: Beyond,
     /// The last slot that was current: coming back to it is no change of path.
     last: Option<u8>,
     pub(crate) moved_at: Instant,
@@ -99,14 +135,27 @@ pub(crate) struct Course {
 }
 
 impl Course {
+    /// The slots that packets take now, a bit each, in this mode.
+    pub(crate) fn slots(&self, mode: &Mode) -> u8 {
+        match mode {
+            Mode::Share(_) | Mode::Balance | Mode::Duplicate(_) | Mode::Bond if self.spread != 0 => self.spread,
+            _ => self.current.map_or(0, |slot| 1 << slot),
+        }
+    }
+
     /// Follows what has become of the paths; `lives`: whether one can still carry what it has. The slots moved from and to,
     /// if new flows take another one now.
     pub(crate) fn follow(
         &mut self,
         now: Instant,
-        candidates: impl IntoIterator<Item = Candidate>,
+        candidates: impl IntoIterator<Item = Candidate, IntoIter: Clone>,
         lives: impl Fn(u8) -> bool,
     ) -> Option<(Option<u8>, Option<u8>)> {
+        let candidates = candidates.into_iter();
+        let spread = spread(candidates.clone());
+        if std::mem::replace(&mut self.spread, spread) != spread {
+            self.spread_at = now;
+        }
         let to = choose(candidates, self.current);
         if to == self.current {
             return None;
@@ -122,81 +171,37 @@ impl Course {
     }
 }
 
+/// Which links are beyond the limit of a class.
+#[derive(Debug, Default)]
+struct Beyond {
+    slots: u8,
+    /// Since when each has been well within it.
+    calm_since: [Option<Instant>; MAX_SLOTS],
+}
+
+/// A link that was beyond its class's limit is within it again after so long without: as long as a path that was down is
+/// on probation for, if it was not down before.
+const CALM: Duration = Duration::from_secs(5);
+
+impl Course {
+    /// Notes what the link of `slot` is like now, and says whether it is within the limit of the class.
+    pub(crate) fn is_within(&mut self, now: Instant, slot: u8, limit: &Limit, measured: Option<Measured>) -> bool {
+        let Some(measured) = measured.filter(|_| *limit != Limit::default()) else { return true };
+        let (bit, calm_since) = (1 << slot, &mut self.beyond.calm_since[usize::from(slot)]);
+        let before = self.beyond.slots & bit != 0;
+        if limit.is_exceeded(before, measured) {
+            self.beyond.slots |= bit;
+            *calm_since = None;
+        } else if before && now.since(*calm_since.get_or_insert(now)) >= CALM {
+            self.beyond.slots &= !bit;
+        }
+        self.beyond.slots & bit == 0
+    }
+}
+
 /// After a planned move (back to a preferred path), flows follow at their first pause; those that never pause follow
 /// after this long. TCP's bursts pause once a round trip, and by then a preferred path that fell again has been noticed.
 pub(crate) const MOVE_GRACE: Duration = Duration::from_millis(300);
-
-const SETS: usize = 128;
-const WAYS: usize = 2;
-
-/// What is remembered of a flow.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Flow {
-    hash: u64,
-    class: Option<ClassId>,
-    slot: Option<u8>,
-    last: Instant,
-}
-
-/// Which flow is of which class, and took which path last. A flow that is pushed out by others (beyond 256 at once) is just a
-/// new one.
-#[derive(Default)]
-pub(crate) struct FlowTable {
-    /// Made with the first packet: most sites of a core are idle.
-    flows: Vec<[Option<Flow>; WAYS]>,
-}
-
-impl FlowTable {
-    /// The flow `hash`, of which a packet is to be sent.
-    pub(crate) fn find(&mut self, hash: u64, now: Instant) -> &mut Flow {
-        if self.flows.is_empty() {
-            self.flows = vec![[None; WAYS]; SETS];
-        }
-        let set = &mut self.flows[hash as usize % SETS];
-        let place = set.iter().position(|flow| flow.is_some_and(|flow| flow.hash == hash)).unwrap_or_else(|| {
-            let last = |way: &usize| set[*way].map_or(Instant::ZERO, |flow| flow.last);
-            let oldest = (0..WAYS).min_by_key(last).unwrap_or(0);
-            set[oldest] = None;
-            oldest
-        });
-        set[place].get_or_insert(Flow { hash, class: None, slot: None, last: now })
-    }
-
-    /// The policy is another one: each flow's class is to be found anew.
-    pub(crate) fn forget_classes(&mut self) {
-        self.flows.iter_mut().flatten().flatten().for_each(|flow| flow.class = None);
-    }
-}
-
-impl Flow {
-    /// Its class; `classify` is asked once.
-    pub(crate) fn class(&mut self, classify: impl FnOnce() -> ClassId) -> ClassId {
-        *self.class.get_or_insert_with(classify)
-    }
-
-    /// The slot for its next packet: `current`, or, after a planned move, the one that it is on while it does not pause; and
-    /// the one that it leaves without a pause. `alive`: the slots that can be used; `pause`: asked only then, how long a gap
-    /// must be so that the packets before it, which went by the slot given, cannot be overtaken.
-    pub(crate) fn assign(
-        &mut self,
-        now: Instant,
-        current: u8,
-        alive: [bool; MAX_SLOTS],
-        moved_at: Instant,
-        pause: impl FnOnce(u8) -> Duration,
-    ) -> (u8, Option<u8>) {
-        let last = std::mem::replace(&mut self.last, now);
-        let old = self.slot.filter(|&slot| slot != current && alive[usize::from(slot)]);
-        let going_on = old.filter(|&slot| now.since(last) < pause(slot));
-        if let Some(slot) = going_on
-            && now.since(moved_at) < MOVE_GRACE
-        {
-            return (slot, None);
-        }
-        self.slot = Some(current);
-        (current, going_on)
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -204,7 +209,9 @@ mod tests {
     use Standing::*;
 
     fn pick(paths: &[(u8, Standing)], current: Option<u8>) -> Option<u8> {
-        let candidates = paths.iter().map(|&(slot, standing)| Candidate { slot, preference: slot, standing });
+        let preference = |place| Preference { within_limit: true, listed: true, place };
+        let candidates =
+            paths.iter().map(|&(slot, standing)| Candidate { slot, preference: preference(slot), standing });
         choose(candidates, current)
     }
 
@@ -228,29 +235,5 @@ mod tests {
         ] {
             assert_eq!(pick(paths, current), chosen, "{why}");
         }
-    }
-
-    #[test]
-    fn a_flow_follows_a_planned_move_at_its_first_pause() {
-        let at = |ms: u64| Instant::from_nanos(ms * 1_000_000);
-        let mut flows = FlowTable::default();
-        let mut alive = [false; MAX_SLOTS];
-        (alive[0], alive[1]) = (true, true);
-        let mut assign = |hash, ms: u64, current, alive, moved_at| {
-            let flow = flows.find(hash, at(ms));
-            flow.assign(at(ms), current, alive, at(moved_at), |_| Duration::from_millis(20)).0
-        };
-        assert_eq!(assign(7, 0, 1, alive, 0), 1);
-        assert_eq!(assign(7, 10, 0, alive, 5), 1, "no pause yet");
-        assert_eq!(assign(8, 10, 0, alive, 5), 0, "a new flow goes at once");
-        assert_eq!(assign(7, 40, 0, alive, 5), 0, "it paused");
-        assert_eq!(assign(9, 50, 1, alive, 0), 1);
-        for ms in 51..1100 {
-            let slot = assign(9, ms, 0, alive, 50);
-            assert_eq!(slot, if ms < 350 { 1 } else { 0 }, "at {ms}: a flow that never pauses");
-        }
-        alive[1] = false;
-        assert_eq!(assign(10, 2000, 1, alive, 0), 1);
-        assert_eq!(assign(10, 2001, 0, alive, 2000), 0, "its path died: at once");
     }
 }

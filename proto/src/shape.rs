@@ -7,14 +7,18 @@ mod queue;
 mod room;
 
 use crate::Instant;
-use queue::Queue;
-pub(crate) use queue::{Popped, Waiting};
+use crate::node::MAX_AGE;
+pub(crate) use queue::{Popped, Queue, Waiting};
 pub(crate) use room::Progress;
 use room::Room;
 use std::time::Duration;
 
 /// As many as are kept for a replay.
 const MOST_WAITING: usize = 64 * 1024;
+
+/// For so long after a failover, or until nothing waits any more, no flow is told to send less where the rate is given: what
+/// was under way on the other path waits here at once, and that is no flow's fault. What has not gone by then never will.
+const FAILOVER: Duration = MAX_AGE;
 
 /// What the shaper must know of its path.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +38,10 @@ pub(crate) struct Load {
 pub(crate) struct Shaper {
     room: Room,
     queue: Queue,
+    /// Something waits elsewhere that would go by this path if it had room.
+    awaited: bool,
+    /// When this path had to carry what another one had been given, if that is not over.
+    failover: Option<Instant>,
 }
 
 impl Shaper {
@@ -42,9 +50,24 @@ impl Shaper {
         !self.queue.is_before(urgent) && self.room.admits(now, load, urgent)
     }
 
+    /// What the link carries in this direction, in octets a second; `None`: that is to be measured.
+    pub(crate) fn give(&mut self, rate: Option<u64>) {
+        self.room.give(rate);
+    }
+
+    /// The rate that was given, in octets a second.
+    pub(crate) fn given(&self) -> Option<u64> {
+        self.room.given()
+    }
+
     /// Datagrams of `len` octets with a packet were sent.
-    pub(crate) fn on_sent(&mut self, now: Instant, load: Load, len: u64) {
-        self.room.on_sent(now, load, len);
+    pub(crate) fn on_sent(&mut self, now: Instant, load: Load, len: u64, urgent: bool) {
+        self.room.on_sent(now, load, len, urgent);
+    }
+
+    /// Datagrams of `len` octets were sent that wait for nothing: receipts, questions, handshakes.
+    pub(crate) fn on_sent_own(&mut self, now: Instant, load: Load, len: u64) {
+        self.room.on_sent_own(now, load, len);
     }
 
     /// Makes a packet wait. `false`: too many do.
@@ -52,6 +75,9 @@ impl Shaper {
         let (waiting, _) = self.queue.held();
         if waiting == 0 {
             self.room.begin_to_wait(packet.since, load);
+        }
+        if packet.copy {
+            self.failover = Some(packet.since);
         }
         if waiting < MOST_WAITING {
             self.queue.push(packet);
@@ -65,18 +91,45 @@ impl Shaper {
             return None;
         }
         self.room.on_timeout(now, load);
-        let Shaper { room, queue } = self;
-        queue.pop(now, load.latency, room.rate().is_some(), |urgent| room.admits(now, load, urgent))
+        let Shaper { room, queue, failover, .. } = self;
+        failover.take_if(|at| now.since(*at) >= FAILOVER || queue.held().0 == 1);
+        let lasting = room.is_held() || (room.given().is_some() && failover.is_none());
+        let lasting = lasting.then_some(Duration::ZERO);
+        queue.pop(now, load.latency, lasting, |urgent| room.admits(now, load, urgent))
     }
 
     /// When [`Shaper::pop`] has something, if no receipt comes before.
     pub(crate) fn ready_at(&self, now: Instant, load: Load) -> Option<Instant> {
-        (self.queue.held().0 > 0).then(|| self.room.ready_at(now, load))
+        let urgencies = [true, false].into_iter().filter(|urgent| self.queue.has(*urgent));
+        urgencies.map(|urgent| self.room.ready_at(now, load, urgent)).min()
     }
 
     /// A receipt came for what the path has carried.
     pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress) {
-        self.room.on_progress(now, progress, self.queue.held().0 > 0);
+        self.room.on_progress(now, progress, self.awaited || self.queue.held().0 > 0);
+    }
+
+    /// Whether something waits elsewhere that would go by this path if it had room.
+    pub(crate) fn set_awaited(&mut self, now: Instant, load: Load, awaited: bool) {
+        if awaited && !std::mem::replace(&mut self.awaited, awaited) && self.queue.held().0 == 0 {
+            self.room.begin_to_wait(now, load);
+        }
+        self.awaited = awaited;
+    }
+
+    /// Time has passed: see [`Room::on_timeout`]. To be called before the room is asked for where nothing waits here.
+    pub(crate) fn wake(&mut self, now: Instant, load: Load) {
+        self.room.on_timeout(now, load);
+    }
+
+    /// When the path has room again, if no receipt comes before.
+    pub(crate) fn room_at(&self, now: Instant, load: Load, urgent: bool) -> Instant {
+        self.room.ready_at(now, load, urgent)
+    }
+
+    /// What the path carries, in octets a second, as far as is known.
+    pub(crate) fn carries(&self, now: Instant, load: Load) -> u64 {
+        self.room.rate().unwrap_or_else(|| self.room.growing_rate(now, load.least_rtt))
     }
 
     /// How long what is pushed now will wait, at the rate that the path has.
@@ -89,7 +142,12 @@ impl Shaper {
 
     /// The path cannot be used: nothing waits for it any more, and its room is unknown when it returns.
     pub(crate) fn clear(&mut self) {
-        *self = Shaper::default();
+        *self = Shaper { room: self.room.anew(), ..Shaper::default() };
+    }
+
+    /// The path carries less than is offered, as far as is known by its queue.
+    pub(crate) fn is_held(&self) -> bool {
+        self.room.is_held()
     }
 
     /// Packets and octets that wait.
@@ -97,7 +155,7 @@ impl Shaper {
         self.queue.held()
     }
 
-    /// The rate that is held, in octets a second; `None`: the path takes what is offered, as far as is known.
+    /// The rate that is given or held, in octets a second; `None`: the path takes what is offered, as far as is known.
     pub(crate) fn rate(&self) -> Option<u64> {
         self.room.rate()
     }

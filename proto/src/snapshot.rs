@@ -51,6 +51,12 @@ pub struct PeerSnapshot {
     /// Receipts sent: datagrams of their own, or trailers on data; octets of those datagrams or trailers.
     #[serde(default)]
     pub receipts: Traffic,
+    /// Bonded packets that came and wait for those sent before them.
+    #[serde(default)]
+    pub unordered: Traffic,
+    /// Bonded packets that came after their place was given up, and were delivered out of order.
+    #[serde(default)]
+    pub late: u64,
     /// What was dropped of this peer's.
     pub drops: Drops,
     /// Its paths, in the order of their slots.
@@ -62,12 +68,18 @@ pub struct PeerSnapshot {
 pub struct ClassSnapshot {
     /// Its name.
     pub name: String,
-    /// The slot that its new flows take now.
+    /// The slot that its new flows take now, where the class does not spread.
     pub current_slot: Option<u8>,
+    /// The slots that its packets take now.
+    #[serde(default)]
+    pub slots: Vec<u8>,
     /// How often that has changed from one path to another, since the policy is in force.
     pub path_changes: u64,
     /// Inner packets and octets of it since then: sent, or waiting, or dropped later for a reason that is counted.
     pub tx: Traffic,
+    /// Packets of it, if it is bonded, that wait for whichever path has room.
+    #[serde(default)]
+    pub waiting: Traffic,
 }
 
 /// A path at a moment.
@@ -108,7 +120,8 @@ pub struct PathSnapshot {
     /// Packets that wait for it, as it has less room than is offered.
     #[serde(default)]
     pub waiting: Traffic,
-    /// The rate that it is known to have, in bits a second, outer IP headers not counted; `None`: it takes what is offered.
+    /// The rate that is not exceeded, in bits a second: the one that policy gives, as the link counts it, or one that was
+    /// measured, outer IP headers not counted. `None`: it takes what is offered.
     #[serde(default)]
     pub rate: Option<u64>,
     /// The largest inner packet that goes by it in one datagram, in octets: the TUN's MTU, or less on a narrow link, on

@@ -18,7 +18,8 @@ mod words;
 
 use super::{Document, Schema, SettingsError, Text, load, nearest};
 use proto::policy::{
-    Class, Direct, Direction, Limit, Link, Matches, Mode, Otherwise, Policy, Priority, Treatment, WhenIsolated,
+    Class, Direct, Direction, Limit, Link, MOST_COPIES, Matches, Mode, Otherwise, Policy, Priority, Treatment,
+    WhenIsolated,
 };
 use serde::Deserialize;
 use std::path::Path;
@@ -265,15 +266,8 @@ impl ClassTable {
         }
         let links = self.links.map_or(Ok(Vec::new()), |names| reader.slots(&names, &format!("{key}.links")))?;
         let direct = Direct { links, otherwise: self.otherwise.unwrap_or_default().into() };
-        let (up, down) = Default::default();
-        Ok(Class {
-            name: self.name.into(),
-            up,
-            down,
-            matches: self.matches.compile(),
-            priority: None,
-            direct: Some(direct),
-        })
+        let everything = Class::everything(&self.name);
+        Ok(Class { matches: self.matches.compile(), direct: Some(direct), ..everything })
     }
 }
 
@@ -336,9 +330,9 @@ impl WayTable {
                 }
                 Mode::Share(weights)
             }
-            ModeWord::Duplicate => match self.copies.unwrap_or(proto::MAX_SLOTS as u8) {
-                copies @ 2..=8 => Mode::Duplicate(copies),
-                _ => return wrong(copies_at, "expected 2 to 8 links at once"),
+            ModeWord::Duplicate => match self.copies.unwrap_or(MOST_COPIES) {
+                copies @ 2..=MOST_COPIES => Mode::Duplicate(copies),
+                _ => return wrong(copies_at, "expected 2 to 4 links at once"),
             },
         };
         let limit = self.limit.unwrap_or_default();

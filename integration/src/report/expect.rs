@@ -52,7 +52,7 @@ pub struct Expect {
     #[serde(default)]
     pub one_in_twenty: bool,
     /// Only what happens from then on counts (for `lost`, `longest_gap_ms`, `black_holes`, `handshakes`, `copies_percent`,
-    /// `receipts_percent`, `octets_per_month`, and a `path` that is never something).
+    /// `receipts_percent`, `octets_per_month`, `tcp_mbit`, `share_percent`, and a `path` that is never something).
     pub from: Option<Moment>,
     /// Only what happens before then counts (for the same, and for every `path`).
     pub until: Option<Moment>,
@@ -99,6 +99,8 @@ pub struct Expect {
     pub tcp_completed: Option<Bar>,
     /// The same: octets received.
     pub tcp_bytes: Option<Bar>,
+    /// The same: octets of content received between `from` and `until`, in megabits a second.
+    pub tcp_mbit: Option<Bar>,
     /// The same: longest stall, in milliseconds.
     pub tcp_stall_ms: Option<Bar>,
     /// The same: octets received in the two seconds after an event, in percent of those in the two seconds before it.
@@ -135,11 +137,25 @@ pub struct Expect {
     /// expects none at all its routers.
     pub filter_drops: Option<Bar>,
 
+    /// Link: octets of both directions between `from` and `until`, in percent of those of it and of these other links.
+    pub share_percent: Option<Share>,
     /// Link: octets of both directions between the events `from` and `until`, as they would be in a month of 30 days.
     pub octets_per_month: Option<Bar>,
 
     /// A route came or went at the right time.
     pub bgp: Option<BgpExpect>,
+}
+
+/// Bounds on a link's part of what several carry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The other links.
+    pub beside: OneOrMore,
+    /// At least.
+    pub min: Option<f64>,
+    /// At most.
+    pub max: Option<f64>,
 }
 
 /// Where a bar is asserted; elsewhere it is only reported.

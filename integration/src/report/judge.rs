@@ -411,6 +411,14 @@ impl Judge<'_> {
         });
         self.maybe("downloads completed", COUNT, e.tcp_completed, sum(|t| t.completed));
         self.maybe("octets downloaded", OCTETS, e.tcp_bytes, sum(|t| t.bytes));
+        self.maybe("goodput", Scale { unit: "Mbit/s", timed: true }, e.tcp_mbit, |j| {
+            let (entries, (from, until)) = (entries(j)?, j.window()?);
+            if !from.is_finite() || !until.is_finite() {
+                return Err("goodput needs `from` and `until`".to_owned());
+            }
+            let octets: f64 = entries.iter().map(|t| octets(t, from, until)).sum();
+            Ok((Some(octets * 8.0 / ((until - from) * 1e3)), String::new()))
+        });
         self.maybe("longest stall", MILLIS, e.tcp_stall_ms, |j| {
             let stalls = entries(j)?.into_iter().map(|t| t.longest_stall.length_ms);
             Ok((Some(stalls.fold(0.0, f64::max)), String::new()))

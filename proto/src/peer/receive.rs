@@ -7,11 +7,7 @@ use crate::node::{Datagram, MAX_AGE};
 use crate::output::Route;
 use crate::packet::{IpView, clamp_mss};
 use crate::tunnel::{PacketId, Role};
-use crate::wire::{self, Fragment, Hello, Item, ReadError, Receipt};
-
-/// The longest trailer that is sent and read: receipts for two sessions on each of two paths, with the most ranges, and a
-/// COPY, take 355 octets. Receipts that are longer go by themselves.
-pub(super) const MOST_TRAILER: usize = 512;
+use crate::wire::{self, Fragment, Hello, Item, MOST_TRAILER, ReadError, Receipt, Sequence};
 
 impl Peer {
     /// A handshake message for one of its paths.
@@ -92,32 +88,36 @@ impl Peer {
         }
         let came_as_copy = path.received.note(id, ctx.now, true);
         self.report(ctx, slot, transition);
+        let mut place = None;
         if receipts {
             self.want_receipt(ctx.now, false);
-            match self.on_trailer(ctx, slot, &trailer[..behind.min(MOST_TRAILER)])? {
+            let (copy, sequence) = self.on_trailer(ctx, slot, &trailer[..behind.min(MOST_TRAILER)])?;
+            match copy {
                 Some(copy) => self.note_copy(ctx.now, copy)?,
                 None if came_as_copy => return Err(DropReason::Duplicate),
                 None => {}
             }
+            place = sequence;
         }
-        self.on_packet(ctx, opened.ip)
+        self.on_packet(ctx, opened.ip, place.map(|place| (slot, place)))
     }
 
-    /// What stands behind a packet: receipts, and whether the packet is a copy.
+    /// What stands behind a packet: receipts, whether the packet is a copy, and its place in its stream.
     fn on_trailer(
         &mut self,
         ctx: &mut Context<'_>,
         slot: u8,
         trailer: &[u8],
-    ) -> Result<Option<wire::Copy>, DropReason> {
-        let mut copy = None;
+    ) -> Result<(Option<wire::Copy>, Option<Sequence>), DropReason> {
+        let (mut copy, mut sequence) = (None, None);
         let read = wire::read_trailer(trailer, |item| match item {
             Item::Copy(of) => copy = Some(of),
+            Item::Sequence(of) => sequence = Some(of),
             Item::Receipt(receipt) => self.on_receipt(ctx, slot, &receipt),
             // Nothing else is sent so.
             _ => {}
         });
-        read.map(|()| copy).map_err(|_| DropReason::LinkMessageMalformed)
+        read.map(|()| (copy, sequence)).map_err(|_| DropReason::LinkMessageMalformed)
     }
 
     /// A copy of a packet is to be delivered: only the first.
@@ -138,8 +138,14 @@ impl Peer {
         }
     }
 
-    /// An inner packet, which lies in the buffer lent last.
-    fn on_packet(&mut self, ctx: &mut Context<'_>, len: usize) -> Result<(), DropReason> {
+    /// An inner packet, which lies in the buffer lent last; `sequence`: by the path of which slot it came and its place in its
+    /// stream, if it is bonded.
+    fn on_packet(
+        &mut self,
+        ctx: &mut Context<'_>,
+        len: usize,
+        sequence: Option<(u8, Sequence)>,
+    ) -> Result<(), DropReason> {
         if ctx.waited > MAX_AGE {
             return Err(DropReason::Stale);
         }
@@ -160,19 +166,37 @@ impl Peer {
         }
         // A SYN's MSS governs the segments that go back to its sender: those take our direction of the path.
         let used = self.paths.iter().filter(|path| self.carrying & 1 << path.config.slot != 0);
-        clamp_mss(&view, packet, used.map(|path| path.packet_mtu(ctx.mtu)).min().unwrap_or(ctx.mtu));
+        let mtu = used.map(|path| path.packet_mtu(ctx.mtu)).min().unwrap_or(ctx.mtu);
+        clamp_mss(&view, packet, mtu - self.numbering);
         self.last_traffic = Some(ctx.now);
         self.rx.add(len);
-        ctx.out.deliver(self.config.egress, len);
+        let Some((slot, sequence)) = sequence else {
+            ctx.out.deliver(self.config.egress, len);
+            return Ok(());
+        };
+        if self.resequencer.insert(ctx.now, slot, sequence, &ctx.out.lend(len)[..len]) {
+            ctx.out.deliver(self.config.egress, len);
+        }
+        self.deliver_resequenced(ctx);
         Ok(())
+    }
+
+    /// Delivers bonded packets that need not wait for others any more.
+    pub(super) fn deliver_resequenced(&mut self, ctx: &mut Context<'_>) {
+        while let Some(packet) = self.resequencer.pop(ctx.now) {
+            ctx.out.lend(packet.len()).copy_from_slice(&packet);
+            ctx.out.deliver(self.config.egress, packet.len());
+            self.resequencer.give_back(packet);
+        }
     }
 
     /// A part of an inner packet, which was sent before if `copy` says so.
     fn on_fragment(
         &mut self,
         ctx: &mut Context<'_>,
+        slot: u8,
         fragment: &Fragment<'_>,
-        copy: Option<wire::Copy>,
+        (copy, sequence): (Option<wire::Copy>, Option<Sequence>),
     ) -> Result<(), DropReason> {
         let Some(packet) = self.reassembly.insert(ctx.now, fragment, &mut self.drops) else { return Ok(()) };
         self.reassembled += 1;
@@ -181,7 +205,7 @@ impl Peer {
         if let Some(copy) = copy {
             self.note_copy(ctx.now, copy)?;
         }
-        self.on_packet(ctx, len)
+        self.on_packet(ctx, len, sequence.map(|sequence| (slot, sequence)))
     }
 
     fn on_link_message(
@@ -191,7 +215,8 @@ impl Peer {
         id: PacketId,
         message: &[u8],
     ) -> Result<(), DropReason> {
-        let (mut eliciting, mut asked, mut hello, mut fragment, mut copy) = (false, false, None, None, None);
+        let (mut eliciting, mut asked, mut hello, mut fragment) = (false, false, None, None);
+        let (mut copy, mut sequence) = (None, None);
         let read = wire::read(message, |item| match item {
             Item::Ping => (eliciting, asked) = (true, true),
             // A message has one; of more, which would each be answered with a datagram, the last one counts.
@@ -207,6 +232,7 @@ impl Peer {
             }
             Item::Receipt(receipt) => self.on_receipt(ctx, slot, &receipt),
             Item::Copy(of) => copy = Some(of),
+            Item::Sequence(of) => sequence = Some(of),
         });
         if let Some(hello) = hello {
             eliciting = true;
@@ -222,7 +248,7 @@ impl Peer {
             ReadError::Malformed => DropReason::LinkMessageMalformed,
             ReadError::Version(_) => DropReason::LinkMessageVersion,
         })?;
-        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, &fragment, copy))
+        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, slot, &fragment, (copy, sequence)))
     }
 
     fn on_hello(&mut self, ctx: &mut Context<'_>, slot: u8, hello: &Hello) {
@@ -241,6 +267,8 @@ impl Peer {
                 path.health.forget_open();
             }
             self.replay.forget_sent();
+            self.resequencer.restart();
+            self.deliver_resequenced(ctx);
         }
         self.capabilities = hello.capabilities;
         if let Some(path) = self.path_mut(slot) {

@@ -1,18 +1,19 @@
 //! What this end sends to a peer: packets by the paths that their flows take, again where a path fails them, and receipts.
 
-use super::receive::MOST_TRAILER;
 use super::{Context, Peer};
+use crate::balance::{self, Berth};
 use crate::counters::DropReason;
+use crate::flows::FlowTable;
 use crate::health::RECEIPT_INTERVAL;
 use crate::node::PathState;
 use crate::packet::IpView;
 use crate::path::Path;
-use crate::policy::{ClassId, Facts, Treatment};
+use crate::policy::{ClassId, Facts, Mode, Order, Preference};
 use crate::replay::{Moving, Outgoing, Sort, Ticket};
-use crate::schedule::MOVE_GRACE;
+use crate::schedule::{Course, MOVE_GRACE, draw};
 use crate::shape::Popped;
 use crate::tunnel::OVERHEAD;
-use crate::wire::{self, Item, MAX_MESSAGE, Writer};
+use crate::wire::{self, Hello, Item, MAX_MESSAGE, MOST_TRAILER, Writer};
 use crate::{Instant, MAX_SLOTS};
 use std::time::Duration;
 
@@ -42,12 +43,39 @@ pub(crate) fn fragment_number(epoch: u64, count: u64) -> u32 {
     (epoch as u32).wrapping_add(count as u32)
 }
 
-/// The slots of the paths that live, the best first, without those that are not to be taken.
-fn ranked(paths: &[Path], now: Instant, treatment: &Treatment) -> [Option<u8>; MAX_SLOTS] {
+/// Where a flow of a balanced class goes: it has a place, or gets one; and now and then one of the class gets another.
+fn balanced(
+    paths: &[Path],
+    flows: &mut FlowTable,
+    (class, course): (ClassId, &mut Course),
+    (flow, now): (u64, Instant),
+) -> Option<u8> {
+    let spread = course.spread;
+    let place = flows.find(flow, now).place.filter(|slot| spread & 1 << slot != 0);
+    if place.is_some() && !course.balance.is_due(now) {
+        return place;
+    }
+    let mut berths = [Berth::default(); MAX_SLOTS];
+    let used = paths.iter().filter(|path| spread & 1 << path.config.slot != 0);
+    let count = berths.iter_mut().zip(used).map(|(berth, path)| *berth = path.berth(now)).count();
+    course.balance.move_one(flows, class, now, &berths[..count]);
+    let place = place.or_else(|| balance::place(flows, class, now, &berths[..count]));
+    flows.find(flow, now).place = place;
+    place
+}
+
+/// The slots of the paths that live, the best first: without an order of policy's, all; else without those that are not to be
+/// taken.
+fn ranked(paths: &[Path], now: Instant, order: Option<Order<'_>>) -> [Option<u8>; MAX_SLOTS] {
     let mut ranked = [None; MAX_SLOTS];
     let standing = paths.iter().filter(|path| path.alive()).filter_map(|path| {
         let slot = path.config.slot;
-        Some((path.standing(now)?, treatment.preference(slot, path.preference())?, slot))
+        let place = path.preference();
+        let preference = match order {
+            Some(order) => order.preference(slot, place)?,
+            None => Preference { within_limit: true, listed: true, place },
+        };
+        Some((path.standing(now)?, preference, slot))
     });
     for (place, of) in ranked.iter_mut().zip(standing) {
         *place = Some(of);
@@ -72,34 +100,77 @@ impl Peer {
             drops.add(DropReason::NoPath);
             return;
         };
+        let mode = &config.policy.class(class).treatment(direction).mode;
+        let by_itself = matches!(mode, Mode::Share(_) | Mode::Balance);
+        let (wanted, moved_at) = match mode {
+            Mode::Share(_) => {
+                let treatment = config.policy.class(class).treatment(direction);
+                let drawn = draw(flow, course.spread, |slot| treatment.weight(slot));
+                (drawn.unwrap_or(current), course.spread_at)
+            }
+            Mode::Balance => {
+                let place = balanced(paths, flows, (class, course), (flow, ctx.now));
+                (place.unwrap_or(current), course.spread_at)
+            }
+            Mode::Prefer | Mode::Duplicate(_) | Mode::Bond => (current, course.moved_at),
+        };
+        let known = flows.find(flow, ctx.now);
+        known.octets += packet.len() as u64;
         let mut alive = [false; MAX_SLOTS];
         for path in &*paths {
             // An impaired one keeps nobody: what flows there is lost.
             alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
         }
-        let moved_at = course.moved_at;
-        let (slot, left) = known.assign(ctx.now, current, alive, moved_at, |from| later_by(paths, from, current));
+        let (slot, left) = known.assign(ctx.now, wanted, alive, moved_at, |from| later_by(paths, from, wanted));
         course.tx.add(packet.len());
-        if ctx.now.since(moved_at) >= MOVE_GRACE
+        if !by_itself
+            && ctx.now.since(moved_at) >= MOVE_GRACE
             && let Some(from) = course.leaving.take()
         {
-            self.overtake(ctx, from, current, Moving::Class(class));
-        } else if let Some(from) = left.filter(|_| moved_at == self.policy_since) {
-            // Of the policy before, it was of a class that went another way.
-            self.overtake(ctx, from, current, Moving::Flow(flow));
+            self.overtake(ctx, from, wanted, Moving::Class(class));
+        } else if let Some(from) = left.filter(|_| by_itself || moved_at == self.policy_since) {
+            // It was balanced anew, or it was of a class of the policy before that went another way.
+            self.overtake(ctx, from, wanted, Moving::Flow(flow));
         }
         if !self.takes_copies() {
             self.send_unkept(ctx, slot, packet);
             return;
         }
         self.tx.add(packet.len());
-        let sort = Sort { flow, class, priority: self.config.policy.class(class).priority };
+        let class_of = self.config.policy.class(class);
+        let sort = Sort { flow, class, priority: class_of.priority };
+        let (copies, bonds) = match class_of.treatment(direction).mode {
+            Mode::Duplicate(copies) => (usize::from(copies), false),
+            Mode::Bond => (1, self.can(Hello::SEQUENCES)),
+            Mode::Prefer | Mode::Share(_) | Mode::Balance => (1, false),
+        };
         let place = self.replay.keep(ctx.now, packet, sort, &mut self.drops);
+        if bonds {
+            self.bond(ctx, class, place);
+            return;
+        }
+        if copies > 1 {
+            self.offer_copies(ctx, place, (class, slot), copies);
+            return;
+        }
         let doubtful = self.path_mut(slot).is_some_and(|path| path.health.state() == PathState::Suspect);
         self.offer(ctx, slot, place);
         // What is suspected may be dead, and the other may be dead as well and not be known to be.
         if doubtful && let Some(other) = self.ranked(ctx.now, class).into_iter().flatten().find(|other| *other != slot)
         {
+            self.offer(ctx, other, place);
+        }
+    }
+
+    /// Gives a kept packet to so many paths at once: to the one of `slot`, and to others over which its class spreads, the best
+    /// first.
+    fn offer_copies(&mut self, ctx: &mut Context<'_>, place: u64, (class, slot): (ClassId, u8), copies: usize) {
+        self.replay.wants_all(place);
+        let spread = self.courses.get(usize::from(class)).map_or(0, |course| course.spread);
+        let ranked = self.ranked(ctx.now, class);
+        let others = ranked.into_iter().flatten().filter(|other| *other != slot && spread & 1 << other != 0);
+        self.offer(ctx, slot, place);
+        for other in others.take(copies - 1) {
             self.offer(ctx, other, place);
         }
     }
@@ -111,7 +182,7 @@ impl Peer {
         let Peer { paths, fragmented, .. } = self;
         let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
         let sent = if cut {
-            let outgoing = Outgoing { packet, origin: None, ticket: Ticket::NONE };
+            let outgoing = Outgoing { packet, origin: None, sequence: None, ticket: Ticket::NONE, urgent: false };
             path.send_packet(ctx, &outgoing, &[], cut, fragmented).is_some()
         } else {
             path.send_whole(ctx, packet, &[], Ticket::NONE, eliciting).is_some()
@@ -135,7 +206,7 @@ impl Peer {
     }
 
     /// Sends a kept packet by the path of `slot`. Receipts that are wanted ride on it.
-    fn transmit(&mut self, ctx: &mut Context<'_>, slot: u8, place: u64) {
+    pub(super) fn transmit(&mut self, ctx: &mut Context<'_>, slot: u8, place: u64) {
         let first = !self.replay.is_sent(place);
         let mut buffer = [0; MAX_MESSAGE];
         let receipts = if first { self.receipts_to_ride(ctx.now, slot, &mut buffer) } else { None };
@@ -178,6 +249,7 @@ impl Peer {
                 }
             }
         }
+        self.feed_all(ctx);
     }
 
     /// Sends again what no path that works has carried, by the best that have not.
@@ -188,7 +260,7 @@ impl Peer {
         let mut list = std::mem::take(&mut self.list);
         let direction = self.direction();
         let Peer { paths, replay, drops, config, .. } = self;
-        let targets = |class| ranked(paths, ctx.now, config.policy.class(class).treatment(direction));
+        let targets = |class| ranked(paths, ctx.now, Some(config.policy.order(class, direction)));
         replay.rescue(ctx.now, bad, good, targets, drops, &mut list);
         self.offer_all(ctx, list);
     }
@@ -216,7 +288,7 @@ impl Peer {
 
     /// The slots of the paths that live, the best for packets of a class first, without those that they never take.
     fn ranked(&self, now: Instant, class: ClassId) -> [Option<u8>; MAX_SLOTS] {
-        ranked(&self.paths, now, self.config.policy.class(class).treatment(self.direction()))
+        ranked(&self.paths, now, Some(self.config.policy.order(class, self.direction())))
     }
 
     // ---- receipts ------------------------------------------------------------------------------------------------
@@ -309,10 +381,7 @@ impl Peer {
 
     /// The best path that lives, whatever policy says, of those whose slots are not in `except`.
     pub(super) fn best_alive(&mut self, now: Instant, except: [bool; MAX_SLOTS]) -> Option<&mut Path> {
-        let slot = ranked(&self.paths, now, &Treatment::default())
-            .into_iter()
-            .flatten()
-            .find(|slot| !except[usize::from(*slot)])?;
+        let slot = ranked(&self.paths, now, None).into_iter().flatten().find(|slot| !except[usize::from(*slot)])?;
         self.path_mut(slot)
     }
 }

@@ -134,6 +134,17 @@ impl Queue {
         if urgent { !self.urgent.is_empty() } else { self.packets > 0 }
     }
 
+    /// Octets that wait of the flow whose turn is next; of real time, none.
+    pub(crate) fn next_flow(&self) -> u64 {
+        let next = self.new.front().or(self.old.front()).filter(|_| self.urgent.is_empty());
+        next.map_or(0, |at| self.flows[usize::from(*at)].octets)
+    }
+
+    /// Whether something waits that is urgent, or something that is not.
+    pub(crate) fn has(&self, urgent: bool) -> bool {
+        if urgent { !self.urgent.is_empty() } else { self.packets > self.urgent.len() }
+    }
+
     /// Puts a packet behind those of its flow.
     pub(crate) fn push(&mut self, packet: Waiting) {
         self.packets += 1;
@@ -156,12 +167,12 @@ impl Queue {
 
     /// Takes the packet whose turn it is, if there is room for one of its kind; what is too old needs none. What is sent
     /// takes `latency` to arrive. `lasting`: what is offered is more than the path can carry, and flows that send too much
-    /// are to be told.
+    /// are to be told; but a wait of so long is wanted.
     pub(crate) fn pop(
         &mut self,
         now: Instant,
         latency: Duration,
-        lasting: bool,
+        lasting: Option<Duration>,
         admits: impl Fn(bool) -> bool,
     ) -> Option<Popped> {
         // By a path that takes longer than half of its life a packet is late in any case, and not for having waited.
@@ -198,7 +209,10 @@ impl Queue {
                 return None;
             }
             let len = u64::from(head.len);
-            let congestion = lasting && flow.codel.drops(now, now.since(head.since), flow.octets) && !head.copy;
+            let congestion = lasting.is_some_and(|wanted| {
+                let waited = now.since(head.since).saturating_sub(wanted);
+                flow.codel.drops(now, waited, flow.octets) && !head.copy
+            });
             flow.waiting.pop_front();
             flow.octets -= len;
             (self.packets, self.octets) = (self.packets - 1, self.octets - len);
@@ -230,7 +244,7 @@ mod tests {
     }
 
     fn pop(queue: &mut Queue, now: u64, lasting: bool) -> Option<Popped> {
-        queue.pop(at(now), Duration::ZERO, lasting, |_| true)
+        queue.pop(at(now), Duration::ZERO, lasting.then_some(Duration::ZERO), |_| true)
     }
 
     /// The places of what is sent, as long as there is something.
@@ -275,7 +289,9 @@ mod tests {
         queue.push(packet(0, 7));
         queue.push(Waiting { until: at(100), urgent: true, ..packet(1, 7) });
         queue.push(Waiting { urgent: true, ..packet(2, 7) });
-        let pop = |queue: &mut Queue, ms, urgent| queue.pop(at(ms), Duration::from_millis(20), true, |u| u && urgent);
+        let pop = |queue: &mut Queue, ms, urgent| {
+            queue.pop(at(ms), Duration::from_millis(20), Some(Duration::ZERO), |u| u && urgent)
+        };
         assert_eq!(pop(&mut queue, 80, false), None);
         assert!(
             matches!(pop(&mut queue, 81, false), Some(Popped::Aged(packet)) if packet.place == 1),

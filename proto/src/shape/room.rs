@@ -1,14 +1,17 @@
 //! How much may be under way on a path: a window that grows until the path shows a queue, and then the path's rate.
 //!
 //! ```text
-//!              what is offered waits, and a queue grows on the way or loses much
-//!   [Growing] ------------------------------------------------------------------> [Held]
-//!       ^                                                                            |
-//!       +---------------------- nothing has waited for a second ---------------------+
+//!             what is offered waits, and a queue grows on the way or loses much
+//!   [Open] ---------------------------------------------------------------------> [Held]
+//!     ^                                                                              |
+//!     +-------- nothing has waited for a second, or the given rate arrives ----------+
 //! ```
-//! Growing is RFC 9002's slow start, for a bundle and not for one flow. Held is what BBR does (its model is described in
+//! Open is RFC 9002's slow start, for a bundle and not for one flow. Held is what BBR does (its model is described in
 //! draft-ietf-ccwg-bbr, sections 4 and 5): the most that arrived in any of the last rounds is the rate, one round of
 //! eight asks for a quarter more and the next one drains what that has put in the queue.
+//!
+//! Where the operator has given the rate, there is nothing to learn: an open path sends at that rate from its first packet
+//! on, and never above it. Should the link carry less, its queue tells, and the path is held to what arrives.
 
 use super::Load;
 use crate::Instant;
@@ -69,6 +72,14 @@ const AHEAD: Duration = Duration::from_millis(1);
 /// How much of a delay of this process is made good at once.
 const BURST: Duration = Duration::from_millis(2);
 
+/// What is urgent may have all of a given rate but one part of so many: what is marked as a call, and is not, leaves something
+/// for who wants to find out why nothing else goes.
+const PARTS: u32 = 16;
+
+/// How far ahead of the given rate what is urgent may go: a frame of a video call, which comes all at once, at half of the
+/// rate. What is more waits as well: it would only wait in the link's own queue, and never be given up there.
+const URGENT_AHEAD: Duration = Duration::from_millis(10);
+
 fn octets_in(time: Duration, rate: u64) -> u64 {
     (time.as_micros() as u64).saturating_mul(rate) / 1_000_000
 }
@@ -92,7 +103,7 @@ pub(crate) struct Progress {
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    Growing {
+    Open {
         /// Receipts in a row that have shown a queue.
         queued: u32,
     },
@@ -167,13 +178,17 @@ pub(crate) struct Room {
     used: Instant,
     /// When the path was used for the first time, or for the first time of late.
     first_used: Instant,
+    /// What the link carries, in octets a second, as its operator says.
+    given: Option<u64>,
+    /// When the next packet goes that is urgent, if there were no others: where the rate is given.
+    next_urgent: Instant,
 }
 
 impl Default for Room {
     fn default() -> Self {
         Room {
             window: FIRST_WINDOW,
-            phase: Phase::Growing { queued: 0 },
+            phase: Phase::Open { queued: 0 },
             round: None,
             base: Duration::ZERO,
             written_off: 0,
@@ -182,17 +197,41 @@ impl Default for Room {
             next: Instant::ZERO,
             used: Instant::ZERO,
             first_used: Instant::ZERO,
+            given: None,
+            next_urgent: Instant::ZERO,
         }
     }
 }
 
 impl Room {
+    /// What the link carries, in octets a second; `None`: that is to be measured.
+    pub(crate) fn give(&mut self, rate: Option<u64>) {
+        if self.given != rate {
+            *self = Room { given: rate, ..Room::default() };
+        }
+    }
+
+    /// The rate that was given, in octets a second.
+    pub(crate) fn given(&self) -> Option<u64> {
+        self.given
+    }
+
+    /// Of which nothing is known but what was given.
+    pub(crate) fn anew(&self) -> Room {
+        Room { given: self.given, ..Room::default() }
+    }
+
+    /// The link carries less than is offered, or than was given.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(self.phase, Phase::Held { .. })
+    }
+
     /// Whether a packet may go while `under_way` octets are; one that is `urgent` has a quarter more, and need not wait
     /// for its turn at the rate.
     pub(crate) fn admits(&self, now: Instant, load: Load, urgent: bool) -> bool {
         let (window, under_way) = (self.window(now, load.least_rtt), load.under_way.saturating_sub(self.written_off));
         match urgent {
-            true => under_way < window + window / 4,
+            true => under_way < window + window / 4 && self.next_urgent <= now + URGENT_AHEAD,
             false => under_way < window && self.next <= now + AHEAD,
         }
     }
@@ -201,46 +240,68 @@ impl Room {
     fn window(&self, now: Instant, least_rtt: Duration) -> u64 {
         match self.phase {
             Phase::Held { .. } => self.window,
-            Phase::Growing { .. } => {
+            Phase::Open { .. } => {
+                if let Some(rate) = self.given {
+                    // The rate limits what goes; this only ends what nothing comes back from.
+                    return octets_in(least_rtt + SILENCE, rate).max(FIRST_WINDOW);
+                }
                 let since = now.since(self.first_used).min(least_rtt + RECEIPT_INTERVAL);
                 self.window + octets_in(since, FIRST_RATE)
             }
         }
     }
 
-    /// Datagrams of `len` octets were sent.
-    pub(crate) fn on_sent(&mut self, now: Instant, load: Load, len: u64) {
+    /// Datagrams of `len` octets were sent with a packet.
+    pub(crate) fn on_sent(&mut self, now: Instant, load: Load, len: u64, urgent: bool) {
         if now.since(self.used) >= FORGET_AFTER {
-            *self = Room { first_used: now, progress: now, ..Room::default() };
+            *self = Room { first_used: now, progress: now, ..self.anew() };
         }
         self.used = now;
-        let (pace, burst) = self.pace(now, load.least_rtt);
+        self.charge(now, load.least_rtt, len, urgent);
+    }
+
+    /// Datagrams of `len` octets were sent that ask for no room: receipts, questions, handshakes. At a given rate the rest
+    /// goes later for it; a measured one was measured beside them.
+    pub(crate) fn on_sent_own(&mut self, now: Instant, load: Load, len: u64) {
+        if self.given.is_some() {
+            self.charge(now, load.least_rtt, len, false);
+        }
+    }
+
+    fn charge(&mut self, now: Instant, least_rtt: Duration, len: u64, urgent: bool) {
+        let (pace, burst) = self.pace(now, least_rtt);
         let takes = |octets| Duration::from_nanos(octets * 1_000_000_000 / pace);
         // Whoever has sent nothing for a while has saved up no more than a burst.
-        let earliest = Instant::from_nanos(now.as_nanos().saturating_sub(takes(burst).as_nanos() as u64));
-        self.next = self.next.max(earliest) + takes(len);
+        self.next = self.next.max(now.before(takes(burst))) + takes(len);
+        if urgent && self.given.is_some() {
+            self.next_urgent = self.next_urgent.max(now) + takes(len) * PARTS / (PARTS - 1);
+        }
     }
 
     /// Something begins to wait.
     pub(crate) fn begin_to_wait(&mut self, now: Instant, load: Load) {
         self.progress = self.progress.max(now);
         self.base = load.queued;
-        if matches!(self.phase, Phase::Growing { .. }) {
+        if matches!(self.phase, Phase::Open { .. }) {
             // What arrived before was what was offered, and says nothing of what the path takes.
             self.round = None;
         }
     }
 
-    /// When something that waits may go, if no receipt comes before.
-    pub(crate) fn ready_at(&self, now: Instant, load: Load) -> Instant {
+    /// When something that waits may go, if no receipt comes before. `urgent`: if that is.
+    pub(crate) fn ready_at(&self, now: Instant, load: Load, urgent: bool) -> Instant {
         let under_way = load.under_way.saturating_sub(self.written_off);
         if under_way < self.window(now, load.least_rtt) {
-            return self.next;
+            return match (urgent, self.given) {
+                (true, Some(_)) => self.next_urgent.before(URGENT_AHEAD),
+                _ => self.next,
+            };
         }
         let silent = self.silent_at(load.least_rtt);
         match self.phase {
             Phase::Held { .. } => silent,
-            Phase::Growing { .. } => {
+            Phase::Open { .. } if self.given.is_some() => silent,
+            Phase::Open { .. } => {
                 // When enough time has passed for what is under way, if that is ever so.
                 let takes = (under_way + 1).saturating_sub(self.window) * 1_000_000 / FIRST_RATE + 1;
                 let takes = Duration::from_micros(takes);
@@ -254,7 +315,7 @@ impl Room {
         let full = load.under_way.saturating_sub(self.written_off) >= self.window(now, load.least_rtt);
         if full && now >= self.silent_at(load.least_rtt) {
             let written_off = load.under_way;
-            *self = Room { written_off, progress: now, used: now, first_used: now, ..Room::default() };
+            *self = Room { written_off, progress: now, used: now, first_used: now, ..self.anew() };
         }
     }
 
@@ -262,12 +323,18 @@ impl Room {
         self.progress + SILENCE.max(least_rtt * 3)
     }
 
-    /// The rate that is held, in octets a second.
+    /// The rate that is given or held, whichever is less, in octets a second.
     pub(crate) fn rate(&self) -> Option<u64> {
-        match self.phase {
-            Phase::Growing { .. } => None,
+        let held = match self.phase {
+            Phase::Open { .. } => None,
             Phase::Held { rates, .. } => rates.into_iter().max(),
-        }
+        };
+        held.into_iter().chain(self.given).min()
+    }
+
+    /// What the window lets pass in a round trip, in octets a second: as much the path carries at least, as far as is known.
+    pub(crate) fn growing_rate(&self, now: Instant, least_rtt: Duration) -> u64 {
+        self.window(now, least_rtt) * 1_000_000 / (least_rtt + RECEIPT_INTERVAL).as_micros() as u64
     }
 
     /// How fast packets go, in octets a second, and what may go at once, in octets. While the window grows, twice as fast as
@@ -275,7 +342,10 @@ impl Room {
     /// all of it at once (RFC 9002, section 7.7).
     fn pace(&self, now: Instant, least_rtt: Duration) -> (u64, u64) {
         match self.phase {
-            Phase::Growing { .. } => {
+            Phase::Open { .. } => {
+                if let Some(rate) = self.given {
+                    return (rate, octets_in(BURST, rate));
+                }
                 let round_trip = (least_rtt + RECEIPT_INTERVAL).as_micros() as u64;
                 let pace = self.window(now, least_rtt) * 2_000_000 / round_trip;
                 (pace, FIRST_WINDOW.max(octets_in(BURST, pace)))
@@ -283,6 +353,7 @@ impl Room {
             Phase::Held { at, .. } => {
                 let least = LEAST_WINDOW * 1_000_000 / (least_rtt + RECEIPT_INTERVAL + LEAST_ROUND).as_micros() as u64;
                 let pace = (self.rate().unwrap_or(0) * GAINS[at] / 4).max(least);
+                let pace = self.given.map_or(pace, |given| pace.min(given));
                 (pace, octets_in(BURST, pace))
             }
         }
@@ -304,23 +375,25 @@ impl Room {
         let (whole, slack) = (round.is_whole(progress.least_rtt), self.base + progress.least_rtt / 8);
         let mut over = whole;
         match self.phase {
-            Phase::Growing { queued } => {
+            Phase::Open { queued } => {
                 let queued = if waits && progress.queued > QUEUE + slack { queued + 1 } else { 0 };
                 if waits && queued == 0 {
                     self.window = (self.window + progress.octets).min(MOST_WINDOW);
                 }
-                let full = queued >= 2 || (waits && round.loses(20));
+                // A way that always loses some carries its rate all the same, if that is known; a policer loses more.
+                let much = if self.given.is_some() { 5 } else { 20 };
+                let full = queued >= 2 || (waits && round.loses(much));
                 match round.rate().filter(|_| full) {
                     Some(rate) => {
                         self.hold([rate; ROUNDS], DRAIN, progress.least_rtt);
                         over = true;
                     }
-                    None => self.phase = Phase::Growing { queued },
+                    None => self.phase = Phase::Open { queued },
                 }
             }
             Phase::Held { .. } if now.since(self.scarce) >= AMPLE_AFTER => {
                 let window = self.window.max(FIRST_WINDOW);
-                *self = Room { window, progress: now, used: self.used, first_used: self.first_used, ..Room::default() };
+                *self = Room { window, progress: now, used: self.used, first_used: self.first_used, ..self.anew() };
                 return;
             }
             Phase::Held { mut rates, mut at } => {
@@ -337,6 +410,11 @@ impl Room {
                         rates[0] = rate;
                     }
                     self.hold(rates, at, progress.least_rtt);
+                    // All that may be sent arrives, and fills no queue.
+                    let all = self.given.is_some_and(|given| rate + given / 32 >= given);
+                    if all && round.queued <= QUEUE + slack {
+                        self.phase = Phase::Open { queued: 0 };
+                    }
                 }
             }
         }
@@ -429,7 +507,7 @@ mod tests {
                 }
                 self.lost += u32::from(lost);
                 self.sent.push_back((!lost).then(|| self.free + self.rtt / 2));
-                self.room.on_sent(self.now, self.load(), PACKET);
+                self.room.on_sent(self.now, self.load(), PACKET, false);
             }
             if self.now >= self.next_receipt {
                 self.next_receipt = self.now + RECEIPT_INTERVAL;
@@ -520,13 +598,66 @@ mod tests {
     }
 
     #[test]
+    fn a_given_rate_is_kept_from_the_first_packet_and_fills_no_queue() {
+        for (rtt, mbit) in [(5, 5), (20, 10), (20, 100), (60, 40), (150, 20)] {
+            let mut path = Path::new(rtt, mbit, 200);
+            path.room.give(Some(path.rate));
+            let (rate, queue, lost) = path.run(10_000);
+            // What is still under way at the end is not counted.
+            let all = mbit as f64 * (1.0 - (rtt + 8) as f64 / 10_000.0);
+            assert!(rate >= 0.998 * all && lost == 0, "RTT {rtt} ms, {mbit}: {rate} Mbit/s, {lost} lost");
+            let ahead = AHEAD + BURST + Duration::from_nanos(PACKET * 1_000_000_000 / path.rate);
+            assert!(queue <= ahead, "RTT {rtt} ms, {mbit}: {queue:?}");
+            assert!(!path.room.is_held());
+        }
+    }
+
+    #[test]
+    fn a_given_rate_that_the_link_has_not_is_not_believed_until_it_has_it() {
+        let mut path = Path::new(20, 6, 200);
+        path.room.give(Some(10 * 125_000));
+        path.run(1000);
+        let (rate, queue, lost) = path.run(5000);
+        assert!(rate >= 5.4 && lost == 0, "{rate} Mbit/s, {lost} lost");
+        assert!(queue <= Duration::from_millis(45), "{queue:?}");
+        path.rate = 20 * 125_000;
+        path.run(2000);
+        let (rate, queue, _) = path.run(3000);
+        assert!((9.9..10.1).contains(&rate) && queue <= Duration::from_millis(3), "{rate} Mbit/s, {queue:?}");
+        assert!(!path.room.is_held());
+    }
+
+    #[test]
+    fn what_is_urgent_waits_at_a_given_rate_only_for_its_like_and_leaves_something_to_the_rest() {
+        let (mut room, rate) = (Room::default(), 1_250_000);
+        room.give(Some(rate));
+        let load = Load { under_way: 0, least_rtt: Duration::ZERO, latency: Duration::ZERO, queued: Duration::ZERO };
+        let mut now = Instant::from_nanos(60_000_000_000);
+        let (mut urgent, mut rest) = (0, 0);
+        while now < Instant::from_nanos(70_000_000_000) {
+            now += Duration::from_micros(100);
+            while room.admits(now, load, true) {
+                room.on_sent(now, load, PACKET, true);
+                urgent += PACKET;
+            }
+            if room.admits(now, load, false) {
+                room.on_sent(now, load, PACKET, false);
+                rest += PACKET;
+            }
+        }
+        let (parts, ahead) = (12_500_000 / 16, 12_500 + 2 * PACKET);
+        assert!((15 * parts..15 * parts + ahead).contains(&urgent), "{urgent}");
+        assert!((parts - ahead..=parts).contains(&rest), "{rest}");
+    }
+
+    #[test]
     fn a_path_that_falls_silent_is_tried_again_with_little() {
         let mut path = Path::new(20, 100, 50);
         path.run(1000);
         // Nothing comes back any more.
         let load = Load { under_way: MOST_WINDOW * 2, ..path.load() };
         assert!(!path.room.admits(path.now, load, true));
-        let ready = path.room.ready_at(path.now, load);
+        let ready = path.room.ready_at(path.now, load, false);
         assert_eq!(ready.since(path.room.progress), SILENCE);
         path.room.on_timeout(ready, load);
         assert!(path.room.admits(ready, load, false));

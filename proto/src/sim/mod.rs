@@ -5,11 +5,14 @@
 //! may be without a cipher ([`crate::tunnel::null`]).
 
 mod link;
+mod tcp;
 mod traffic;
 
 pub use link::{LinkModel, Loss, Sleep, Stalls};
+pub use tcp::{CONTENT, Progress};
 pub use traffic::{Arrival, Flow, Report, at, ms};
 
+use crate::policy::Policy;
 use crate::tunnel::Suite;
 use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
 use crate::{PeerId, PeerKind, SecretKey, Uplink};
@@ -20,7 +23,9 @@ use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+use tcp::Connection;
 use traffic::Traffic;
 
 /// One of the two ends.
@@ -56,6 +61,8 @@ pub struct WorldConfig {
     pub core_addresses: Vec<SocketAddr>,
     /// How the box is to ask on each link while idle.
     pub keepalive: Keepalive,
+    /// The policy of both ends.
+    pub policy: Arc<Policy>,
 }
 
 impl WorldConfig {
@@ -68,6 +75,7 @@ impl WorldConfig {
             box_prefixes: site_prefixes(),
             core_addresses: vec![SocketAddr::from(([192, 0, 2, 1], 51820))],
             keepalive: Keepalive::default(),
+            policy: Arc::default(),
         }
     }
 
@@ -168,6 +176,8 @@ struct InFlight {
 enum Next {
     Datagram(usize),
     Packet(usize),
+    /// A TCP connection may have something to do.
+    Connection(usize),
 }
 
 /// A box, a core, and the links between them.
@@ -185,6 +195,9 @@ pub struct World {
     in_flight: Vec<Option<InFlight>>,
     free: Vec<usize>,
     traffic: Traffic,
+    connections: Vec<Connection>,
+    /// Of them, those that may have something to send.
+    stirred: Vec<usize>,
     datagrams: u64,
     /// The packet that came to each end's TUN last.
     delivered: [Vec<u8>; 2],
@@ -228,6 +241,8 @@ impl World {
             in_flight: Vec::new(),
             free: Vec::new(),
             traffic: Traffic::default(),
+            connections: Vec::new(),
+            stirred: Vec::new(),
             datagrams: 0,
             delivered: [Vec::new(), Vec::new()],
             tap: None,
@@ -276,7 +291,7 @@ impl World {
                 kind,
                 prefixes,
                 egress: 0,
-                policy: Default::default(),
+                policy: world.policy.clone(),
                 paths,
             }],
         };
@@ -457,6 +472,28 @@ impl World {
         at
     }
 
+    /// Has a TCP connection send as much as it may from now until `end`; returns its place for [`World::progress`].
+    pub fn add_tcp(&mut self, from: Side, end: Instant) -> usize {
+        let at = self.connections.len();
+        self.connections.push(Connection::new(at as u32, from, self.now, end));
+        let now = self.now;
+        self.schedule(now, Next::Connection(at));
+        at
+    }
+
+    /// How a TCP connection fares.
+    pub fn progress(&self, connection: usize) -> Progress {
+        self.connections[connection].progress()
+    }
+
+    /// Lets a connection send what it may.
+    fn stir(&mut self, at: usize) {
+        let (now, from) = (self.now, self.connections[at].from);
+        while let Some(mut packet) = self.connections[at].send(now) {
+            self.offer(from, &mut packet);
+        }
+    }
+
     /// Puts a datagram before an end, as if it had come from `from` by `link`.
     pub fn inject(&mut self, to: Side, link: usize, from: SocketAddr, data: &[u8]) {
         let now = self.now;
@@ -533,6 +570,13 @@ impl World {
                 }
                 self.receive(&datagram, Duration::ZERO);
             }
+            Next::Connection(at) => {
+                self.connections[at].on_timeout(self.now);
+                self.stir(at);
+                // Its time-out moves with each answer; looking as often as the least of them is late by no more than that.
+                let next = self.connections[at].deadline().max(self.now + Duration::from_millis(50));
+                self.schedule(next, Next::Connection(at));
+            }
             Next::Packet(at) => {
                 if let Some((side, mut packet, next)) = self.traffic.send(at, self.now) {
                     if let Some(next) = next {
@@ -566,9 +610,14 @@ impl World {
             end.events.push((now, event));
         }
         let mut out = std::mem::replace(&mut end.out, Output::new(0));
+        let mut answers = Vec::new();
         for packet in out.deliveries().flatten() {
             self.traffic.arrive(side, packet, now);
             self.delivered[side as usize].clone_from(packet);
+            if let Some((id, body)) = tcp::of(packet) {
+                answers.extend(self.connections[id].arrive(side, now, body));
+                self.stirred.push(id);
+            }
         }
         for transmit in out.transmits() {
             self.datagrams += 1;
@@ -606,6 +655,12 @@ impl World {
         }
         out.clear();
         self.ends[side as usize].out = out;
+        for mut answer in answers {
+            self.offer(side, &mut answer);
+        }
+        while let Some(at) = self.stirred.pop() {
+            self.stir(at);
+        }
     }
 
     fn put_in_flight(&mut self, at: Instant, datagram: InFlight) {

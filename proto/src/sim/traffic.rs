@@ -86,7 +86,8 @@ pub(super) struct Traffic {
     flows: Vec<Running>,
 }
 
-const HEADERS: usize = 28;
+/// Of IPv4 and UDP.
+pub(super) const HEADERS: usize = 28;
 const MARK: &[u8; 4] = b"flow";
 
 impl Traffic {

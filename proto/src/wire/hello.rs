@@ -83,6 +83,8 @@ impl Hello {
     pub const FRAGMENTS: u32 = 1 << 0;
     /// The capability to read trailers, and to drop what came already of packets that are sent again.
     pub const COPIES: u32 = 1 << 1;
+    /// The capability to put packets back in order that go by several paths.
+    pub const SEQUENCES: u32 = 1 << 2;
 
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let room = room.get_mut(..LEN)?;

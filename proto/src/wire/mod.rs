@@ -21,8 +21,8 @@
 //! Type 0 is one octet of padding, without a length. FRAGMENT ends its message: its content follows its value.
 //!
 //! The same items, but for FRAGMENT, ride behind an IP packet as its trailer, where WireGuard has its padding: a plain
-//! peer, which cuts a packet to its IP length, never sees them. COPY and RECEIPT are sent so, and only to a peer that has
-//! [`Hello::COPIES`].
+//! peer, which cuts a packet to its IP length, never sees them. COPY, SEQUENCE and RECEIPT are sent so, and only to a peer that
+//! has [`Hello::COPIES`].
 //!
 //! The rule for changes: an item of an unknown type is skipped by its length, so new types need no new version; a
 //! known item may grow at its end, and readers ignore what is beyond what they know; anything else needs a new
@@ -32,11 +32,13 @@ mod copy;
 mod fragment;
 mod hello;
 mod receipt;
+mod sequence;
 
 pub use copy::Copy;
 pub use fragment::Fragment;
 pub use hello::Hello;
 pub use receipt::{MAX_RANGES, Ranges, Receipt};
+pub use sequence::Sequence;
 
 use crate::packet::{IPV6_HEADER, NO_NEXT_HEADER};
 
@@ -53,12 +55,17 @@ pub(crate) const LEAST_MESSAGE: usize = PREFIX + 2;
 /// headers, it fits into the least MTU of IPv6 (1,280).
 pub const MAX_MESSAGE: usize = 1024;
 
+/// The longest trailer that is sent and read: receipts for two sessions on each of two paths, with the most ranges, a COPY and a
+/// SEQUENCE take 363 octets. Receipts that are longer go by themselves.
+pub(crate) const MOST_TRAILER: usize = 512;
+
 const ADDRESS_BASE: [u8; 15] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x6d, 0x73, 0, 0x70, 0];
 
 /// Types of items. Those without a reader yet are reserved by the design for what comes next.
 mod kind {
     pub(super) const PADDING: u8 = 0;
     pub(super) const COPY: u8 = 1;
+    pub(super) const SEQUENCE: u8 = 2;
     pub(super) const RECEIPT: u8 = 3;
     pub(super) const FRAGMENT: u8 = 5;
     pub(super) const HELLO: u8 = 6;
@@ -81,6 +88,8 @@ pub enum Item<'a> {
     Lost(u8),
     /// The packet that this goes with is not a first transmission.
     Copy(Copy),
+    /// Where the packet that this goes with stands in its stream.
+    Sequence(Sequence),
     /// A part of a packet; nothing follows it.
     Fragment(Fragment<'a>),
 }
@@ -146,6 +155,7 @@ impl<'a> Writer<'a> {
             Item::Hello(hello) => (kind::HELLO, hello.write(room).map(whole)),
             Item::Receipt(receipt) => (kind::RECEIPT, receipt.write(room).map(whole)),
             Item::Copy(copy) => (kind::COPY, copy.write(room).map(whole)),
+            Item::Sequence(sequence) => (kind::SEQUENCE, sequence.write(room).map(whole)),
             Item::Fragment(fragment) => (kind::FRAGMENT, fragment.write(room)),
         };
         let Some((len, written)) = written else { return false };
@@ -204,6 +214,7 @@ fn read_items<'a>(mut rest: &'a [u8], mut each: impl FnMut(Item<'a>)) -> Result<
             kind::LOST => each(Item::Lost(*value.first().ok_or(ReadError::Malformed)?)),
             kind::HELLO => each(Item::Hello(Hello::read(value).ok_or(ReadError::Malformed)?)),
             kind::COPY => each(Item::Copy(Copy::read(value).ok_or(ReadError::Malformed)?)),
+            kind::SEQUENCE => each(Item::Sequence(Sequence::read(value).ok_or(ReadError::Malformed)?)),
             kind::RECEIPT => each(Item::Receipt(Receipt::read(value).ok_or(ReadError::Malformed)?)),
             kind::FRAGMENT => {
                 let content = std::mem::take(&mut rest);
@@ -263,6 +274,8 @@ mod tests {
                 received_us: 1 << 31,
                 ranges: [(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)].into_iter().collect(),
             }),
+            Item::Copy(Copy { slot: 7, session: 1 << 31, number: 9 }),
+            Item::Sequence(Sequence { stream: 200, wait: std::time::Duration::from_millis(34), number: 1 << 31 }),
             Item::Fragment(Fragment { id: 1 << 31, offset: 700, total: 1380, content: &[7; 680] }),
         ];
         let message = message(&all);

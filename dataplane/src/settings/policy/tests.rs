@@ -48,6 +48,18 @@ fn the_manuals_example_is_a_good_policy() {
 }
 
 #[test]
+fn the_manuals_example_of_a_direct_class_is_a_good_policy() {
+    let manual = include_str!("../../../../docs/policy.md");
+    let (_, section) = manual.split_once("## Outside of the tunnels").expect("there is a section");
+    let (_, example) = section.split_once("```toml\n").expect("there is an example");
+    let (example, _) = example.split_once("```").expect("it ends");
+    let policy = with_file("policy.toml", example, read).expect("a good policy");
+    let films = &policy.classes()[0];
+    assert_eq!((&*films.name, &films.direct), ("films", &Some(Direct { links: vec![0], otherwise: Otherwise::Any })));
+    assert_eq!(policy.when_isolated(), WhenIsolated::Direct);
+}
+
+#[test]
 fn names_of_codepoints_are_those_of_their_rfcs() {
     let names = [("af11", 10), ("af43", 38), ("cs0", 0), ("cs7", 56), ("le", 1), ("ef", 46), ("va", 44)];
     for (name, number) in names {
@@ -96,7 +108,7 @@ fn errors_name_the_line_and_the_way_out() {
         ),
         ("mode = \"direct\"\nlinks = [\"lt\"]", "policy.toml:11:10: class[0].links[0]: there is no link \"lt\""),
         ("copies = 2", "policy.toml:10:10: class[0].copies: only mode = \"duplicate\" sends copies"),
-        ("up = { mode = \"duplicate\", copies = 1 }", "policy.toml:10:37: class[0].up.copies: expected 2 to 8"),
+        ("up = { mode = \"duplicate\", copies = 1 }", "policy.toml:10:37: class[0].up.copies: expected 2 to 4"),
         ("limit = { loss = \"200 %\" }", "policy.toml:10:18: class[0].limit.loss: \"200 %\" is not understood"),
         (
             "[[class]]\nname = \"b\"\nmatch = { proto = \"tcp\" }",

@@ -78,6 +78,12 @@ impl Judge<'_> {
             let filter = filter.ok_or_else(|| format!("\"{node}\" has no filter"))?;
             Ok((Some(filter.dropped as f64), filter.by.join("; ")))
         });
+        if let Some(share) = &e.share_percent {
+            let what = format!("share beside {}", share.beside.all().join(", "));
+            let measured = self.share(share.beside.all());
+            let scale = Scale { unit: "%", timed: false };
+            self.judge(&what, scale, Bar { min: share.min, max: share.max }, measured);
+        }
         self.maybe("octets in a month", Scale { unit: "octets", timed: false }, e.octets_per_month, Self::octets);
     }
 
@@ -144,8 +150,8 @@ impl Judge<'_> {
         Ok((Some(begun.windows(2).filter(|w| w[1] > w[0] + TAKEN_APART_MS).count() as f64), String::new()))
     }
 
-    fn octets(&self) -> Measured {
-        let link = self.expect.link.as_ref().ok_or("this bar needs a link as its subject")?;
+    /// Octets of a link, up and down, between two events, and how many milliseconds lie between these.
+    fn counted(&self, link: &str) -> Result<(u64, u64, f64), String> {
         let at = |moment: &Option<crate::report::Moment>| match moment {
             Some(crate::report::Moment::Event(name)) => {
                 let count = self.report.links.iter().find(|count| count.event == *name && count.link == *link);
@@ -154,12 +160,31 @@ impl Judge<'_> {
             _ => Err("octets are counted from an event to an event: give it `from` and `until` by name".to_owned()),
         };
         let (from, until) = (at(&self.expect.from)?, at(&self.expect.until)?);
-        let (up, down) = (until.up.saturating_sub(from.up), until.down.saturating_sub(from.down));
         let length = until.at_ms - from.at_ms;
         if length <= 0.0 {
             return Err("\"from\" is not before \"until\"".to_owned());
         }
+        Ok((until.up.saturating_sub(from.up), until.down.saturating_sub(from.down), length))
+    }
+
+    fn octets(&self) -> Measured {
+        let link = self.expect.link.as_ref().ok_or("this bar needs a link as its subject")?;
+        let (up, down, length) = self.counted(link)?;
         let note = format!("{up} up and {down} down in {:.0} s", length / 1e3);
         Ok((Some((up + down) as f64 * MONTH_MS / length), note))
+    }
+
+    fn share(&self, beside: &[String]) -> Measured {
+        let link = self.expect.link.as_ref().ok_or("this bar needs a link as its subject")?;
+        let octets = |link: &String| self.counted(link).map(|(up, down, _)| up + down);
+        let own = octets(link)?;
+        let mut all = own;
+        for other in beside {
+            all += octets(other)?;
+        }
+        match all {
+            0 => Err("none of these links carried anything".to_owned()),
+            _ => Ok((Some(own as f64 * 100.0 / all as f64), format!("{own} of {all} octets"))),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use ipnet::IpNet;
 use proptest::prelude::*;
-use proto::policy::{Class, Direct, Facts, Treatment};
+use proto::policy::{Class, Direct, Facts};
 use std::net::IpAddr;
 
 /// A packet that comes to `from-site`.
@@ -140,7 +140,7 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn class(name: &str, matches: Matches, direct: Option<Direct>) -> Class {
-    Class { name: name.into(), matches, up: Treatment::default(), down: Treatment::default(), priority: None, direct }
+    Class { matches, direct, ..Class::everything(name) }
 }
 
 fn outlets() -> [Outlet; 2] {

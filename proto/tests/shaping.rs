@@ -1,0 +1,97 @@
+//! Links whose rates are given: both ends shape to them, a call does not notice, and failover loses nothing.
+
+use proto::policy::{Link, Policy};
+use proto::sim::{Flow, LinkModel, Side, World, WorldConfig, at, ms};
+use std::sync::Arc;
+use std::time::Duration;
+
+const MBIT: u64 = 1_000_000;
+
+/// Links of this round trip, with queues of 200 ms, of so many Mbit/s up and down; as is said to both ends of each.
+fn world(rtt: u64, links: &[(u64, u64)], said: &[(u64, u64)], seed: u64) -> World {
+    let model = |mbit: u64| LinkModel {
+        delay: ms(rtt) / 2,
+        rate: mbit * MBIT,
+        queue: (mbit * MBIT / 8 / 5) as usize,
+        ..LinkModel::default()
+    };
+    let mut facts: [Link; 8] = Default::default();
+    for (link, &(up, down)) in facts.iter_mut().zip(said) {
+        *link = Link { rate_up: Some(up * MBIT), rate_down: Some(down * MBIT), ..Link::default() };
+    }
+    let policy = Policy::new(facts, Vec::new()).expect("it says nothing of classes");
+    World::new(WorldConfig {
+        links: links.iter().map(|&(up, down)| (model(up), model(down))).collect(),
+        policy: Arc::new(policy),
+        ..WorldConfig::new(&[], seed)
+    })
+}
+
+/// A call of 50 packets a second each way, and packets of 1,250 octets at so many Mbit/s up and down beside it.
+fn load(world: &mut World, mbit: (u64, u64), start: u64, end: u64) {
+    for (from, mbit) in [(Side::Box, mbit.0), (Side::Core, mbit.1)] {
+        world.add_flow(Flow { interval: ms(20), size: 200, dscp: 46, ..Flow::steady(from, start, end) });
+        let interval = Duration::from_nanos(1250 * 8 * 1000 / mbit);
+        world.add_flow(Flow { interval, size: 1250, ..Flow::steady(from, start, end) });
+    }
+}
+
+/// The median of a flow's delays, the 99th percentile, and the most.
+fn delays(world: &World, flow: usize) -> [Duration; 3] {
+    let mut delays: Vec<Duration> = world.arrivals(flow).iter().map(|a| a.at.since(a.sent_at)).collect();
+    delays.sort();
+    [50, 99, 100].map(|share| delays[(delays.len() * share).div_ceil(100) - 1])
+}
+
+#[test]
+fn a_call_does_not_notice_that_a_link_of_a_given_rate_is_full_and_the_rest_has_all_that_is_left() {
+    for seed in 0..10 {
+        let mut world = world(20, &[(10, 50)], &[(10, 50)], seed);
+        load(&mut world, (15, 75), 1500, 6500);
+        world.run_until(at(8000));
+        for (call, bulk, mbit) in [(0, 1, 10), (2, 3, 50)] {
+            let reports = world.reports();
+            assert_eq!(reports[call].received, reports[call].sent, "seed {seed}");
+            let [median, most_of_them, most] = delays(&world, call);
+            assert!(median <= ms(12) && most_of_them <= ms(14) && most <= ms(15), "seed {seed}: {median:?} {most:?}");
+            // 5 s of the rate, and of each packet of 1,250 octets 1,328 on the link.
+            let carried = reports[bulk].received * (1250 + 32 + 28 + 18) * 8;
+            let share = carried as f64 / (5 * mbit * MBIT) as f64;
+            assert!(share >= 0.95, "seed {seed}, {mbit} Mbit/s: {share}");
+        }
+    }
+}
+
+#[test]
+fn a_link_that_carries_less_than_was_said_is_held_to_what_it_carries() {
+    for seed in 0..10 {
+        let mut world = world(20, &[(6, 30)], &[(10, 50)], seed);
+        load(&mut world, (15, 75), 1500, 9500);
+        world.run_until(at(11_000));
+        for (call, bulk, mbit) in [(0, 1, 6), (2, 3, 30)] {
+            let [_, most_of_them, _] = delays(&world, call);
+            assert!(most_of_them <= ms(10 + 60), "seed {seed}: {most_of_them:?}");
+            let share = (world.reports()[bulk].received * 1310 * 8) as f64 / (8 * mbit * MBIT) as f64;
+            assert!(share >= 0.85, "seed {seed}, {mbit} Mbit/s: {share}");
+        }
+    }
+}
+
+#[test]
+fn failover_to_a_link_of_a_given_rate_loses_nothing_that_it_can_carry() {
+    for seed in 0..120 {
+        let rtt = [20, 60, 150][seed as usize % 3];
+        let mut world = world(rtt, &[(50, 50), (10, 10)], &[(50, 50), (10, 10)], seed);
+        load(&mut world, (8, 8), 1500, 4500);
+        world.run_until(at(2500) + Duration::from_micros(seed * 7_310 % 500_000));
+        world.set_cut_both(0, true);
+        if seed % 2 == 0 {
+            world.set_uplink(0, false);
+        }
+        world.run_until(at(7000));
+        for report in world.reports() {
+            let lost = report.sent - report.received;
+            assert_eq!((lost, report.duplicated), (0, 0), "seed {seed}: lost, twice; {report:?}");
+        }
+    }
+}
