@@ -197,8 +197,9 @@ const NEIGHBOUR_QUESTIONS: &str = "1000000";
 const NEIGHBOUR_QUEUE: &str = "4608";
 
 /// The kernel parameters for these prefixes and for the uplinks that exist, by their numbers, in the order in which they
-/// must come. It depends on what they are now, and asks for the same again once they are in force.
-pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32]) -> Vec<Change> {
+/// must come. `direct`: flows may leave by them. It depends on what they are now, and asks for the same again once they are in
+/// force.
+pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32], direct: bool) -> Vec<Change> {
     let has = |ipv4: bool| prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == ipv4);
     let mut changes = Vec::new();
     let mut set = |key: String, value: &str| changes.push(Change::Sysctl(Sysctl { key, value: value.into() }));
@@ -207,6 +208,10 @@ pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32]) -> Vec<Change> {
         // the strict filter (1) would drop them.
         if effective_rp_filter(&format!("#{uplink}")) != 0 {
             set(format!("net/ipv4/conf/#{uplink}/rp_filter"), "2");
+        }
+        // The way back of a direct flow is its uplink's table, which its mark leads to: the filter has to look at that.
+        if direct && has(true) {
+            set(format!("net/ipv4/conf/#{uplink}/src_valid_mark"), "1");
         }
         // Two uplinks may be on one network (two cables to one router): each asks and answers for its own address only,
         // or the router sends the packets of both to one.

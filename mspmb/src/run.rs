@@ -170,7 +170,7 @@ impl<'a> Site<'a> {
     async fn look(&mut self) -> anyhow::Result<bool> {
         let interfaces = self.host.netlink().interfaces().await.context("cannot ask the kernel for the interfaces")?;
         let found = self.uplinks.find(&interfaces);
-        let mut wanted = lan::parameters(&self.config.prefixes, &found.uplinks);
+        let mut wanted = lan::parameters(&self.config.prefixes, &found.uplinks, self.breakout.is_wanted());
         wanted.extend(lan::routing(&self.config.prefixes, &self.config.tun.name));
         // Last: whatever stands in the main table, a route that cannot be repeated must not keep the rest from being set.
         wanted.extend(lan::inward(&self.config.prefixes, &found.overlaps));

@@ -35,6 +35,7 @@ fn a_journal_tells_what_is_still_to_be_undone() {
     assert_eq!(Journal::parse("pid\t1\nset\ta\t0\t1\nset\tb\t1\t2\nundone\ta\n").0, [entry("b", "1", "2")]);
     // Set twice: back to what was there before the first time.
     assert_eq!(Journal::parse("set\ta\t0\t1\npid\t2\nset\ta\t1\t2\n").0, [entry("a", "0", "2")]);
+    assert_eq!(Journal::parse("table\tx\ntable\ty\ngone\tx\n").1, ["y"]);
 }
 
 #[test]

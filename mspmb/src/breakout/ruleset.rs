@@ -5,7 +5,7 @@
 //!   from a host of the site                                                      to the Internet, from the uplink's address
 //!    |                                                                                                  ^
 //!    v prerouting                    routing                forward               postrouting           |
-//!   [from-site] -> mark the flow -> fwmark: table 7710 -> [through] ---------> [translate] -> [guard] --'
+//!   [routed]    -> mark the flow -> fwmark: table 7710 -> [through] ---------> [translate] -> [guard] --'
 //!    | first class that matches      of that uplink        count, MSS           masquerade     nothing untranslated
 //!    '-> no mark: the TUN, as ever
 //! ```
@@ -211,10 +211,10 @@ impl Builder {
         }
     }
 
-    /// What comes from a host of the site for the Internet: packets of direct flows are marked as their flows are, and others
-    /// are of a class if they begin a flow.
+    /// What is routed: packets of direct flows are marked as their flows are, and what comes from a host of the site for the
+    /// Internet is of a class if it begins a flow.
     fn from_site(&mut self, prefixes: &[IpNet], tun: &str, outlets: &[Outlet]) {
-        const CHAIN: &str = "from-site";
+        const CHAIN: &str = "routed";
         const KNOWN: &str = "known";
         for chain in [KNOWN, FAMILIES[0].chain, FAMILIES[1].chain] {
             self.chain(chain);
@@ -233,6 +233,10 @@ impl Builder {
         let waits = equal(and(ct("mark"), WAITS), Expression::Number(WAITS));
         let answered = compare(ct("state"), Operator::IN, text("established"));
         self.rule(CHAIN, [by(), answered, waits, set_bits(ct("mark"), WAITS, 0)]);
+        // All packets of a direct flow have its mark, also those that come back: by it the reverse path filter finds that they
+        // come by the right uplink, even while there is no TUN.
+        let direct = equal(and(ct("mark"), DIRECT.mask), Expression::Number(DIRECT.value));
+        self.rule(CHAIN, [direct, goto(KNOWN.into())]);
         self.rule(CHAIN, [by(), Statement::Return(None)]);
         for family in &FAMILIES {
             let own = family.of(prefixes);
@@ -244,8 +248,6 @@ impl Builder {
             self.rule(CHAIN, [compare(family.field("saddr"), Operator::NEQ, own()), Statement::Return(None)]);
             self.rule(CHAIN, [equal(family.field("daddr"), own()), Statement::Return(None)]);
         }
-        let direct = equal(and(ct("mark"), DIRECT.mask), Expression::Number(DIRECT.value));
-        self.rule(CHAIN, [direct, goto(KNOWN.into())]);
         // A flow that is in the tunnels stays there, and so does what comes back of one that began outside.
         let others = Expression::List(["established", "related", "untracked"].map(text).into());
         self.rule(CHAIN, [compare(ct("state"), Operator::IN, others), Statement::Return(None)]);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proto::policy::{Class, Direct, Facts};
 use std::net::IpAddr;
 
-/// A packet that comes to `from-site`.
+/// A packet that comes to `routed`.
 #[derive(Clone)]
 struct Packet {
     iifname: &'static str,
@@ -176,7 +176,7 @@ fn films() -> (Policy, Vec<NfListObject<'static>>) {
 }
 
 fn through(table: &[NfListObject<'static>], mut packet: Packet) -> (End, u32, u32) {
-    let end = pass(table, "from-site", &mut packet);
+    let end = pass(table, "routed", &mut packet);
     (end, packet.flow, packet.mark)
 }
 
@@ -197,7 +197,10 @@ fn a_flow_stays_where_it_began() {
     let known = Packet { state: "established", flow: 0x8000_0000, ..packet("192.0.2.1", 443) };
     assert_eq!(through(&elsewhere, known.clone()), (End::Accept, 0x8000_0000, 0x8000_0000));
     // Also one that nobody answers: it is new for as long, and has its mark.
-    assert_eq!(through(&elsewhere, Packet { state: "new", ..known }), (End::Accept, 0x8000_0000, 0x8000_0000));
+    assert_eq!(through(&elsewhere, Packet { state: "new", ..known.clone() }), (End::Accept, 0x8000_0000, 0x8000_0000));
+    // What comes back has its mark too.
+    let back = Packet { iifname: "wan0", ..known.clone() };
+    assert_eq!(through(&elsewhere, back), (End::Accept, 0x8000_0000, 0x8000_0000));
     let in_tunnel = Packet { state: "established", ..packet("192.0.2.1", 443) };
     assert_eq!(through(&films, in_tunnel), (End::Return, 0, 0));
     // Its uplink is not there.
