@@ -21,6 +21,10 @@ pub fn unix_time() -> Duration {
     Duration::from_nanos(nanos(clock_gettime(ClockId::Realtime)))
 }
 
+/// The earliest time that a right clock can show: the start of 2025, before this was written. A machine without a battery
+/// begins in 1970, until it is told the time.
+pub const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
+
 /// Waits until then; for ever without one.
 ///
 /// What has passed is over when first looked at. A timer of tokio's never is, however short: a task that makes one anew in

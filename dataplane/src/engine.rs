@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{mpsc as tokio_mpsc, oneshot};
+use tokio::sync::{mpsc as tokio_mpsc, oneshot, watch};
 
 /// Tokens of what is waited for besides sockets, whose tokens are small.
 const WAKE: u64 = u64::MAX;
@@ -146,6 +146,7 @@ enum Message {
 pub struct Handle {
     messages: mpsc::Sender<Message>,
     wake: Arc<OwnedFd>,
+    clock_set: watch::Receiver<()>,
 }
 
 impl Handle {
@@ -167,6 +168,11 @@ impl Handle {
         let (sender, receiver) = oneshot::channel();
         self.send(Message::Counters(sender))?;
         receiver.await.map_err(|_| Ended)
+    }
+
+    /// Has a change whenever the wall clock is set.
+    pub fn clock_set(&self) -> watch::Receiver<()> {
+        self.clock_set.clone()
     }
 
     /// Puts another set of peers in force, whole or not at all ([`Node::set_peers`]).
@@ -252,6 +258,7 @@ impl Dataplane {
 
         let (messages, inbox) = mpsc::channel();
         let (events, event_receiver) = tokio_mpsc::unbounded_channel();
+        let (clock_set, set) = watch::channel(());
         let engine = Engine {
             node,
             tuns,
@@ -259,6 +266,7 @@ impl Dataplane {
             epoll,
             wake: wake.clone(),
             clock,
+            clock_set,
             inbox,
             events,
             received: Received::new(),
@@ -271,7 +279,7 @@ impl Dataplane {
             .name("packets".into())
             .spawn(move || engine.run())
             .map_err(|cause| EngineError::Setup { what: "a thread", cause })?;
-        Ok((Dataplane { handle: Handle { messages, wake }, thread }, event_receiver))
+        Ok((Dataplane { handle: Handle { messages, wake, clock_set: set }, thread }, event_receiver))
     }
 
     /// A way to talk to the loop.
@@ -296,6 +304,7 @@ struct Engine {
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     clock: ClockWatch,
+    clock_set: watch::Sender<()>,
     inbox: mpsc::Receiver<Message>,
     events: tokio_mpsc::UnboundedSender<Event>,
     received: Received,
@@ -340,6 +349,7 @@ impl Engine {
             if has(CLOCK) && self.clock.was_set() {
                 tracing::info!(unix_time = clock::unix_time().as_secs(), "the wall clock was set");
                 self.node.clock_stepped(self.now);
+                self.clock_set.send_replace(());
             }
             if has(WAKE) && self.take_messages() {
                 return Ok(());

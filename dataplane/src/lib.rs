@@ -5,6 +5,7 @@
 //! | [`engine`] | the loop: one thread that owns the `proto::Node`, its sockets and its TUN |
 //! | [`udp`] | sockets of uplinks and of listening ports, in batches (GSO, GRO) |
 //! | [`tun`] | the TUN device, in batches (virtio offload) |
+//! | [`calendar`] | civil time: which windows of policies are open, and when a link's month begins |
 //! | [`clock`] | time for the protocol; news of the wall clock being set |
 //! | [`host`] | what a daemon changes on its host (rules, routes, sysctls), and how it is undone |
 //! | [`netfilter`] | nftables: a table of our own, and what it counts |
@@ -15,6 +16,7 @@
 //!
 //! Nothing is decided here: which packet goes where, and what a path is worth, is `proto`'s.
 
+pub mod calendar;
 pub mod clock;
 pub mod control;
 pub mod engine;

@@ -157,6 +157,13 @@ impl Document {
         }
     }
 
+    /// What the file says, whatever its comments, its blanks and the order of its keys: a text that is the same wherever it is
+    /// read.
+    pub fn canonical(&self) -> Result<String, SettingsError> {
+        // Its tables are sorted.
+        Ok(self.merged()?.to_string())
+    }
+
     /// File and environment in one value, through `config`.
     fn merged(&self) -> Result<serde_json::Value, SettingsError> {
         let mut builder =
@@ -424,6 +431,26 @@ impl Written for Duration {
             _ => return Err(None),
         };
         number.checked_mul(millis).map(Duration::from_millis).ok_or(None)
+    }
+}
+
+/// An amount of data, in octets; written in decimal units, as links are sold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Octets(pub u64);
+
+impl Written for Octets {
+    const EXPECTED: &'static str = "an amount of data such as \"50 MB\" or \"1 GB\"";
+    fn read(text: &str) -> Result<Self, Option<String>> {
+        let unit = text.find(|c: char| !c.is_ascii_digit()).ok_or(None)?;
+        let number: u64 = text[..unit].parse().map_err(|_| None)?;
+        let factor = match text[unit..].trim() {
+            "kB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            _ => return Err(None),
+        };
+        number.checked_mul(factor).map(Octets).ok_or(None)
     }
 }
 

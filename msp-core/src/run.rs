@@ -15,15 +15,18 @@ use crate::sites::{Sites, Surroundings};
 use crate::status::{BgpStatus, Reload, SiteStatus, Status};
 use crate::{look, routes};
 use anyhow::Context;
-use dataplane::clock;
 use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, EngineError, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::udp::Socket;
+use dataplane::{calendar, clock};
 use ipnet::IpNet;
-use proto::{Event, Identity, Instant, LinkId, NodeConfig, PathState};
+use proto::policy::Policy;
+use proto::{Event, Identity, Instant, LinkId, NodeConfig, PathState, PeerId};
 use std::collections::HashMap;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -179,6 +182,8 @@ struct Core<'a> {
     surroundings: Surroundings,
     sites: Sites,
     packets: Handle,
+    /// The policies whose windows open and close.
+    windows: watch::Sender<Vec<(PeerId, Arc<Policy>)>>,
     /// What the RPKI caches say.
     caches: watch::Receiver<Caches>,
     ingress: Ingress,
@@ -247,6 +252,7 @@ impl Core<'_> {
             path,
             config,
             surroundings,
+            windows: watch::Sender::new(sites.with_windows()),
             sites,
             packets,
             caches,
@@ -269,6 +275,8 @@ impl Core<'_> {
     ) -> anyhow::Result<()> {
         tracing::info!(sites = self.sites.list.len(), listen = ?self.config.listen, "the core is running");
         let mut loading: Option<JoinHandle<_>> = None;
+        let packets = self.packets.clone();
+        let mut windows = pin!(calendar::keep_windows(&packets, self.windows.subscribe()));
         loop {
             let due = self.ingress.poll_timeout();
             let loaded = async {
@@ -278,9 +286,11 @@ impl Core<'_> {
                 }
             };
             tokio::select! {
+                // The loop's own error says why.
+                _ = &mut windows => break,
                 event = events.recv() => match event {
                     Some(event) => self.note(event),
-                    // The loop's own error says why.
+                    // Here too.
                     None => break,
                 },
                 () = clock::until(due) => self.ingress.handle_timeout(clock::now()),
@@ -475,6 +485,7 @@ impl Core<'_> {
         self.ingress.set_policy(policy.policy.clone());
         self.ingress.set_sites(now, sites.announcements());
         self.config.ingress = policy;
+        self.windows.send_replace(sites.with_windows());
         self.sites = sites;
         self.routing.set_own(own(&self.config, &self.sites)).await;
         // A site that kept its number and lost its keys is another one: what the node says counts.

@@ -2,15 +2,18 @@
 
 use crate::bgp::ingress;
 use crate::config::Config;
+use dataplane::calendar;
 use dataplane::settings::{self, Document, Schema, SettingsError, Text};
 use ipnet::IpNet;
 use proto::config::ConfigError;
+use proto::policy::Policy;
 use proto::{MAX_SLOTS, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The sites in force.
@@ -153,9 +156,17 @@ impl Sites {
         }
     }
 
-    /// For the node.
+    /// For the node, with the windows that are open now.
     pub(crate) fn peers(&self) -> Vec<PeerConfig> {
-        self.list.iter().map(|site| site.peer.clone()).collect()
+        let peer =
+            |site: &Site| PeerConfig { open_windows: calendar::open_now(&site.peer.policy), ..site.peer.clone() };
+        self.list.iter().map(peer).collect()
+    }
+
+    /// The policies that have windows, which open and close.
+    pub(crate) fn with_windows(&self) -> Vec<(PeerId, Arc<Policy>)> {
+        let with = self.list.iter().filter(|site| !site.peer.policy.windows().is_empty());
+        with.map(|site| (site.peer.id, site.peer.policy.clone())).collect()
     }
 
     /// For the announcements.
@@ -231,6 +242,7 @@ impl Read {
             prefixes: file.prefixes.into_iter().map(|prefix| prefix.0).collect(),
             egress,
             policy: policy.unwrap_or_default().into(),
+            open_windows: 0,
             paths,
         };
         let withdraw_after = file.withdraw_after.map_or(surroundings.withdraw_after, |after| after.0);

@@ -269,6 +269,9 @@ impl Status {
             }
         }
         text += &table(&rows);
+        for peer in self.node.peers.iter().filter(|peer| peer.other_policy) {
+            text += &format!("{} has another policy than its box: each end goes by its own\n", printable(&peer.name));
+        }
         if let Some(bgp) = &self.bgp {
             let draining = if bgp.draining { ", draining: neighbours are asked to prefer other routes" } else { "" };
             text += &format!("\nAS {}, router id {}{draining}\n", bgp.local_as, bgp.router_id);
@@ -452,6 +455,7 @@ mod tests {
             prefixes: vec![prefix()],
             egress: 0,
             policy: Default::default(),
+            open_windows: 0,
             paths: Vec::new(),
         };
         let withdraw_after = Some(Duration::from_secs(60));

@@ -9,11 +9,13 @@ mod ruleset;
 pub(crate) use ruleset::{DIRECT, Outlet, mark};
 
 use crate::config::Config;
+use crate::run::{Policies, in_force};
 use dataplane::host::Host;
 use dataplane::netfilter::{self, Counted};
+use dataplane::{calendar, clock};
 use proto::Instant;
 use proto::direct::{self, Decision, Exit, Isolation, Leaves};
-use proto::policy::Policy;
+use proto::policy::{ClassId, Policy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,29 +73,32 @@ impl From<&Decision> for Outward {
 /// Keeps the packet filter as the policy and the uplinks want it.
 pub(crate) struct Breakout<'a> {
     config: &'a Config,
-    policy: watch::Receiver<Arc<Policy>>,
+    policy: watch::Receiver<Policies>,
     isolation: Isolation,
     /// The policy that the table was made for, and where new flows go by it.
     in_force: Option<(Arc<Policy>, Vec<[Decision; 2]>)>,
+    /// When another window of the policy opens or closes, and other classes have packets.
+    windows_change: Option<Instant>,
     isolated: bool,
     problem: Option<String>,
 }
 
 impl<'a> Breakout<'a> {
-    pub(crate) fn new(config: &'a Config, policy: watch::Receiver<Arc<Policy>>, now: Instant) -> Self {
+    pub(crate) fn new(config: &'a Config, policy: watch::Receiver<Policies>, now: Instant) -> Self {
         let isolation = Isolation::begin(now);
-        Breakout { config, policy, isolation, in_force: None, isolated: false, problem: None }
+        Breakout { config, policy, isolation, in_force: None, windows_change: None, isolated: false, problem: None }
     }
 
     /// Whether the host is to be made ready for direct flows. Once there may be some it stays so, since they stay where they
     /// began when the policy becomes another.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.in_force.is_some() || direct::concerns(&self.policy.borrow())
+        self.in_force.is_some() || direct::concerns(&in_force(&self.policy.borrow()))
     }
 
     /// When to look again though there is no news.
     pub(crate) fn due(&self, now: Instant) -> Option<Duration> {
-        self.isolation.due(now).filter(|_| self.is_wanted()).map(|due| due.since(now))
+        let due = [self.isolation.due(now), self.windows_change.filter(|due| *due > now)];
+        due.into_iter().flatten().min().filter(|_| self.is_wanted()).map(|due| due.since(now))
     }
 
     /// Has the packet filter be as it should with these uplinks; what there is to show of it, if it is of use at all.
@@ -104,13 +109,15 @@ impl<'a> Breakout<'a> {
         exits: &[Exit],
         outlets: &[Outlet],
     ) -> Option<DirectStatus> {
-        let policy = self.policy.borrow().clone();
+        let policy = in_force(&self.policy.borrow());
         let isolated = self.isolation.note(now, exits.iter().any(|exit| exit.tunnel == Some(true)));
         let wanted = self.is_wanted();
         let decisions = direct::decide(&policy, exits, isolated);
         let (prefixes, tun) = (&self.config.prefixes, &self.config.tun.name);
-        // All classes have packets at all times, as long as none has hours.
-        let active = |_| true;
+        let unix_time = clock::unix_time();
+        let open = calendar::open(&policy, unix_time);
+        self.windows_change = open.until.map(|until| now + until.saturating_sub(unix_time));
+        let active = |class: ClassId| policy.is_open(class.into(), open.windows);
         let objects = wanted.then(|| ruleset::ruleset(prefixes, tun, &policy, &active, &decisions, outlets));
         let anew = self.in_force.as_ref().is_none_or(|(before, _)| !Arc::ptr_eq(before, &policy));
         let mut problem = host.set_filter(ruleset::TABLE, objects, anew).await.err().map(|error| error.to_string());
@@ -171,18 +178,24 @@ const FRESH: Duration = Duration::from_secs(1);
 /// The packet filter's counters, as they were when they were last asked for.
 #[derive(Clone, Default)]
 pub(crate) struct Counts {
-    last: Arc<Mutex<Option<(std::time::Instant, BTreeMap<String, Counted>)>>>,
+    last: Arc<Mutex<Option<Asked>>>,
+}
+
+struct Asked {
+    at: std::time::Instant,
+    counted: BTreeMap<String, Counted>,
 }
 
 impl Counts {
     /// Writes into `status` what has been counted; where nothing can be known, nothing.
     pub(crate) async fn fill(&self, status: &mut DirectStatus) {
         let mut last = self.last.lock().await;
-        if last.as_ref().is_none_or(|(at, _)| at.elapsed() >= FRESH) {
+        if last.as_ref().is_none_or(|asked| asked.at.elapsed() >= FRESH) {
             // Before the table is made there is none, and so is nothing counted.
-            *last = Some((std::time::Instant::now(), netfilter::counters(ruleset::TABLE).await.unwrap_or_default()));
+            let counted = netfilter::counters(ruleset::TABLE).await.unwrap_or_default();
+            *last = Some(Asked { at: std::time::Instant::now(), counted });
         }
-        let Some((_, counted)) = &*last else { return };
+        let Some(Asked { counted, .. }) = &*last else { return };
         let of = |name: &str| counted.get(name).copied().unwrap_or_default();
         for (class, id) in status.classes.iter_mut().zip(0..) {
             let [up, down] = ruleset::counters(id);

@@ -1,7 +1,8 @@
 //! What the operator wrote.
 
 use crate::nat64::Pref64;
-use dataplane::settings::{self, Document, Schema, SettingsError, Text, Tun, Written};
+use dataplane::calendar;
+use dataplane::settings::{self, Document, Octets, Schema, SettingsError, Text, Tun, Written};
 use ipnet::IpNet;
 use proto::policy::Policy;
 use proto::{
@@ -19,7 +20,7 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/mspmb/mspmb.toml";
 /// Variables that begin with this override the file.
 const ENVIRONMENT: &str = "MSPMB";
 /// The only core there is yet; a number for the node.
-const CORE: PeerId = PeerId(1);
+pub(crate) const CORE: PeerId = PeerId(1);
 
 /// The file as it is written.
 #[derive(Debug, Deserialize)]
@@ -115,25 +116,6 @@ fn is_host_name(name: &str) -> bool {
     let number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
     // 255 octets on the wire are 253 characters with their dots (RFC 1035, section 2.3.4).
     name.len() <= 253 && name.split('.').all(good) && !name.rsplit('.').next().is_some_and(number)
-}
-
-/// An amount of data, written in decimal units, as links are sold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Octets(u64);
-
-impl Written for Octets {
-    const EXPECTED: &'static str = "an amount of data such as \"50 MB\" or \"1 GB\"";
-    fn read(text: &str) -> Result<Self, Option<String>> {
-        let unit = text.find(|c: char| !c.is_ascii_digit()).ok_or(None)?;
-        let number: u64 = text[..unit].parse().map_err(|_| None)?;
-        let factor = match text[unit..].trim() {
-            "kB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            _ => return Err(None),
-        };
-        number.checked_mul(factor).map(Octets).ok_or(None)
-    }
 }
 
 fn default_secret_file() -> PathBuf {
@@ -280,6 +262,7 @@ impl Config {
                     .to_vec(),
                 egress: 0,
                 policy: self.policy.clone(),
+                open_windows: calendar::open_now(&self.policy),
                 paths,
             }],
         }

@@ -3,7 +3,7 @@
 use crate::config::{self, Config};
 use crate::status::Status;
 use anyhow::Context;
-use dataplane::control;
+use dataplane::{calendar, control};
 use proto::PathState;
 use proto::policy::{Direct, Direction, Facts, Otherwise, Treatment};
 use proto::snapshot::PathSnapshot;
@@ -48,7 +48,7 @@ pub(crate) fn explain(path: &Path, packet: &Packet) -> anyhow::Result<()> {
 }
 
 fn text(config: &Config, facts: &Facts, status: Option<&Status>) -> String {
-    let number = config.policy.classify(facts);
+    let number = config.policy.classify(facts, calendar::open_now(&config.policy));
     let class = &config.policy.classes()[usize::from(number)];
     let mut text = format!("class {:?}, number {} of {}\n", class.name, number + 1, config.policy.classes().len());
     if let Some(direct) = &class.direct {

@@ -11,6 +11,7 @@
 //! | [`overlap`] | ISPs' networks that overlap the site's |
 //! | [`lan`] | what the host must look like for the site's packets |
 //! | [`breakout`] | flows that leave by an uplink itself |
+//! | [`meter`] | what metered links have carried, and whether that is what they may |
 //! | [`state`] | what is known again after a restart |
 //! | [`status`] | what is shown |
 //! | [`explain`] | what policy says of a packet |
@@ -20,6 +21,7 @@ mod config;
 mod explain;
 mod find;
 mod lan;
+mod meter;
 mod names;
 mod nat64;
 mod overlap;

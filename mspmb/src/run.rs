@@ -1,19 +1,20 @@
 //! The daemon: what starts, what it listens to, and what is undone when it ends.
 
 use crate::breakout::{self, Breakout, Counts};
-use crate::config::Config;
+use crate::config::{CORE, Config};
 use crate::lan;
+use crate::meter::{Meter, MeterStatus};
 use crate::status::{self, Status};
 use crate::uplinks::{Shown, Uplinks, works};
 use anyhow::Context;
-use dataplane::clock;
 use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, Handle};
 use dataplane::host::{Host, Owner};
 use dataplane::logging;
 use dataplane::netlink::Watch;
+use dataplane::{calendar, clock};
 use proto::policy::Policy;
-use proto::{Event, PathId, PathState, direct};
+use proto::{Event, PathId, PathState, PeerId, direct};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,8 +28,13 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// When to look again although there is no news: what DHCP clients write of resolvers comes without.
 const REFRESH: Duration = Duration::from_secs(30);
 
-/// The earliest time that a right clock can show, in seconds since 1970: the start of 2025, before this was written.
-const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
+/// The policy of each peer, of which a box has one.
+pub(crate) type Policies = Vec<(PeerId, Arc<Policy>)>;
+
+/// The box's own.
+pub(crate) fn in_force(policies: &Policies) -> Arc<Policy> {
+    policies.first().map(|(_, policy)| policy.clone()).unwrap_or_default()
+}
 
 /// Runs until a signal says otherwise.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
@@ -63,21 +69,23 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
     let (dataplane, mut events) = Dataplane::start(config.node(), vec![tun], Vec::new())?;
     let handle = dataplane.handle();
     let news = Arc::new(Notify::new());
-    let (policy, in_force) = watch::channel(config.policy.clone());
-    let mut site = Site::new(config, host, handle.clone(), news.clone(), in_force.clone());
-    let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe())));
+    let policy = watch::Sender::new(vec![(CORE, config.policy.clone())]);
+    let mut site = Site::new(config, host, handle.clone(), news.clone(), policy.subscribe());
+    let mut meter = Meter::open(&config.state);
+    let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe(), meter.shown())));
     tracing::info!(prefixes = ?config.prefixes, core = config.core.name, tun = config.tun.name, "running");
-    if clock::unix_time() < EARLIEST {
+    if clock::unix_time() < clock::EARLIEST {
         let unix_time = clock::unix_time().as_secs();
         tracing::warn!(unix_time, "the clock is wrong: it stands before this program was written; set it, by NTP best");
     }
 
+    let moves = policy.subscribe();
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         // It never ends but by an error.
         result = site.follow() => result,
-        () = log_events(&mut events, &config.core.name, &news, &in_force) => Err(anyhow::anyhow!("stopping")),
+        () = log_events(&mut events, &config.core.name, &news, &moves) => Err(anyhow::anyhow!("stopping")),
         result = async {
             loop {
                 hangup.recv().await;
@@ -85,10 +93,14 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
                 news.notify_one();
             }
         } => result,
+        ended = meter.follow(&handle, policy.subscribe()) => Err(ended.into()),
+        ended = calendar::keep_windows(&handle, policy.subscribe()) => Err(ended.into()),
     };
     control.abort();
     // Waited for, so that the socket is gone when we are; that it was aborted is no news.
     let _ = control.await;
+    let last = in_force(&policy.borrow());
+    meter.close(&handle, &last).await;
     // If the loop has ended by itself, its own error says more.
     dataplane.stop()?;
     ended
@@ -99,7 +111,7 @@ async fn reload_policy(
     path: &Path,
     config: &Config,
     handle: &Handle,
-    in_force: &watch::Sender<Arc<Policy>>,
+    policy: &watch::Sender<Policies>,
 ) -> anyhow::Result<()> {
     let read = Config::load(path).map_err(anyhow::Error::from).and_then(|new| {
         breakout::check(&new.policy)?;
@@ -113,11 +125,13 @@ async fn reload_policy(
         }
     };
     let mut peers = config.node().peers;
-    peers.iter_mut().for_each(|peer| peer.policy = new.clone());
+    for peer in &mut peers {
+        (peer.policy, peer.open_windows) = (new.clone(), calendar::open_now(&new));
+    }
     match handle.set_peers(peers).await? {
         Ok(()) => {
             tracing::info!(classes = new.classes().len(), "the policy is in force; other changes wait for a restart");
-            in_force.send_replace(new);
+            policy.send_replace(vec![(CORE, new)]);
         }
         Err(error) => tracing::error!(%error, "the policy was refused; the one before stays in force"),
     }
@@ -143,7 +157,7 @@ impl<'a> Site<'a> {
         host: &'a mut Host,
         handle: Handle,
         news: Arc<Notify>,
-        policy: watch::Receiver<Arc<Policy>>,
+        policy: watch::Receiver<Policies>,
     ) -> Self {
         let uplinks = Uplinks::new(config, handle, host.netlink().clone(), &news);
         let breakout = Breakout::new(config, policy, clock::now());
@@ -203,12 +217,13 @@ impl<'a> Site<'a> {
 fn answers(
     handle: Handle,
     shown: watch::Receiver<Shown>,
+    metered: watch::Receiver<Vec<MeterStatus>>,
 ) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Option<String>> + Send>> + Send + Sync {
     let started = Instant::now();
     let counts = Counts::default();
     move |command| {
         let (handle, Shown { uplinks, unused, mut direct }) = (handle.clone(), shown.borrow().clone());
-        let counts = counts.clone();
+        let (counts, metered) = (counts.clone(), metered.borrow().clone());
         Box::pin(async move {
             if command != "status" {
                 return None;
@@ -226,6 +241,7 @@ fn answers(
                 uplinks,
                 unused,
                 direct,
+                metered,
                 node,
                 dataplane,
             })
@@ -239,14 +255,14 @@ async fn log_events(
     events: &mut mpsc::UnboundedReceiver<Event>,
     core: &str,
     news: &Notify,
-    policy: &watch::Receiver<Arc<Policy>>,
+    policy: &watch::Receiver<Policies>,
 ) {
     while let Some(event) = events.recv().await {
         match event {
             Event::Path { path: PathId { slot, .. }, from, to, reason } => {
                 tracing::info!(core, slot, ?from, ?to, reason, "path");
                 // Where it came up is an address that has proved right; and direct flows go by what works.
-                let moves = works(from) != works(to) && direct::concerns(&policy.borrow());
+                let moves = works(from) != works(to) && direct::concerns(&in_force(&policy.borrow()));
                 if to == PathState::Up || moves {
                     news.notify_one();
                 }

@@ -2,6 +2,7 @@
 
 use crate::breakout::{DirectClass, DirectStatus, Outward};
 use crate::config;
+use crate::meter::MeterStatus;
 use crate::uplinks::{Unused, UplinkStatus};
 use anyhow::Context;
 use dataplane::control;
@@ -37,6 +38,9 @@ pub(crate) struct Status {
     /// What leaves by an uplink itself, if the policy has such flows.
     #[serde(default)]
     pub(crate) direct: Option<DirectStatus>,
+    /// What metered links have carried in this month of theirs.
+    #[serde(default)]
+    pub(crate) metered: Vec<MeterStatus>,
     pub(crate) node: Snapshot,
     /// What the packet loop counted.
     pub(crate) dataplane: Counters,
@@ -100,6 +104,9 @@ fn table(status: &Status) -> String {
             let _ = write!(text, "; {} copies sent ({})", peer.copies.packets, octets(peer.copies.bytes));
         }
     }
+    if let Some(peer) = peer.filter(|peer| peer.other_policy) {
+        let _ = write!(text, "\nthe core {} has another policy: each end goes by its own", peer.name);
+    }
     text.push_str("\n\n");
     text.push_str(&aligned(&rows));
     text.push('\n');
@@ -107,6 +114,12 @@ fn table(status: &Status) -> String {
     if let Some(peer) = peer.filter(|peer| peer.classes.len() > 1) {
         text.push('\n');
         text.push_str(&aligned(&classes(peer, &status.uplinks)));
+    }
+    if !status.metered.is_empty() {
+        text.push('\n');
+    }
+    for link in &status.metered {
+        let _ = writeln!(text, "{}", metered(link));
     }
     if let Some(direct) = &status.direct {
         if direct.isolated {
@@ -178,11 +191,26 @@ fn outside_of_tunnels(direct: &DirectStatus, uplinks: &[UplinkStatus]) -> Vec<Ve
 fn classes(peer: &PeerSnapshot, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
     let header = ["CLASS", "UP BY", "SENT", "PACKETS", "CHANGES"].map(str::to_owned).to_vec();
     let row = |class: &ClassSnapshot| {
-        let by = class.current_slot.map_or_else(|| "no link".to_owned(), |slot| interface(slot, uplinks));
+        let by = match &class.slots[..] {
+            _ if !class.open => "closed".to_owned(),
+            [] => "no link".to_owned(),
+            slots => slots.iter().map(|slot| interface(*slot, uplinks)).collect::<Vec<_>>().join(", "),
+        };
         let ClassSnapshot { name, tx, path_changes, .. } = class;
         vec![name.clone(), by, octets(tx.bytes), tx.packets.to_string(), path_changes.to_string()]
     };
     std::iter::once(header).chain(peer.classes.iter().map(row)).collect()
+}
+
+/// What a metered link has carried.
+fn metered(link: &MeterStatus) -> String {
+    let since = if link.since.is_empty() { "the clock is wrong" } else { &link.since };
+    let state = match link {
+        MeterStatus { capped: true, .. } => "; at its cap",
+        MeterStatus { free: true, .. } => "; free today",
+        _ => "",
+    };
+    format!("{} (slot {}): {} of {} since {since}{state}", link.link, link.slot, octets(link.octets), octets(link.cap))
 }
 
 fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<String> {

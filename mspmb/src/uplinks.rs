@@ -11,7 +11,7 @@ use crate::find::{Role, Slots, roles, within};
 use crate::names::{Answers, Place, Question, Resolver, Server, servers};
 use crate::nat64::{self, Pref64};
 use crate::overlap::{Overlaps, examine};
-use crate::state::Store;
+use crate::state::{State, Store};
 use dataplane::engine::Handle;
 use dataplane::netlink::{Interface, Netlink};
 use dataplane::udp::Socket;
@@ -111,7 +111,7 @@ pub(crate) struct Uplinks<'a> {
     netlink: Netlink,
     slots: Slots,
     links: [Link; MAX_SLOTS],
-    store: Store,
+    store: Store<State>,
     /// Addresses of the core on which a session was established and that the configuration does not give.
     proven: Vec<SocketAddr>,
     /// Whether each slot's tunnel worked at the last look; `None`: it had none.
@@ -150,7 +150,7 @@ struct Candidate {
 impl<'a> Uplinks<'a> {
     /// None known yet; `news` is notified when a look is worth while.
     pub(crate) fn new(config: &'a Config, handle: Handle, netlink: Netlink, news: &Arc<Notify>) -> Self {
-        let (state, store) = Store::open(&config.state);
+        let (state, store) = Store::<State>::open(&config.state);
         // Another core has other addresses.
         let proven = if state.core == config.core.public_key.to_string() { state.proven } else { Vec::new() };
         let names: Vec<String> = config
@@ -268,7 +268,8 @@ impl<'a> Uplinks<'a> {
         let shown = Shown { uplinks, unused: found.unused, direct: None };
         log_changes(&self.shown, &shown);
         self.shown = shown;
-        self.store.keep(self.slots.kept(), self.config.core.public_key.to_string(), self.proven.clone());
+        let core = self.config.core.public_key.to_string();
+        self.store.keep(State { slots: self.slots.kept(), core, proven: self.proven.clone() });
         Ok(well)
     }
 

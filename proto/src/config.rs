@@ -66,6 +66,8 @@ pub struct PeerConfig {
     pub egress: u8,
     /// Which links what is sent to it takes.
     pub policy: Arc<Policy>,
+    /// Which of the policy's windows are open, a bit each; later [`crate::Node::set_open_windows`] tells.
+    pub open_windows: u64,
     /// Its paths, at most one a slot.
     pub paths: Vec<PathConfig>,
 }
@@ -269,6 +271,7 @@ mod tests {
             prefixes: prefixes.iter().map(|p| p.parse().expect("a prefix")).collect(),
             egress: 0,
             policy: Arc::default(),
+            open_windows: 0,
             paths: Vec::new(),
         }
     }

@@ -367,6 +367,22 @@ impl Node {
         self.with_each_peer(now, |peer, _| peer.clock_stepped(now));
     }
 
+    /// Windows of policies have opened or closed: which are open for each peer named, a bit each. Flows under way take their
+    /// other class's way from now on, without loss and in order.
+    pub fn set_open_windows(&mut self, now: Instant, open: &HashMap<PeerId, u64>) {
+        for peer in self.peers.iter_mut().flatten() {
+            if let Some(&open) = open.get(&peer.config.id) {
+                peer.set_open_windows(now, open);
+            }
+        }
+    }
+
+    /// The links of these slots, a bit each, have carried what they may this month, and the others have not: a box's, which
+    /// tells the core. Flows that may not go on by them move without loss and in order, as after a link that came back.
+    pub fn set_capped(&mut self, now: Instant, slots: u8) {
+        self.with_each_peer(now, |peer, _| peer.set_capped(now, slots));
+    }
+
     /// Puts another set of peers in force, whole or not at all. Peers and paths that stay as they were keep their
     /// sessions and lose no packet. A peer that goes is gone without an event: its owner knows.
     pub fn set_peers(&mut self, now: Instant, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {

@@ -74,6 +74,10 @@ pub(crate) struct Path {
     wished: Option<u8>,
     /// How the path is asked while idle, if that is known: a box's by its uplink, a core's by HELLO.
     pub(crate) keepalive: Option<Keepalive>,
+    /// Of the policy in force here, of which HELLO tells.
+    policy_hash: u64,
+    /// Its link has carried what it may this month: only classes that may go on take it.
+    pub(crate) capped: bool,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
@@ -146,6 +150,8 @@ impl Path {
             introduced: false,
             wished: None,
             keepalive: None,
+            policy_hash: 0,
+            capped: false,
             initiated_at: None,
             attempts: 0,
             repairs: REPAIR_COSTS * MOST_REPAIRS,
@@ -485,6 +491,8 @@ impl Path {
             // Only a box has uplinks to say that of.
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             preference: self.preference(),
+            capped: self.capped,
+            policy_hash: self.policy_hash,
             capabilities: Hello::FRAGMENTS | Hello::COPIES | Hello::SEQUENCES,
             ..Hello::default()
         });
@@ -532,6 +540,7 @@ impl Path {
         if self.config.link.is_none() {
             self.keepalive = hello.keepalive;
             self.wished = hello.keepalive.map(|_| hello.preference);
+            self.capped = hello.capped;
         }
         self.hello_at = None;
         self.told = Some(hello.epoch);
@@ -633,6 +642,20 @@ impl Path {
         self.health.on_presence(now, route.is_some())
     }
 
+    /// The policy in force is the one with this hash. The peer is told.
+    pub(crate) fn set_policy_hash(&mut self, now: Instant, hash: u64) {
+        if std::mem::replace(&mut self.policy_hash, hash) != hash && self.told.is_some() {
+            self.begin_hello(now);
+        }
+    }
+
+    /// Its link is at its cap, or not any more. The peer is told.
+    pub(crate) fn set_capped(&mut self, now: Instant, capped: bool) {
+        if std::mem::replace(&mut self.capped, capped) != capped && self.told.is_some() {
+            self.begin_hello(now);
+        }
+    }
+
     pub(crate) fn standing(&self, now: Instant) -> Option<Standing> {
         let health = &self.health;
         let session = self.tunnel.has_session() && self.route.is_some();
@@ -722,6 +745,7 @@ impl Path {
             state: self.health.state(),
             reason: self.health.reason().to_owned(),
             since_s: now.since(self.health.since()).as_secs_f64(),
+            capped: self.capped,
             endpoint: self.route.map(|route| route.to),
             rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
             rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),

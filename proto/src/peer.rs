@@ -72,7 +72,7 @@ pub(crate) struct Peer {
     courses: Vec<Course>,
     /// The slots that are some class's current one, a bit each.
     carrying: u8,
-    /// When the policy was put in force.
+    /// When the policy was put in force, or a window of it opened or closed last: flows find their classes anew from then on.
     policy_since: Instant,
     /// Octets that are left free in each packet for its place in its stream: none where nothing is bonded.
     numbering: u16,
@@ -86,6 +86,8 @@ pub(crate) struct Peer {
     remote_epoch: Option<u64>,
     /// Its epochs before that one: a HELLO of an earlier life may still be under way, by a slow path.
     past_epochs: [Option<u64>; PAST_EPOCHS],
+    /// The hash of the peer's policy, by its last HELLO; 0: not said.
+    policy_hash: u64,
     /// What the peer can do, by its last HELLO.
     capabilities: u32,
     /// Packets sent in fragments; by this the next one is numbered.
@@ -133,6 +135,7 @@ impl Peer {
             last_receipt: None,
             remote_epoch: None,
             past_epochs: [None; PAST_EPOCHS],
+            policy_hash: 0,
             capabilities: 0,
             fragmented: 0,
             reassembly: Reassembly::default(),
@@ -151,6 +154,7 @@ impl Peer {
         };
         peer.numbering = peer.numbering();
         peer.give_rates();
+        peer.tell_policy(now);
         peer
     }
 
@@ -208,9 +212,25 @@ impl Peer {
             self.replay.leave_queues();
             self.rescue.get_or_insert(0);
         }
+        self.set_open_windows(now, config.open_windows);
         self.config = config;
+        self.tell_policy(now);
         self.numbering = self.numbering();
         self.give_rates();
+    }
+
+    /// Each path tells the peer which policy is in force, if it has not.
+    fn tell_policy(&mut self, now: Instant) {
+        let hash = self.config.policy.hash();
+        self.paths.iter_mut().for_each(|path| path.set_policy_hash(now, hash));
+    }
+
+    /// These windows of the policy are open from now on, a bit each.
+    pub(crate) fn set_open_windows(&mut self, now: Instant, open: u64) {
+        if std::mem::replace(&mut self.config.open_windows, open) != open {
+            self.policy_since = now;
+            self.flows.forget_classes();
+        }
     }
 
     pub(crate) fn retire(&mut self, indices: &mut Indices) {
@@ -365,7 +385,7 @@ impl Peer {
             for (candidate, path) in candidates.iter_mut().zip(&*paths) {
                 let slot = path.config.slot;
                 *candidate = path.standing(ctx.now).and_then(|standing| {
-                    let mut preference = order.preference(slot, path.preference())?;
+                    let mut preference = order.preference(slot, path.preference(), path.capped)?;
                     preference.within_limit = course.is_within(ctx.now, slot, limit, path.measured(ctx.now));
                     Some(Candidate { slot, preference, standing })
                 });
@@ -440,6 +460,13 @@ impl Peer {
         }
     }
 
+    /// These slots' links, a bit each, are at their cap, and the others are not.
+    pub(crate) fn set_capped(&mut self, now: Instant, slots: u8) {
+        for path in &mut self.paths {
+            path.set_capped(now, slots >> path.config.slot & 1 == 1);
+        }
+    }
+
     /// This end stood still until now.
     pub(crate) fn stood_still(&mut self, now: Instant) {
         for path in &mut self.paths {
@@ -466,6 +493,7 @@ impl Peer {
             let slots = if members == 0 { course.slots(mode) } else { members };
             ClassSnapshot {
                 name: class.name.to_string(),
+                open: self.config.policy.is_open(number, self.config.open_windows),
                 current_slot: course.current,
                 slots: (0..MAX_SLOTS as u8).filter(|slot| slots & 1 << slot != 0).collect(),
                 path_changes: course.changes,
@@ -488,6 +516,7 @@ impl Peer {
         PeerSnapshot {
             id: self.config.id,
             name: self.config.name.clone(),
+            other_policy: self.policy_hash != 0 && self.policy_hash != self.config.policy.hash(),
             reachable: self.reachable,
             current_slot: self.courses.last().and_then(|rest| rest.current),
             path_changes: self.courses.last().map_or(0, |rest| rest.changes),

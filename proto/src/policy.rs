@@ -42,6 +42,12 @@ pub const REST: &str = "rest";
 pub struct Policy {
     links: [Link; MAX_SLOTS],
     classes: Vec<Class>,
+    /// The windows of its classes, each once.
+    windows: Vec<Window>,
+    /// For each class a bit set: its window's, by the place in `windows`. None: it is there at any time.
+    within: Vec<u64>,
+    zone: Option<Arc<str>>,
+    hash: u64,
     when_isolated: WhenIsolated,
 }
 
@@ -55,6 +61,24 @@ pub enum WhenIsolated {
     Direct,
 }
 
+/// The hash of no policy: FNV-1a of nothing.
+pub const NO_POLICY: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// When the packets of a class are of it: some hours of some days of the week, as clocks at the site show them. A window
+/// that ends on the day after belongs to the day on which it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The days on which it begins, a bit each; the lowest is Monday's.
+    pub days: u8,
+    /// The minute of the day at which it begins, 0 to 1439.
+    pub from: u16,
+    /// The minute at which it ends, 1 to 1440: of the same day if that is after `from`, else of the next.
+    pub until: u16,
+}
+
+/// As many windows as a policy may have: a bit each says which are open.
+pub const MOST_WINDOWS: usize = 64;
+
 /// What is said of a link, by its slot. Links work without any of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -66,6 +90,21 @@ pub struct Link {
     pub rate_down: Option<u64>,
     /// The only direction in which it is used; `None`: both.
     pub only: Option<Direction>,
+    /// How much it may carry; `None`: whatever comes.
+    pub metered: Option<Metered>,
+}
+
+/// A month's allowance of a link. What has been used of it, and what day it is, is for the box to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metered {
+    /// Octets a month, both ways together.
+    pub cap: u64,
+    /// The day on which a month begins, 1 to 31; where a month is shorter, its last.
+    pub reset_day: u8,
+    /// Days on which nothing is counted, a bit each; the lowest is Monday's.
+    pub free: u8,
+    /// The places of the classes that go on to take it beyond its cap.
+    pub over: Vec<ClassId>,
 }
 
 impl Link {
@@ -184,6 +223,8 @@ pub struct Matches {
     pub dport: Vec<RangeInclusive<u16>>,
     /// Differentiated services codepoints (RFC 2474), a bit each; 0: any.
     pub dscp: u64,
+    /// When it is sent; `None`: at any time.
+    pub window: Option<Window>,
 }
 
 /// Why a policy was refused. What was in force stays in force.
@@ -192,6 +233,12 @@ pub enum PolicyError {
     /// More classes than a policy may have.
     #[error("{0} classes: expected at most {MOST_CLASSES}")]
     TooMany(usize),
+    /// More windows than a policy may have.
+    #[error("more than {MOST_WINDOWS} different windows: expected that some classes have the same hours and days")]
+    TooManyWindows {
+        /// The place of the class that has one more.
+        class: usize,
+    },
     /// A class without a name of its own.
     #[error("there are two classes \"{name}\": give each a name of its own")]
     NameTwice {
@@ -231,7 +278,8 @@ impl PolicyError {
     pub fn class(&self) -> Option<usize> {
         match self {
             PolicyError::TooMany(_) => None,
-            PolicyError::NameTwice { class, .. }
+            PolicyError::TooManyWindows { class }
+            | PolicyError::NameTwice { class, .. }
             | PolicyError::Unreachable { class, .. }
             | PolicyError::Slot { class, .. } => Some(*class),
         }
@@ -247,7 +295,8 @@ pub const MOST_COPIES: u8 = 4;
 impl Default for Policy {
     /// One class of everything, in the order that the links have.
     fn default() -> Self {
-        Policy { links: Default::default(), classes: vec![Class::rest()], when_isolated: WhenIsolated::default() }
+        let (links, windows, zone, when_isolated) = Default::default();
+        Policy { links, classes: vec![Class::rest()], windows, within: vec![0], zone, hash: NO_POLICY, when_isolated }
     }
 }
 
@@ -301,7 +350,48 @@ impl Policy {
                 }
             }
         }
-        Ok(Policy { links, classes, when_isolated: WhenIsolated::default() })
+        let (mut windows, mut within) = (Vec::new(), Vec::new());
+        for (at, class) in classes.iter().enumerate() {
+            let Some(window) = class.matches.window else {
+                within.push(0);
+                continue;
+            };
+            let place = windows.iter().position(|other| *other == window).unwrap_or_else(|| {
+                windows.push(window);
+                windows.len() - 1
+            });
+            if place >= MOST_WINDOWS {
+                return Err(PolicyError::TooManyWindows { class: at });
+            }
+            within.push(1 << place);
+        }
+        let when_isolated = WhenIsolated::default();
+        Ok(Policy { links, classes, windows, within, zone: None, hash: NO_POLICY, when_isolated })
+    }
+
+    /// The same with the name of the time zone in which its windows are meant.
+    pub fn in_zone(self, zone: Option<Arc<str>>) -> Policy {
+        Policy { zone, ..self }
+    }
+
+    /// The same with the hash of what was written. Box and core tell each other theirs, which are to be the same.
+    pub fn with_hash(self, hash: u64) -> Policy {
+        Policy { hash, ..self }
+    }
+
+    /// The hash of what was written; [`NO_POLICY`] if nothing was.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The name of the time zone in which its windows are meant, as the tz database has it.
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// Its windows, each once. Which of them are open is for the caller to know: a bit each, by their places here.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
     }
 
     /// The same, with something else while no tunnel works.
@@ -312,6 +402,11 @@ impl Policy {
     /// What becomes of the site's packets while no tunnel works.
     pub fn when_isolated(&self) -> WhenIsolated {
         self.when_isolated
+    }
+
+    /// Whether packets can be of a class while these windows are open.
+    pub fn is_open(&self, class: usize, open: u64) -> bool {
+        self.within.get(class).is_none_or(|window| window & !open == 0)
     }
 
     /// What is said of each link, by its slot.
@@ -336,12 +431,13 @@ impl Policy {
 
     /// The order of the links for packets of a class that go in this direction.
     pub(crate) fn order(&self, class: ClassId, direction: Direction) -> Order<'_> {
-        Order { links: &self.links, direction, treatment: self.class(class).treatment(direction) }
+        Order { links: &self.links, direction, class, treatment: self.class(class).treatment(direction) }
     }
 
-    /// The class that a packet is of.
-    pub fn classify(&self, facts: &Facts) -> ClassId {
-        let first = self.classes.iter().position(|class| class.matches.matches(facts));
+    /// The class that a packet is of while these windows are open.
+    pub fn classify(&self, facts: &Facts, open: u64) -> ClassId {
+        let mut classes = self.classes.iter().zip(&self.within);
+        let first = classes.position(|(class, window)| window & !open == 0 && class.matches.matches(facts));
         // The last matches everything, and there are at most 255.
         first.unwrap_or(self.classes.len() - 1) as ClassId
     }
@@ -377,7 +473,7 @@ impl Facts {
 }
 
 impl Matches {
-    /// Does a packet with these facts match?
+    /// Does a packet with these facts match, at a time that does?
     pub fn matches(&self, facts: &Facts) -> bool {
         let within = |list: &[IpNet], address| list.is_empty() || list.iter().any(|net| net.contains(&address));
         let port = |list: &[RangeInclusive<u16>], port: Option<u16>| {
@@ -392,7 +488,7 @@ impl Matches {
             && within(&self.src, facts.src)
     }
 
-    /// Does this match all that the other one does? May say no where several elements together do.
+    /// Does this match all that the other one does? May say no where several elements together do, or longer hours.
     fn covers(&self, other: &Matches) -> bool {
         fn each<T>(wide: &[T], narrow: &[T], covers: impl Fn(&T, &T) -> bool) -> bool {
             wide.is_empty()
@@ -408,6 +504,7 @@ impl Matches {
             && each(&self.sport, &other.sport, range)
             && each(&self.dport, &other.dport, range)
             && (self.dscp == 0 || (other.dscp != 0 && other.dscp & !self.dscp == 0))
+            && (self.window.is_none() || self.window == other.window)
     }
 }
 
@@ -438,13 +535,17 @@ impl Treatment {
 pub(crate) struct Order<'a> {
     links: &'a [Link; MAX_SLOTS],
     direction: Direction,
+    class: ClassId,
     pub(crate) treatment: &'a Treatment,
 }
 
 impl Order<'_> {
-    /// How much the link of a slot is wanted that has this preference without policy. `None`: packets never take it.
-    pub(crate) fn preference(&self, slot: u8, preference: u8) -> Option<Preference> {
-        let takes = self.links.get(usize::from(slot)).is_none_or(|link| link.takes(self.direction));
+    /// How much the link of a slot is wanted that has this preference without policy, and is at its cap or not. `None`: packets
+    /// never take it.
+    pub(crate) fn preference(&self, slot: u8, preference: u8, capped: bool) -> Option<Preference> {
+        let goes_on = |link: &Link| link.metered.as_ref().is_none_or(|metered| metered.over.contains(&self.class));
+        let may = |link: &Link| link.takes(self.direction) && (!capped || goes_on(link));
+        let takes = self.links.get(usize::from(slot)).is_none_or(may);
         self.treatment.preference(slot, preference).filter(|_| takes)
     }
 }

@@ -20,6 +20,9 @@ const MOST_WAITING: usize = 64 * 1024;
 /// was under way on the other path waits here at once, and that is no flow's fault. What has not gone by then never will.
 const FAILOVER: Duration = MAX_AGE;
 
+/// A path counts as shared for so long: some round trips.
+const SHARED: Duration = Duration::from_secs(1);
+
 /// What the shaper must know of its path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
@@ -40,6 +43,8 @@ pub(crate) struct Shaper {
     queue: Queue,
     /// Something waits elsewhere that would go by this path if it had room.
     awaited: bool,
+    /// When something went by this path last that could have gone by another.
+    shared: Option<Instant>,
     /// When this path had to carry what another one had been given, if that is not over.
     failover: Option<Instant>,
 }
@@ -106,15 +111,25 @@ impl Shaper {
 
     /// A receipt came for what the path has carried.
     pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress) {
-        self.room.on_progress(now, progress, self.awaited || self.queue.held().0 > 0);
+        self.room.on_progress(now, progress, self.awaited || self.queue.held().0 > 0, self.is_shared(now));
+    }
+
+    /// What is sent now could go by another path as well.
+    pub(crate) fn share(&mut self, now: Instant) {
+        self.shared = Some(now);
     }
 
     /// Whether something waits elsewhere that would go by this path if it had room.
     pub(crate) fn set_awaited(&mut self, now: Instant, load: Load, awaited: bool) {
-        if awaited && !std::mem::replace(&mut self.awaited, awaited) && self.queue.held().0 == 0 {
+        // The queue that a path has while it is shared is our own: see [`Room::begin_to_wait`].
+        if awaited && !self.awaited && !self.is_shared(now) && self.queue.held().0 == 0 {
             self.room.begin_to_wait(now, load);
         }
         self.awaited = awaited;
+    }
+
+    fn is_shared(&self, now: Instant) -> bool {
+        self.shared.is_some_and(|at| now.since(at) < SHARED)
     }
 
     /// Time has passed: see [`Room::on_timeout`]. To be called before the room is asked for where nothing waits here.

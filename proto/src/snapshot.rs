@@ -24,6 +24,9 @@ pub struct PeerSnapshot {
     pub name: String,
     /// At least one path is up.
     pub reachable: bool,
+    /// It has said that its policy is another one than ours.
+    #[serde(default)]
+    pub other_policy: bool,
     /// The slot that new flows take now, of all that is of no class of the policy.
     pub current_slot: Option<u8>,
     /// How often `current_slot` has changed from one path to another, since the start.
@@ -68,6 +71,9 @@ pub struct PeerSnapshot {
 pub struct ClassSnapshot {
     /// Its name.
     pub name: String,
+    /// Whether packets can be of it now: it has no window, or that is open.
+    #[serde(default = "always")]
+    pub open: bool,
     /// The slot that its new flows take now, where the class does not spread.
     pub current_slot: Option<u8>,
     /// The slots that its packets take now.
@@ -82,6 +88,10 @@ pub struct ClassSnapshot {
     pub waiting: Traffic,
 }
 
+fn always() -> bool {
+    true
+}
+
 /// A path at a moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PathSnapshot {
@@ -93,6 +103,9 @@ pub struct PathSnapshot {
     pub reason: String,
     /// How long it has been in that state, in seconds.
     pub since_s: f64,
+    /// Its link is at its cap, and only classes that may go on take it.
+    #[serde(default)]
+    pub capped: bool,
     /// Where the peer is, if known.
     pub endpoint: Option<SocketAddr>,
     /// Smoothed round-trip time, in milliseconds.

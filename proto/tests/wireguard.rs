@@ -47,6 +47,7 @@ fn site(egress: u8) -> PeerConfig {
         prefixes: vec!["198.51.100.0/24".parse().expect("a prefix")],
         egress,
         policy: Default::default(),
+        open_windows: 0,
         paths: vec![path],
     }
 }

@@ -16,20 +16,22 @@
 
 mod words;
 
-use super::{Document, Schema, SettingsError, Text, load, nearest};
+use super::{Document, Octets, Schema, SettingsError, Text, load, nearest};
 use proto::policy::{
-    Class, Direct, Direction, Limit, Link, MOST_COPIES, Matches, Mode, Otherwise, Policy, Priority, Treatment,
-    WhenIsolated,
+    Class, Direct, Direction, Limit, Link, MOST_COPIES, Matches, Metered, Mode, Otherwise, Policy, Priority, Treatment,
+    WhenIsolated, Window,
 };
 use serde::Deserialize;
 use std::path::Path;
-use words::{Codepoint, Delay, Network, Ports, Protocol, Rate, Several, Share};
+use std::sync::Arc;
+use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Several, Share, Zone};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(rename = "schema")]
     _schema: Schema,
+    timezone: Option<Text<Zone>>,
     #[serde(default)]
     when_isolated: IsolatedWord,
     #[serde(default)]
@@ -46,6 +48,20 @@ struct LinkTable {
     #[serde(default)]
     rate: RateTable,
     direction: Option<DirectionWord>,
+    metered: Option<MeteredTable>,
+}
+
+/// What it may carry in a month, and what happens then.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MeteredTable {
+    cap: Text<Octets>,
+    reset_day: Option<u8>,
+    #[serde(default)]
+    free: Several<Text<Days>>,
+    /// "stop", which it does too if nothing is said, or the names of the classes that go on.
+    #[serde(default)]
+    over: Several<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -130,6 +146,8 @@ struct MatchTable {
     sport: Several<Ports>,
     dport: Several<Ports>,
     dscp: Several<Codepoint>,
+    hours: Option<Text<Hours>>,
+    days: Several<Text<Days>>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -167,8 +185,23 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
         }
     }
     let mut links: [Link; proto::MAX_SLOTS] = Default::default();
-    for link in &file.link {
-        links[usize::from(link.slot)] = link.compile();
+    let mut names: Vec<String> = file.class.iter().map(|class| class.name.clone()).collect();
+    names.push(proto::policy::REST.to_owned());
+    for (index, link) in file.link.iter().enumerate() {
+        let mut compiled = link.compile();
+        if let Some(metered) = &link.metered {
+            compiled.metered = Some(metered.compile(&format!("link[{index}].metered"), &names, &document)?);
+        }
+        links[usize::from(link.slot)] = compiled;
+    }
+    let zone: Option<Arc<str>> = file.timezone.map(|Text(Zone(name))| name.into());
+    let timed = file.class.iter().position(|class| class.matches.window().is_some());
+    let metered = file.link.iter().position(|link| link.metered.is_some());
+    let timed =
+        timed.map(|class| format!("class[{class}].match")).or(metered.map(|link| format!("link[{link}].metered")));
+    if let (None, Some(key)) = (&zone, timed) {
+        let problem = "days of which clock? Expected `timezone` at the top of the file, such as \"Europe/Berlin\"";
+        return Err(document.error(&key, problem));
     }
     let classes = file.class.into_iter().enumerate().map(|(index, table)| {
         let key = format!("class[{index}]");
@@ -182,10 +215,17 @@ pub fn read(path: &Path) -> Result<Policy, SettingsError> {
         let key = error.class().map_or("class".to_owned(), |class| format!("class[{class}]"));
         document.error(&key, error)
     })?;
-    Ok(policy.with_isolation(match file.when_isolated {
+    let when_isolated = match file.when_isolated {
         IsolatedWord::Wait => WhenIsolated::Wait,
         IsolatedWord::Direct => WhenIsolated::Direct,
-    }))
+    };
+    Ok(policy.in_zone(zone).with_isolation(when_isolated).with_hash(hash(&document.canonical()?)))
+}
+
+/// FNV-1a: box and core need not fear that anybody makes two texts of one hash, who could as well write what he likes.
+fn hash(text: &str) -> u64 {
+    let octet = |hash: u64, octet: u8| (hash ^ u64::from(octet)).wrapping_mul(0x0000_0100_0000_01b3);
+    text.bytes().fold(proto::policy::NO_POLICY, octet)
 }
 
 impl LinkTable {
@@ -198,7 +238,43 @@ impl LinkTable {
                 DirectionWord::Up => Direction::Up,
                 DirectionWord::Down => Direction::Down,
             }),
+            metered: None,
         }
+    }
+}
+
+impl MeteredTable {
+    /// `classes`: the names of all.
+    fn compile(&self, key: &str, classes: &[String], document: &Document) -> Result<Metered, SettingsError> {
+        let Text(Octets(cap)) = self.cap;
+        if cap == 0 {
+            return Err(document.error(&format!("{key}.cap"), "nothing could ever go by it: expected \"50 GB\", say"));
+        }
+        let reset_day = self.reset_day.unwrap_or(1);
+        if !(1..=31).contains(&reset_day) {
+            let problem =
+                format!("{reset_day} is in no month: expected 1 to 31, which is the last day of a shorter one");
+            return Err(document.error(&format!("{key}.reset_day"), problem));
+        }
+        let over = match &self.over.0[..] {
+            [stop] if stop == "stop" => &[],
+            names => names,
+        };
+        let class = |(place, name): (usize, &String)| {
+            let found = classes.iter().position(|class| class == name).and_then(|place| u8::try_from(place).ok());
+            found.ok_or_else(|| {
+                let hint = nearest(name, classes).map(|near| format!("did you mean \"{near}\"?"));
+                let hint = hint.unwrap_or_else(|| format!("expected \"stop\", or some of {}", classes.join(", ")));
+                let key = if over.len() > 1 { format!("{key}.over[{place}]") } else { format!("{key}.over") };
+                document.error(&key, format!("there is no class \"{name}\": {hint}"))
+            })
+        };
+        Ok(Metered {
+            cap,
+            reset_day,
+            free: Days::all(&self.free),
+            over: over.iter().enumerate().map(class).collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -369,10 +445,21 @@ impl Reader<'_> {
 }
 
 impl MatchTable {
+    /// When it is sent, if that is said.
+    fn window(&self) -> Option<Window> {
+        if self.hours.is_none() && self.days.0.is_empty() {
+            return None;
+        }
+        let days = Days::all(&self.days);
+        let (from, until) = self.hours.map_or((0, 24 * 60), |Text(Hours(from, until))| (from, until));
+        Some(Window { days: if days == 0 { 0x7f } else { days }, from, until })
+    }
+
     fn compile(self) -> Matches {
         let networks = |list: Several<Text<Network>>| list.0.into_iter().map(|Text(Network(net))| net).collect();
         let ports = |list: Several<Ports>| list.0.into_iter().map(|Ports(range)| range).collect();
         Matches {
+            window: self.window(),
             src: networks(self.src),
             dst: networks(self.dst),
             proto: self.proto.0.into_iter().map(|Protocol(number)| number).collect(),

@@ -365,6 +365,7 @@ impl Boxes {
             prefixes: Vec::new(),
             egress: 0,
             policy: Default::default(),
+            open_windows: 0,
             paths: vec![PathConfig {
                 slot: 0,
                 preference: None,

@@ -29,6 +29,7 @@ impl Wall {
         let to_ns = match to {
             // Linux lets no clock show less than the time since the start: in 1970 a machine without a battery does just that.
             WallClock::Day(seconds) => seconds * 1_000_000_000 + nanos(clock_gettime(ClockId::Monotonic)),
+            WallClock::Moment(seconds) => seconds * 1_000_000_000,
             WallClock::Step(seconds) => nanos(clock_gettime(ClockId::Realtime)) + seconds * 1_000_000_000,
             WallClock::Right => nanos(clock_gettime(ClockId::Monotonic)) + self.right_ns,
         };

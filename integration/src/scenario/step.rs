@@ -71,6 +71,8 @@ pub struct Step {
 pub enum WallClock {
     /// "1970-01-01": that day, UTC, as long after midnight as the guest runs, in seconds since 1970.
     Day(i64),
+    /// "2026-03-28T21:59:58": to that moment, UTC, in seconds since 1970.
+    Moment(i64),
     /// "+1d", "-1d": by so many seconds from what it shows.
     Step(i64),
     /// "right": to what it showed when the run began, and what has passed since.
@@ -82,7 +84,7 @@ impl<'de> Deserialize<'de> for WallClock {
         let text = String::deserialize(d)?;
         WallClock::read(&text).ok_or_else(|| {
             let expected =
-                "a day from 1970 to 2200 (\"1970-01-01\"), days by which it is set (\"+1d\", \"-1d\"), or \"right\"";
+                "a day from 1970 to 2200 (\"1970-01-01\"), a moment of it, UTC (\"2026-03-28T21:59:58\"), days by which it is set (\"+1d\", \"-1d\"), or \"right\"";
             serde::de::Error::invalid_value(serde::de::Unexpected::Str(&text), &expected)
         })
     }
@@ -99,6 +101,13 @@ impl WallClock {
             let signed = days.starts_with(['+', '-']);
             let days: i64 = days.parse().ok().filter(|days: &i64| signed && days.abs() <= 100_000)?;
             return Some(WallClock::Step(days * DAY));
+        }
+        if let Some((day, time)) = text.split_once('T') {
+            let WallClock::Day(midnight) = WallClock::read(day)? else { return None };
+            let mut parts = time.splitn(3, ':').map(|part| part.parse::<i64>().ok().filter(|part| *part >= 0));
+            let (hour, minute, second) = (parts.next()??, parts.next()??, parts.next()??);
+            let within = hour < 24 && minute < 60 && second < 60;
+            return within.then_some(WallClock::Moment(midnight + hour * 3_600 + minute * 60 + second));
         }
         let mut parts = text.splitn(3, '-').map(|part| part.parse::<i64>().ok());
         let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
@@ -299,10 +308,23 @@ mod tests {
             ("+1d", WallClock::Step(86_400)),
             ("-3650d", WallClock::Step(-315_360_000)),
             ("right", WallClock::Right),
+            ("2026-11-22T01:02:03", WallClock::Moment(1_795_309_323)),
         ] {
             assert_eq!(WallClock::read(text), Some(clock), "{text}");
         }
-        for text in ["", "1d", "d", "1969-12-31", "1970-13-01", "1970-01", "noon", "+1h"] {
+        for text in [
+            "",
+            "1d",
+            "d",
+            "1969-12-31",
+            "1970-13-01",
+            "1970-01",
+            "noon",
+            "+1h",
+            "+1dT01:00:00",
+            "2026-11-22T24:00:00",
+            "2026-11-22T1:00",
+        ] {
             assert_eq!(WallClock::read(text), None, "{text}");
         }
     }

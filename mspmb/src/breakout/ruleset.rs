@@ -125,7 +125,7 @@ pub(crate) fn ruleset(
 ) -> Vec<NfListObject<'static>> {
     let mut table = Builder::default();
     table.counts(policy);
-    table.from_site(prefixes, tun, outlets);
+    table.routed(prefixes, tun, outlets);
     let may_wait = policy.when_isolated() == WhenIsolated::Direct;
     for (family, number) in FAMILIES.iter().zip(0..) {
         for ((class, decision), id) in policy.classes().iter().zip(decisions).zip(0..).filter(|(_, id)| active(*id)) {
@@ -213,7 +213,7 @@ impl Builder {
 
     /// What is routed: packets of direct flows are marked as their flows are, and what comes from a host of the site for the
     /// Internet is of a class if it begins a flow.
-    fn from_site(&mut self, prefixes: &[IpNet], tun: &str, outlets: &[Outlet]) {
+    fn routed(&mut self, prefixes: &[IpNet], tun: &str, outlets: &[Outlet]) {
         const CHAIN: &str = "routed";
         const KNOWN: &str = "known";
         for chain in [KNOWN, FAMILIES[0].chain, FAMILIES[1].chain] {

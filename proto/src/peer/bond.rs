@@ -28,10 +28,14 @@ use std::time::Duration;
 /// have under way to fill both, grow with the difference.
 const MOST_LATER: Duration = Duration::from_millis(100);
 
-/// A path that has lost so much over the last ten seconds is left out while there is another: each of its losses holds up
-/// what went by the others, and TCP falls to half of 100 Mbit/s at a loss of one in ten thousand. It is tried again when
-/// those ten seconds are over.
+/// A path that loses so much for so long is left out while there is another: each of its losses holds up what went by the
+/// others, and a TCP connection of 100 Mbit/s over 50 ms falls to half of that where one in ten thousand is lost. What a flow
+/// that begins makes of the queue of a link is over sooner.
 const MOST_LOST: f64 = 0.01;
+const LOST_FOR: Duration = Duration::from_secs(3);
+
+/// Then it is tried again: one second in ten is what a path costs that never gets better.
+const LEFT_OUT: Duration = Duration::from_secs(30);
 
 /// Another set of paths must carry more by an eighth to be taken: rates are measured, and never twice the same.
 const WORTH: u64 = 8;
@@ -41,6 +45,9 @@ const BURST: Duration = Duration::from_millis(2);
 
 /// Not even that for so long, beyond the time by which the path is later, and it takes no part any more.
 const IDLE: Duration = Duration::from_millis(100);
+
+/// What a path that died had under way is carried by the others within so long: 300 ms of it at most, beside what they carry.
+const FAILOVER: Duration = Duration::from_secs(1);
 
 /// A flow of which less waits can wait for the fastest path: two packets.
 const LITTLE: u64 = 3000;
@@ -60,8 +67,39 @@ pub(super) struct Bond {
     members: u8,
     /// When each of the slower ones has carried something last.
     engaged: [Option<Instant>; MAX_SLOTS],
+    /// Of each path what its losses have led to.
+    lossy: [Lossy; MAX_SLOTS],
+    /// When one of them went.
+    shrunk_at: Option<Instant>,
     /// When one of them has room, if no receipt comes before.
     ready_at: Option<Instant>,
+}
+
+/// What a path's losses have led to.
+#[derive(Clone, Copy, Debug, Default)]
+enum Lossy {
+    /// Nothing.
+    #[default]
+    No,
+    /// It loses too much since then.
+    Since(Instant),
+    /// It is left out until then.
+    LeftOut(Instant),
+}
+
+impl Lossy {
+    /// What becomes of it now that the path has lost this share in the last second.
+    fn follow(self, now: Instant, lost: f64) -> Lossy {
+        match self {
+            Lossy::LeftOut(until) if now < until => self,
+            Lossy::No | Lossy::LeftOut(_) if lost >= MOST_LOST => Lossy::Since(now),
+            Lossy::Since(since) if lost >= MOST_LOST => match now.since(since) >= LOST_FOR {
+                true => Lossy::LeftOut(now + LEFT_OUT),
+                false => self,
+            },
+            _ => Lossy::No,
+        }
+    }
 }
 
 /// The bonded classes of a peer.
@@ -152,6 +190,8 @@ impl Peer {
                 queue: Queue::default(),
                 members: 0,
                 engaged: [None; MAX_SLOTS],
+                lossy: Default::default(),
+                shrunk_at: None,
                 ready_at: None,
             });
             self.bonds.list.len() - 1
@@ -178,16 +218,25 @@ impl Peer {
         if bond.queue.held().0 == 0 {
             return;
         }
-        let (class, mut queue, mut engaged) = (bond.class, std::mem::take(&mut bond.queue), bond.engaged);
+        let (mut queue, mut engaged) = (std::mem::take(&mut bond.queue), bond.engaged);
         let mut members = [Member::default(); MAX_SLOTS];
-        let before = self.bonds.list[at].members;
-        let count = self.members(ctx.now, class, before, &mut members);
+        for path in &self.paths {
+            let lossy = &mut self.bonds.list[at].lossy[usize::from(path.config.slot)];
+            *lossy = lossy.follow(ctx.now, path.health.quality().loss(ctx.now)[0].unwrap_or(0.0));
+        }
+        let count = self.members(ctx.now, at, &mut members);
         let members = &members[..count];
         for member in members {
             self.paths[member.at].wake(ctx.now);
         }
-        // Where any path has not shown yet what it carries, a wait is nobody's fault.
-        let lasting = members.iter().all(|member| member.full);
+        let bond = &mut self.bonds.list[at];
+        if bond.members & !slots(members) != 0 {
+            bond.shrunk_at = Some(ctx.now);
+        }
+        // Where any path has not shown yet what it carries, or others must carry what one that died had, a wait is nobody's
+        // fault.
+        let settled = bond.shrunk_at.is_none_or(|shrunk| ctx.now.since(shrunk) >= FAILOVER);
+        let lasting = settled && members.iter().all(|member| member.full);
         let latest = members.last().map_or(Duration::ZERO, |member| member.later);
         while let Some(member) = self.next_member(ctx.now, members, &queue, &engaged) {
             engaged[usize::from(member.slot)] = Some(ctx.now);
@@ -248,6 +297,9 @@ impl Peer {
         let path = &self.paths[member.at];
         let others = members.iter().filter(|other| other.at != member.at);
         let wait = others.map(|other| self.paths[other.at].health.later_than(&path.health)).max().unwrap_or_default();
+        if members.len() > 1 {
+            self.paths[member.at].shaper.share(ctx.now);
+        }
         let number = self.bonds.next_number(waiting.flow);
         let sequence = Sequence { stream: waiting.flow, wait, number };
         if self.replay.leave_queue(ctx.now, waiting.place, member.slot, sequence) {
@@ -261,19 +313,21 @@ impl Peer {
         }
     }
 
-    /// The paths that take part for a class, the fastest first, and how many.
-    fn members(&self, now: Instant, class: ClassId, before: u8, members: &mut [Member; MAX_SLOTS]) -> usize {
+    /// The paths that take part, the fastest first, and how many.
+    fn members(&self, now: Instant, bond: usize, members: &mut [Member; MAX_SLOTS]) -> usize {
+        let &Bond { class, members: before, lossy, .. } = &self.bonds.list[bond];
         let Some(course) = self.courses.get(usize::from(class)) else { return 0 };
         let within = course.slots(&Mode::Bond);
         let usable = |path: &Path| within & 1 << path.config.slot != 0 && path.standing(now).is_some();
         let sound = |path: &Path| {
-            let lost = path.health.quality().loss(now)[1].unwrap_or(0.0);
-            path.health.state() == PathState::Up && lost < MOST_LOST
+            let left_out = matches!(lossy[usize::from(path.config.slot)], Lossy::LeftOut(_));
+            path.health.state() == PathState::Up && !left_out
         };
         let any_sound = self.paths.iter().any(|path| usable(path) && sound(path));
         let taken = |path: &&Path| usable(path) && (sound(path) || !any_sound);
-        let fastest =
-            self.paths.iter().filter(taken).min_by_key(|path| path.health.rtt().map(|(smoothed, _)| smoothed));
+        // Round trips compare only where the receipts came by the same path.
+        let faster = |one: &Path, other: &Path| one.health.beyond(&other.health) <= other.health.beyond(&one.health);
+        let fastest = self.paths.iter().filter(taken).reduce(|one, other| if faster(one, other) { one } else { other });
         let Some(fastest) = fastest else { return 0 };
         let mut count = 0;
         for (at, path) in self.paths.iter().enumerate().filter(|(_, path)| taken(path)) {

@@ -271,6 +271,7 @@ impl Peer {
             self.deliver_resequenced(ctx);
         }
         self.capabilities = hello.capabilities;
+        self.policy_hash = hello.policy_hash;
         if let Some(path) = self.path_mut(slot) {
             path.on_hello(ctx, hello);
         }

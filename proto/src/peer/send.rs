@@ -72,7 +72,7 @@ fn ranked(paths: &[Path], now: Instant, order: Option<Order<'_>>) -> [Option<u8>
         let slot = path.config.slot;
         let place = path.preference();
         let preference = match order {
-            Some(order) => order.preference(slot, place)?,
+            Some(order) => order.preference(slot, place, path.capped)?,
             None => Preference { within_limit: true, listed: true, place },
         };
         Some((path.standing(now)?, preference, slot))
@@ -91,7 +91,7 @@ impl Peer {
         let direction = self.direction();
         let Peer { paths, flows, courses, config, drops, .. } = self;
         let known = flows.find(flow, ctx.now);
-        let class = known.class(|| config.policy.classify(&Facts::of(view, packet, direction)));
+        let class = known.class(|| config.policy.classify(&Facts::of(view, packet, direction), config.open_windows));
         let course = courses.get_mut(usize::from(class)).map(|course| {
             course.used = Some(ctx.now);
             (course.current, course)
@@ -128,8 +128,8 @@ impl Peer {
             && let Some(from) = course.leaving.take()
         {
             self.overtake(ctx, from, wanted, Moving::Class(class));
-        } else if let Some(from) = left.filter(|_| by_itself || moved_at == self.policy_since) {
-            // It was balanced anew, or it was of a class of the policy before that went another way.
+        } else if let Some(from) = left.filter(|_| by_itself || moved_at <= self.policy_since) {
+            // It was balanced anew, or before that it was of a class that went another way.
             self.overtake(ctx, from, wanted, Moving::Flow(flow));
         }
         if !self.takes_copies() {

@@ -33,7 +33,7 @@ fn the_first_class_that_matches_has_the_packet_and_the_rest_is_always_there() {
         (facts("203.0.113.1", 6, 22, 0), 3),
         (Facts { ports: None, ..facts("203.0.113.1", 6, 443, 0) }, 3),
     ] {
-        assert_eq!(policy.classify(&facts), expected, "{facts:?}");
+        assert_eq!(policy.classify(&facts, 0), expected, "{facts:?}");
     }
 }
 
@@ -68,6 +68,34 @@ fn a_class_that_no_packet_can_be_of_is_refused_with_the_one_that_has_them() {
     let error =
         Policy::new(Default::default(), vec![class("all", Matches::default()), class("late", Matches::default())]);
     assert!(matches!(error, Err(PolicyError::Unreachable { class: 1, .. })));
+}
+
+#[test]
+fn a_class_with_a_window_has_its_packets_only_while_that_is_open() {
+    let night = Window { days: 0b001_1111, from: 22 * 60, until: 6 * 60 };
+    let weekend = Window { days: 0b110_0000, from: 0, until: 24 * 60 };
+    let within = |name: &str, dport, window| {
+        class(name, Matches { dport: vec![dport..=dport], window: Some(window), ..Matches::default() })
+    };
+    let classes = vec![within("backups", 873, night), within("games", 3074, weekend), within("mirror", 874, night)];
+    let policy = Policy::new(Default::default(), classes).expect("a good policy");
+    assert_eq!(policy.windows(), [night, weekend], "each once");
+    let class = |dport, open| policy.classify(&facts("192.0.2.1", 6, dport, 0), open);
+    assert_eq!([0b00, 0b01, 0b10, 0b11].map(|open| class(873, open)), [3, 0, 3, 0]);
+    assert_eq!([0b00, 0b01, 0b10, 0b11].map(|open| class(3074, open)), [3, 3, 1, 1]);
+    assert_eq!([0b00, 0b01, 0b10, 0b11].map(|open| class(874, open)), [3, 2, 3, 2]);
+    assert_eq!([0, 1, 3].map(|at| policy.is_open(at, 0b01)), [true, false, true]);
+    // The same packets at other hours, or at any time.
+    let (at_night, always) = (within("a", 873, night), Matches { dport: vec![873..=873], ..Matches::default() });
+    let later = [within("b", 873, weekend), Class { name: "b".into(), matches: always, ..Class::rest() }];
+    for class in later {
+        Policy::new(Default::default(), vec![at_night.clone(), class]).expect("it has packets at other hours");
+    }
+    let same = Policy::new(Default::default(), vec![at_night, within("b", 873, night)]);
+    assert!(matches!(same, Err(PolicyError::Unreachable { class: 1, .. })));
+    let many = (0..65).map(|n| within(&format!("{n}"), n, Window { days: 1, from: n, until: n + 1 }));
+    let many = Policy::new(Default::default(), many.collect());
+    assert_eq!(many, Err(PolicyError::TooManyWindows { class: 64 }));
 }
 
 #[test]
@@ -119,6 +147,7 @@ fn any_matches() -> impl Strategy<Value = Matches> {
         sport,
         dport,
         dscp,
+        window: None,
     })
 }
 

@@ -41,6 +41,12 @@ const FORGET_AFTER: Duration = Duration::from_secs(10);
 /// Mbit/s has 20 kB then.
 const QUEUE: Duration = Duration::from_millis(16);
 
+/// Where another path could take a part, less of a queue is reason enough, if it stands: a TCP connection alone fills the
+/// queue of a link with what it has under way, and nothing need wait here.
+const SHARED_QUEUE: Duration = Duration::from_millis(5);
+/// For so many receipts in a row, or 32 ms: jitter comes and goes.
+const SHARED_ROW: u32 = 4;
+
 /// Twice as much is a queue that has to go: the rate has fallen.
 const LONG_QUEUE: Duration = Duration::from_millis(32);
 
@@ -359,8 +365,8 @@ impl Room {
         }
     }
 
-    /// Takes what a receipt told. `waits`: something waits for room.
-    pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress, waits: bool) {
+    /// Takes what a receipt told. `waits`: something waits for room; `shared`: what goes by this path could go by another.
+    pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress, waits: bool, shared: bool) {
         self.progress = now;
         self.written_off = 0;
         if waits {
@@ -376,19 +382,25 @@ impl Room {
         let mut over = whole;
         match self.phase {
             Phase::Open { queued } => {
-                let queued = if waits && progress.queued > QUEUE + slack { queued + 1 } else { 0 };
+                let seen = waits && progress.queued > QUEUE + slack;
+                let queued = if seen || (shared && progress.queued > SHARED_QUEUE + slack) { queued + 1 } else { 0 };
                 if waits && queued == 0 {
                     self.window = (self.window + progress.octets).min(MOST_WINDOW);
                 }
                 // A way that always loses some carries its rate all the same, if that is known; a policer loses more.
                 let much = if self.given.is_some() { 5 } else { 20 };
-                let full = queued >= 2 || (waits && round.loses(much));
+                let row = if seen { 2 } else { SHARED_ROW };
+                let full = queued >= row || ((waits || shared) && round.loses(much));
                 match round.rate().filter(|_| full) {
                     Some(rate) => {
                         self.hold([rate; ROUNDS], DRAIN, progress.least_rtt);
                         over = true;
                     }
-                    None => self.phase = Phase::Open { queued },
+                    None => {
+                        self.phase = Phase::Open { queued };
+                        // Nothing need have waited before: what arrives from now on, while there is a queue, is the rate.
+                        over |= shared && queued == 1;
+                    }
                 }
             }
             Phase::Held { .. } if now.since(self.scarce) >= AMPLE_AFTER => {
@@ -538,7 +550,7 @@ mod tests {
             while let Some((_, progress)) = self.receipts.pop_front_if(|(at, _)| *at <= self.now) {
                 self.under_way -= progress.octets + u64::from(progress.lost) * PACKET;
                 self.arrived += progress.octets;
-                self.room.on_progress(self.now, &progress, true);
+                self.room.on_progress(self.now, &progress, true, false);
             }
         }
     }
@@ -674,7 +686,7 @@ mod tests {
         for _ in 0..200 {
             path.now += RECEIPT_INTERVAL;
             progress.received_us = progress.received_us.wrapping_add(8000);
-            path.room.on_progress(path.now, &progress, false);
+            path.room.on_progress(path.now, &progress, false, false);
         }
         assert_eq!(path.room.rate(), None);
     }

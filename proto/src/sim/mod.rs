@@ -61,7 +61,7 @@ pub struct WorldConfig {
     pub core_addresses: Vec<SocketAddr>,
     /// How the box is to ask on each link while idle.
     pub keepalive: Keepalive,
-    /// The policy of both ends.
+    /// What both ends go by.
     pub policy: Arc<Policy>,
 }
 
@@ -250,9 +250,14 @@ impl World {
         }
     }
 
-    fn node(side: Side, world: &WorldConfig, seed: [u8; 32], now: Instant) -> Node {
-        // The same keys in every world: what differs from run to run is the seed's.
-        let (box_secret, core_secret) = (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
+    /// The same keys in every world: what differs from run to run is the seed's.
+    fn secrets() -> (SecretKey, SecretKey) {
+        (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]))
+    }
+
+    /// What the node of a side is told of the other one.
+    fn peer(side: Side, world: &WorldConfig) -> PeerConfig {
+        let (box_secret, core_secret) = Self::secrets();
         let path = |slot: u8| match side {
             Side::Box => PathConfig {
                 slot,
@@ -269,31 +274,35 @@ impl World {
                 link: None,
             },
         };
-        let (kind, prefixes, local) = match side {
+        let (kind, prefixes) = match side {
             Side::Box => {
                 let everything = ["0.0.0.0/0", "::/0"].iter().filter_map(|prefix| prefix.parse().ok()).collect();
-                (PeerKind::Core, everything, world.box_prefixes.clone())
+                (PeerKind::Core, everything)
             }
-            Side::Core => (PeerKind::Middlebox, site_prefixes(), Vec::new()),
+            Side::Core => (PeerKind::Middlebox, site_prefixes()),
         };
-        let paths = (0..world.links.len() as u8).map(path).collect();
+        PeerConfig {
+            id: PEER,
+            name: "peer".into(),
+            kind,
+            prefixes,
+            egress: 0,
+            policy: world.policy.clone(),
+            open_windows: 0,
+            paths: (0..world.links.len() as u8).map(path).collect(),
+        }
+    }
+
+    fn node(side: Side, world: &WorldConfig, seed: [u8; 32], now: Instant) -> Node {
         let config = NodeConfig {
             identity: match side {
                 Side::Box => Identity { middlebox: 1, pop: 0 },
                 Side::Core => Identity { middlebox: 0, pop: 1 },
             },
             mtu: MTU,
-            local,
-            listen_key: (side == Side::Core).then(|| core_secret.clone()),
-            peers: vec![PeerConfig {
-                id: PEER,
-                name: "peer".into(),
-                kind,
-                prefixes,
-                egress: 0,
-                policy: world.policy.clone(),
-                paths,
-            }],
+            local: if side == Side::Box { world.box_prefixes.clone() } else { Vec::new() },
+            listen_key: (side == Side::Core).then(|| Self::secrets().1),
+            peers: vec![Self::peer(side, world)],
         };
         let node = Node::with_suite(config, (world.suite)(), seed, now);
         let mut node = node.expect("the world's own configuration is sound");
@@ -422,6 +431,27 @@ impl World {
     fn tell_uplink(&mut self, link: usize, uplink: Option<Uplink>) {
         let now = self.now;
         self.ends[Side::Box as usize].node.set_uplink(now, LinkId(link as u16), uplink);
+        self.settle(Side::Box);
+    }
+
+    /// An end is given another policy.
+    pub fn set_policy(&mut self, side: Side, policy: Policy) {
+        let now = self.now;
+        let peer = PeerConfig { policy: policy.into(), ..Self::peer(side, &self.config) };
+        self.ends[side as usize].node.set_peers(now, vec![peer]).expect("the world's own configuration is sound");
+        self.settle(side);
+    }
+
+    /// An end's daemon says which windows of the policy are open, a bit each.
+    pub fn set_open_windows(&mut self, side: Side, open: u64) {
+        let now = self.now;
+        self.ends[side as usize].node.set_open_windows(now, &[(PEER, open)].into());
+    }
+
+    /// The box's links of these slots, a bit each, are at their cap, and the others are not.
+    pub fn set_capped(&mut self, slots: u8) {
+        let now = self.now;
+        self.ends[Side::Box as usize].node.set_capped(now, slots);
         self.settle(Side::Box);
     }
 

@@ -19,16 +19,18 @@ use std::time::Duration;
 /// |                          boot epoch                           |
 /// |                                                               |
 /// +---------------------------------------------------------------+
-/// |                    policy hash (0: no policy)                 |
+/// |                   policy hash (0: not said)                   |
 /// |                                                               |
 /// +-------------------------------+---------------+-------------+-+
-/// |       idle interval, ms       |  preference   |  reserved   |M|
-/// +-------------------------------+---------------+-------------+-+
+/// |       idle interval, ms       |  preference   | reserved  |C|M|
+/// +-------------------------------+---------------+-----------+-+-+
 /// ```
+/// Policy hash: of what the sender's policy says; the same at both ends, or `status` tells.
 /// A: this answers the receiver's HELLO, which need not be said again; without it, an answer is asked for.
 /// Idle interval: how often the sender, a box, asks on this path while the bundle is idle; 0 from a core, which does not
 /// ask then. Preference: the place of this path among the box's, lower is preferred; of a box only. M: octets on it cost
-/// the box money. The last line was added later: without it nothing is known of any of them.
+/// the box money. C: its link has carried what it may this month, and only classes that the policy names go on to take it.
+/// The last line was added later: without it nothing is known of any of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The version of link messages that the sender would speak.
@@ -47,18 +49,21 @@ pub struct Hello {
     pub pop: u32,
     /// Another one after each start: what was in flight before is not waited for.
     pub epoch: u64,
-    /// Of the policy in force.
+    /// Of the policy in force; 0: not said.
     pub policy_hash: u64,
     /// How this path is asked while the bundle is idle; only a box says it.
     pub keepalive: Option<Keepalive>,
     /// The place of this path among the box's: lower is preferred. Without meaning where `keepalive` is `None`.
     pub preference: u8,
+    /// The link is at its cap. Without meaning where `keepalive` is `None`.
+    pub capped: bool,
 }
 
 /// Octets on the wire.
 const LEN: usize = 36;
 const ANSWER: u8 = 0x01;
 const METERED: u8 = 0x01;
+const CAPPED: u8 = 0x02;
 
 impl Default for Hello {
     fn default() -> Self {
@@ -74,6 +79,7 @@ impl Default for Hello {
             policy_hash: 0,
             keepalive: None,
             preference: 0,
+            capped: false,
         }
     }
 }
@@ -98,7 +104,8 @@ impl Hello {
         let idle = self.keepalive.map_or(0, |keepalive| keepalive.idle.as_millis().min(u16::MAX.into()) as u16);
         room[32..34].copy_from_slice(&idle.to_be_bytes());
         room[34] = self.preference;
-        room[35] = if self.keepalive.is_some_and(|keepalive| keepalive.metered) { METERED } else { 0 };
+        let metered = self.keepalive.is_some_and(|keepalive| keepalive.metered);
+        room[35] = if metered { METERED } else { 0 } | if self.capped { CAPPED } else { 0 };
         Some(LEN)
     }
 
@@ -117,12 +124,14 @@ impl Hello {
             policy_hash: u64::from_be_bytes(take(from)?),
             keepalive: None,
             preference: 0,
+            capped: false,
         };
         if let Some(idle) = take(from).map(u16::from_be_bytes).filter(|idle| *idle > 0)
             && let Some([preference, flags]) = take(from)
         {
             hello.keepalive = Some(Keepalive::new(Duration::from_millis(idle.into()), flags & METERED != 0));
             hello.preference = preference;
+            hello.capped = flags & CAPPED != 0;
         }
         Some(hello)
     }

@@ -263,6 +263,7 @@ mod tests {
                 slot: 3,
                 middlebox: 9,
                 keepalive: Some(crate::Keepalive { idle: std::time::Duration::from_secs(25), metered: true }),
+                capped: true,
                 preference: 5,
                 ..Hello::default()
             }),

@@ -31,6 +31,7 @@ pub(crate) fn site(secret: u8) -> PeerConfig {
         prefixes: vec!["198.51.100.0/24".parse().expect("a prefix")],
         egress: 0,
         policy: Default::default(),
+        open_windows: 0,
         paths: vec![PathConfig {
             slot: 0,
             preference: None,

@@ -44,7 +44,63 @@ fn the_manuals_example_is_a_good_policy() {
     let (example, _) = example.split_once("```").expect("it ends");
     let policy = with_file("policy.toml", example, read).expect("a good policy");
     let names: Vec<&str> = policy.classes().iter().map(|class| &*class.name).collect();
-    assert_eq!(names, ["voice", "records", "backups", "rest"]);
+    assert_eq!(names, ["voice", "records", "backups", "updates by night", "rest"]);
+}
+
+#[test]
+fn a_metered_link_has_a_month_and_classes_that_go_on() {
+    let read_with = |metered: &str| {
+        let text = format!(
+            "schema = 1\ntimezone = \"Europe/Berlin\"\n[[link]]\nname = \"lte\"\nslot = 1\nmetered = {{ {metered} }}\n\
+             [[class]]\nname = \"voice\"\nmatch = {{ dscp = \"ef\" }}\n"
+        );
+        with_file("policy.toml", &text, read)
+    };
+    let metered =
+        |text: &str| read_with(text).expect("a good policy").links()[1].metered.clone().expect("it is metered");
+    let all = metered("cap = \"50 GB\", reset_day = 31, free = \"sat,sun\", over = [\"voice\", \"rest\"]");
+    assert_eq!(all, Metered { cap: 50_000_000_000, reset_day: 31, free: 0b110_0000, over: vec![0, 1] });
+    let least = Metered { cap: 1_000_000, reset_day: 1, free: 0, over: Vec::new() };
+    assert_eq!([metered("cap = \"1 MB\""), metered("cap = \"1 MB\", over = \"stop\"")], [least.clone(), least]);
+    for (text, expected) in [
+        ("cap = \"0 GB\"", "policy.toml:6:19: link[0].metered.cap: nothing could ever go by it"),
+        ("cap = 50", "policy.toml:6:19: link[0].metered.cap: 50 is not text: expected an amount of data such as"),
+        (
+            "cap = \"1 GB\", reset_day = 32",
+            "policy.toml:6:39: link[0].metered.reset_day: 32 is in no month: expected 1",
+        ),
+        (
+            "cap = \"1 GB\", over = [\"rest\", \"voise\"]",
+            "policy.toml:6:43: link[0].metered.over[1]: there is no class \"voise\": did you mean \"voice\"?",
+        ),
+        (
+            "cap = \"1 GB\", over = \"halt\"",
+            "policy.toml:6:34: link[0].metered.over: there is no class \"halt\": expected \"stop\", or some of voice, rest",
+        ),
+    ] {
+        let error = read_with(text).expect_err(text);
+        assert!(error.starts_with(expected), "{error}\nexpected: {expected}");
+    }
+}
+
+#[test]
+fn hours_and_days_are_a_window_in_the_zone_of_the_site() {
+    let window = |text: &str| {
+        let text = format!("schema = 1\ntimezone = \"Europe/Berlin\"\n[[class]]\nname = \"a\"\nmatch = {{ {text} }}\n");
+        let policy = with_file("policy.toml", &text, read).expect("a good policy");
+        assert_eq!(policy.zone(), Some("Europe/Berlin"));
+        let window = policy.windows()[0];
+        (window.days, window.from, window.until)
+    };
+    assert_eq!(window("hours = \"22:00-06:30\", days = \"mon-fri\""), (0b001_1111, 22 * 60, 6 * 60 + 30));
+    assert_eq!(window("days = \"sat,sun\""), (0b110_0000, 0, 1440));
+    assert_eq!(window("days = [\"fri-mon\", \"wed\"]"), (0b111_0101, 0, 1440));
+    assert_eq!(window("hours = \"0:00-24:00\""), (0x7f, 0, 1440));
+    let wrong = with_file("policy.toml", "schema = 1\ntimezone = \"Europe/Berln\"\n", read).expect_err("no such zone");
+    assert!(
+        wrong.starts_with("policy.toml:2:12: timezone: \"Europe/Berln\" is not understood: expected the name of a"),
+        "{wrong}"
+    );
 }
 
 #[test]
@@ -107,6 +163,31 @@ fn errors_name_the_line_and_the_way_out() {
             "policy.toml:10:15: class[0].up.mode: a flow comes back by the uplink by which it left: expected it for",
         ),
         ("mode = \"direct\"\nlinks = [\"lt\"]", "policy.toml:11:10: class[0].links[0]: there is no link \"lt\""),
+        (
+            "match = { hours = \"22:00-22:00\" }",
+            "policy.toml:10:19: class[0].match.hours: \"22:00-22:00\" is empty; for the whole day leave it out, or write",
+        ),
+        (
+            "match = { hours = \"06:00-00:00\" }",
+            "policy.toml:10:19: class[0].match.hours: \"06:00-00:00\" does not say which midnight: expected it to begin",
+        ),
+        (
+            "match = { hours = \"6-8\" }",
+            "policy.toml:10:19: class[0].match.hours: \"6-8\" is not understood: expected hour",
+        ),
+        (
+            "match = { hours = \"25:00-26:00\" }",
+            "policy.toml:10:19: class[0].match.hours: \"25:00-26:00\" is not underst",
+        ),
+        ("match = { days = [] }", "policy.toml:10:18: class[0].match.days: the list is empty: nothing would match"),
+        (
+            "match = { days = \"mo\" }",
+            "policy.toml:10:18: class[0].match.days: \"mo\" is not understood: expected days su",
+        ),
+        (
+            "match = { days = \"mon\" }",
+            "policy.toml:10:9: class[0].match: days of which clock? Expected `timezone` at the top of the file",
+        ),
         ("copies = 2", "policy.toml:10:10: class[0].copies: only mode = \"duplicate\" sends copies"),
         ("up = { mode = \"duplicate\", copies = 1 }", "policy.toml:10:37: class[0].up.copies: expected 2 to 4"),
         ("limit = { loss = \"200 %\" }", "policy.toml:10:18: class[0].limit.loss: \"200 %\" is not understood"),

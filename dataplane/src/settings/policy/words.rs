@@ -1,6 +1,7 @@
 //! The words of a policy file: what stands for a prefix, a port, a codepoint, a rate.
 
-use crate::settings::Written;
+use crate::calendar;
+use crate::settings::{Text, Written};
 use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
@@ -120,6 +121,68 @@ pub(super) fn codepoint(name: &str) -> Option<u64> {
             (class > 0 && drop > 0).then_some(class * 8 + drop * 2)
         }
         _ => None,
+    }
+}
+
+/// Days of the week, a bit each; the lowest is Monday's.
+#[derive(Clone, Copy)]
+pub(super) struct Days(pub(super) u8);
+
+impl Days {
+    /// What a list of them has together.
+    pub(super) fn all(list: &Several<Text<Days>>) -> u8 {
+        list.0.iter().fold(0, |bits, Text(Days(days))| bits | days)
+    }
+}
+
+impl Written for Days {
+    const EXPECTED: &'static str = "days such as \"mon-fri\", \"sat,sun\" or \"wed\"";
+    fn read(text: &str) -> Result<Self, Option<String>> {
+        const NAMES: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+        let day = |name: &str| NAMES.iter().position(|day| *day == name.trim()).ok_or(None);
+        text.split(',').try_fold(Days(0), |Days(bits), part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (day(first)?, day(last)?);
+            // "fri-mon" goes over the end of the week.
+            let range = (0..=(last + 7 - first) % 7).fold(0, |range, more| range | 1 << ((first + more) % 7));
+            Ok(Days(bits | range))
+        })
+    }
+}
+
+/// From when until when, in minutes of the day; what ends before it begins ends on the next day.
+#[derive(Clone, Copy)]
+pub(super) struct Hours(pub(super) u16, pub(super) u16);
+
+impl Written for Hours {
+    const EXPECTED: &'static str = "hours such as \"08:00-18:00\", or \"22:00-06:00\" for a night";
+    fn read(text: &str) -> Result<Self, Option<String>> {
+        let minute = |text: &str| {
+            let (hour, minute) = text.trim().split_once(':').filter(|(_, minute)| minute.len() == 2).ok_or(None)?;
+            let (hour, minute): (u16, u16) = (hour.parse().map_err(|_| None)?, minute.parse().map_err(|_| None)?);
+            let within = hour < 24 && minute < 60 || (hour, minute) == (24, 0);
+            within.then_some(hour * 60 + minute).ok_or(None)
+        };
+        let (from, until) = text.split_once('-').ok_or(None)?;
+        match (minute(from)?, minute(until)?) {
+            (1440, _) | (_, 0) => {
+                Err(Some("does not say which midnight: expected it to begin at 00:00, or to end at 24:00".into()))
+            }
+            (from, until) if from == until => {
+                Err(Some("is empty; for the whole day leave it out, or write \"00:00-24:00\"".into()))
+            }
+            (from, until) => Ok(Hours(from, until)),
+        }
+    }
+}
+
+/// A time zone, by its name in the tz database.
+pub(super) struct Zone(pub(super) String);
+
+impl Written for Zone {
+    const EXPECTED: &'static str = "the name of a time zone, such as \"Europe/Berlin\" or \"UTC\"";
+    fn read(text: &str) -> Result<Self, Option<String>> {
+        if calendar::is_zone(text) { Ok(Zone(text.to_owned())) } else { Err(None) }
     }
 }
 

@@ -191,6 +191,16 @@ fn a_new_flow_is_marked_with_uplink_and_class_and_bits_of_others_stay() {
 }
 
 #[test]
+fn a_class_whose_hours_are_over_has_no_packets() {
+    let (policy, _) = films();
+    let decision = |leaves| [Decision { leaves, why: "for a test" }; 2];
+    let decisions = [decision(Leaves::ByUplink(0)), decision(Leaves::ByUplink(3))];
+    let prefixes = [net("198.51.100.0/24")];
+    let table = ruleset(&prefixes, "msp0", &policy, &|id| id != 0, &decisions, &outlets());
+    assert_eq!(through(&table, packet("192.0.2.1", 443)).2, mark(3).value);
+}
+
+#[test]
 fn a_flow_stays_where_it_began() {
     let (policy, films) = films();
     let elsewhere = table(&policy, &[[Leaves::ByUplink(3); 2], [Leaves::ByTunnel; 2]]);
@@ -280,7 +290,7 @@ fn some_matches() -> impl Strategy<Value = Matches> {
     let protocols = proptest::collection::vec(prop_oneof![Just(1), Just(6), Just(17), Just(47), Just(132)], 0..3);
     let ports = || proptest::collection::vec((0u16..6, 0u16..4).prop_map(|(from, more)| from..=from + more), 0..3);
     (few(3), protocols, ports(), ports(), prop_oneof![Just(0u64), any::<u64>()])
-        .prop_map(|(dst, proto, sport, dport, dscp)| Matches { src: Vec::new(), dst, proto, sport, dport, dscp })
+        .prop_map(|(dst, proto, sport, dport, dscp)| Matches { dst, proto, sport, dport, dscp, ..Matches::default() })
 }
 
 proptest! {
@@ -303,7 +313,7 @@ proptest! {
         let has_ports = WITH_PORTS.contains(&proto);
         packet.facts = Facts { proto, ports: has_ports.then_some(ports), dscp, ..packet.facts };
         packet.tcp_flags = 0x02;
-        let class = policy.classify(&packet.facts);
+        let class = policy.classify(&packet.facts, 0);
         let (end, flow, _) = through(&table, packet);
         prop_assert_eq!((end, flow), (End::Accept, DIRECT.value | u32::from(class) << CLASS | WAITS));
     }
