@@ -53,6 +53,8 @@ pub struct End<'a> {
     pub peer: Option<&'a PeerSnapshot>,
     /// The interface of each slot, where it is known.
     pub interfaces: &'a [(u8, String)],
+    /// Where a new flow of the class goes outside of the tunnels, if it does: a sentence.
+    pub outside: Option<&'a str>,
 }
 
 /// The class of a packet with whose rule that is, what becomes of it in both directions, each link with why it may carry it or
@@ -71,6 +73,16 @@ pub fn explain(policy: &Policy, rules: &[Rule], facts: &Facts, end: &End<'_>) ->
             let _ = writeln!(text, "  it would be of class {:?}, whose hours these are not", other.name);
         }
     }
+    if let Some(direct) = &class.direct {
+        let links: Vec<String> = direct.links.iter().map(|slot| name(policy, *slot)).collect();
+        let links =
+            if links.is_empty() { "all links, the most preferred first".to_owned() } else { links.join(", then ") };
+        let otherwise = match direct.otherwise {
+            Otherwise::Any => "then by the tunnels",
+            Otherwise::Drop => "and by nothing else",
+        };
+        let _ = writeln!(text, "outside of the tunnels, by an uplink itself: {links}, {otherwise}");
+    }
     let running = end.peer.and_then(|peer| peer.classes.get(number)).filter(|running| running.name == *class.name);
     for (direction, word) in [(Direction::Up, "up"), (Direction::Down, "down")] {
         let treatment = class.treatment(direction);
@@ -88,6 +100,9 @@ pub fn explain(policy: &Policy, rules: &[Rule], facts: &Facts, end: &End<'_>) ->
         }
         let _ = match (end.peer, running) {
             (None, _) => writeln!(text, "the daemon does not answer: how its links are is not known"),
+            _ if direction == end.decides && end.outside.is_some() => {
+                writeln!(text, "{}", end.outside.unwrap_or_default())
+            }
             _ if direction != end.decides => {
                 writeln!(text, "which of them it takes {word} is known there: {}", end.other)
             }
@@ -200,6 +215,7 @@ mod tests {
             up: way(&[1, 0], Otherwise::Any),
             down: way(&[0], Otherwise::Drop),
             priority: None,
+            direct: None,
         };
         let policy = Policy::new(links, vec![class]).expect("a good policy");
         let place = Place::File { path: "wishes.toml".into(), position: Some((5, 1)) };
@@ -226,8 +242,13 @@ mod tests {
             dscp: 46,
         };
         let interfaces = [(0, "wan0".to_owned())];
-        let end =
-            End { decides: Direction::Up, other: "msp-core explain home", peer: Some(&peer), interfaces: &interfaces };
+        let end = End {
+            decides: Direction::Up,
+            other: "msp-core explain home",
+            peer: Some(&peer),
+            interfaces: &interfaces,
+            outside: None,
+        };
         let expected = "class \"voice\", number 1 of 2: a wish, wishes.toml:5:1\n\
             up: of lte, dsl, by the first that works; then any other\n  \
               dsl (slot 0, wan0): up; wanted, number 2 of its list\n  \

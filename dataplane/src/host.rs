@@ -2,10 +2,13 @@
 //!
 //! A daemon says what it wants to be in force ([`Host::set`]); what differs from that is added and removed. Rules and
 //! routes carry a number of their owner ([`Owner`]), so those that a killed daemon left are recognised. A sysctl has no
-//! room for that: its old value is noted in a journal before it is changed.
+//! room for that: its old value is noted in a journal before it is changed. There it is noted too that there is a table of
+//! the packet filter, so that nothing of nftables is touched where there never was one.
 
+use crate::netfilter::{self, FilterError};
 use crate::netlink::{self, Netlink, Route, Rule};
 use crate::tun::{self, Tun};
+use nftables::schema::NfListObject;
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashSet;
 use std::fmt;
@@ -13,6 +16,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Whose rules and routes they are: the number in their protocol field (rtnetlink(7)). 77 to 79 are assigned to
 /// nobody in iproute2's tables; to see them by name, write `77 mspmb` to /etc/iproute2/rt_protos.d/msp.conf.
@@ -87,6 +91,9 @@ pub enum HostError {
         /// Why.
         cause: io::Error,
     },
+    /// The packet filter cannot be used.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -109,7 +116,20 @@ fn refused(action: impl Into<String>) -> impl FnOnce(io::Error) -> HostError {
 pub struct Host {
     netlink: Netlink,
     journal: Journal,
+    filter: Option<Filter>,
 }
+
+/// The table of the packet filter that is in force.
+#[derive(Debug)]
+struct Filter {
+    objects: Vec<NfListObject<'static>>,
+    /// When it was last seen to be there.
+    seen: Instant,
+}
+
+/// How long a table is believed to be there. Whoever sets up a firewall anew (`nft flush ruleset`) takes it away, and there
+/// is no news of it.
+const BELIEVED: Duration = Duration::from_secs(20);
 
 impl Host {
     /// Takes hold of the host, within a tokio runtime: one daemon at a time has a journal. What a killed daemon left
@@ -117,7 +137,7 @@ impl Host {
     pub async fn open(journal: &Path, owner: Owner) -> Result<Self, HostError> {
         let journal = Journal::open(journal)?;
         let netlink = Netlink::connect(owner as u8).map_err(refused("talk to the kernel by netlink"))?;
-        let mut host = Host { netlink, journal };
+        let mut host = Host { netlink, journal, filter: None };
         let left = host.in_force().await?;
         if !left.is_empty() {
             tracing::info!(changes = left.len(), "an earlier run was killed; what it left is taken over or removed");
@@ -199,8 +219,48 @@ impl Host {
         Ok(())
     }
 
+    /// Makes `objects` to be the table `name` of the packet filter, in one step; only what a killed daemon left is removed if
+    /// there are none. Chains that do not change go on counting, unless it is to be made `anew`.
+    pub async fn set_filter(
+        &mut self,
+        name: &'static str,
+        objects: Option<Vec<NfListObject<'static>>>,
+        anew: bool,
+    ) -> Result<(), HostError> {
+        let Some(objects) = objects else {
+            return self.remove_filter().await;
+        };
+        let mut before = self.filter.take().filter(|_| !anew);
+        if let Some(filter) = before.take_if(|filter| filter.seen.elapsed() > BELIEVED) {
+            let there = netfilter::counters(name).await.is_ok();
+            before = there.then(|| Filter { seen: Instant::now(), ..filter });
+        }
+        if let Some(filter) = before.take_if(|filter| filter.objects == objects) {
+            self.filter = Some(filter);
+            return Ok(());
+        }
+        self.journal.note_table(name)?;
+        tracing::debug!(table = name, "replacing the table of the packet filter");
+        let known = before.map(|filter| filter.objects);
+        netfilter::replace(name, known.as_deref(), &objects).await?;
+        self.filter = Some(Filter { objects, seen: Instant::now() });
+        Ok(())
+    }
+
+    async fn remove_filter(&mut self) -> Result<(), HostError> {
+        self.filter = None;
+        while let Some(name) = self.journal.tables.last().cloned() {
+            netfilter::remove(&name).await?;
+            self.journal.note_table_gone(&name)?;
+        }
+        Ok(())
+    }
+
     /// Undoes everything, the last first, and goes on over errors, which are logged. The TUN is not this function's.
     pub async fn restore(mut self) {
+        if let Err(error) = self.remove_filter().await {
+            tracing::warn!(%error, "a table of the packet filter stays on this host");
+        }
         match self.in_force().await {
             Ok(current) => {
                 for change in current.iter().rev() {
@@ -300,6 +360,8 @@ struct Entry {
 /// set     net/ipv4/ip_forward  0  1       about to change this, from, to
 /// set     net/ipv4/conf/#3/rp_filter 1 2  the same of interface number 3, whatever its name is by then
 /// undone  net/ipv4/ip_forward             it has its old value again
+/// table   mspmb                           about to make this table of the packet filter
+/// gone    mspmb                           it is no more
 /// ```
 ///
 /// (fields separated by tabs). It is not synced to the disk: what it speaks of goes with the kernel, as /run does.
@@ -308,6 +370,8 @@ struct Journal {
     path: PathBuf,
     file: File,
     entries: Vec<Entry>,
+    /// The tables of the packet filter that there may be.
+    tables: Vec<String>,
 }
 
 impl Journal {
@@ -335,7 +399,8 @@ impl Journal {
             if !there.is_ok_and(|there| there == (ours.dev(), ours.ino())) {
                 continue;
             }
-            let mut journal = Journal { path: path.to_owned(), file, entries: Self::parse(&text) };
+            let (entries, tables) = Self::parse(&text);
+            let mut journal = Journal { path: path.to_owned(), file, entries, tables };
             // What a kill cut short gets an end of its own, so that it does not spoil the line after it.
             let torn = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
             journal.write(&format!("{torn}pid\t{}\n", std::process::id()))?;
@@ -345,18 +410,20 @@ impl Journal {
 
     /// What is still to be undone, by a journal's text. A line cut short is skipped: it was never acted upon, since a
     /// line is written before what it speaks of is done.
-    fn parse(text: &str) -> Vec<Entry> {
-        let mut entries = Vec::new();
+    fn parse(text: &str) -> (Vec<Entry>, Vec<String>) {
+        let (mut entries, mut tables) = (Vec::new(), Vec::new());
         for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
             match *line.split('\t').collect::<Vec<_>>() {
                 ["set", key, old, new] => {
                     Self::merge(&mut entries, Entry { key: key.into(), old: old.into(), new: new.into() });
                 }
                 ["undone", key] => entries.retain(|entry: &Entry| entry.key != key),
+                ["table", name] => tables.push(name.to_owned()),
+                ["gone", name] => tables.retain(|table| table != name),
                 _ => {}
             }
         }
-        entries
+        (entries, tables)
     }
 
     /// A sysctl that we set twice goes back to the value it had before the first time.
@@ -387,6 +454,20 @@ impl Journal {
             write_sysctl(key, &entry.old).map_err(refused(format!("set the sysctl {key} back to {}", entry.old)))?;
         }
         self.write(&format!("undone\t{key}\n"))
+    }
+
+    /// Notes that there may be a table from now on.
+    fn note_table(&mut self, name: &str) -> Result<(), HostError> {
+        if !self.tables.iter().any(|table| table == name) {
+            self.write(&format!("table\t{name}\n"))?;
+            self.tables.push(name.to_owned());
+        }
+        Ok(())
+    }
+
+    fn note_table_gone(&mut self, name: &str) -> Result<(), HostError> {
+        self.tables.retain(|table| table != name);
+        self.write(&format!("gone\t{name}\n"))
     }
 
     fn remove(self) {

@@ -9,6 +9,7 @@
 //! | [`clock`] | time for the protocol; news of the wall clock being set |
 //! | [`explain`] | what policy says of a packet, for people |
 //! | [`host`] | what a daemon changes on its host (rules, routes, sysctls), and how it is undone |
+//! | [`netfilter`] | nftables: a table of our own, and what it counts |
 //! | [`netlink`] | rules and routes, the state of interfaces and news of it |
 //! | [`settings`] | configuration files, with errors that name their place |
 //! | [`control`] | the socket by which `status` asks |
@@ -23,6 +24,7 @@ pub mod engine;
 pub mod explain;
 pub mod host;
 pub mod logging;
+pub mod netfilter;
 pub mod netlink;
 pub mod settings;
 pub mod tun;

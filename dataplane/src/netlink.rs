@@ -29,6 +29,8 @@ pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 pub struct Rule {
     /// The interface that the packets came in by; any, and this host itself, if it is not given.
     pub by: Option<String>,
+    /// What the packets must be marked with, of the bits that count; any packets if it is not given.
+    pub mark: Option<Mark>,
     /// The packets' source.
     pub from: IpNet,
     /// The packets' destination; anywhere if it is not given.
@@ -37,6 +39,15 @@ pub struct Rule {
     pub table: u32,
     /// Its place among all rules: lower comes first; the main table is at 32766.
     pub priority: u32,
+}
+
+/// A mark that the packet filter leaves on packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mark {
+    /// What these bits are.
+    pub value: u32,
+    /// Which bits count.
+    pub mask: u32,
 }
 
 /// A route.
@@ -61,6 +72,9 @@ impl fmt::Display for Rule {
         }
         if let Some(by) = &self.by {
             write!(f, " iif {by}")?;
+        }
+        if let Some(Mark { value, mask }) = self.mark {
+            write!(f, " fwmark {value:#x}/{mask:#x}")?;
         }
         write!(f, " lookup {}", self.table)
     }
@@ -225,6 +239,9 @@ impl Netlink {
         if let Some(by) = &rule.by {
             message.attributes.push(RuleAttribute::Iifname(by.clone()));
         }
+        if let Some(Mark { value, mask }) = rule.mark {
+            message.attributes.extend([RuleAttribute::FwMark(value), RuleAttribute::FwMask(mask)]);
+        }
         message
     }
 
@@ -306,7 +323,7 @@ impl Watch {
 
 /// What the kernel's message says, if it is a rule as [`Netlink::add_rule`] makes it.
 fn rule_from(message: &RuleMessage) -> Option<Rule> {
-    let (mut to, mut by, mut priority) = (None, None, None);
+    let (mut to, mut by, mut priority, mut value, mut mask) = (None, None, None, None, None);
     // The kernel does not repeat a source that is everywhere.
     let mut from = IpNet::new(unspecified(message.header.family), 0).ok();
     let mut table = u32::from(message.header.table);
@@ -317,10 +334,13 @@ fn rule_from(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::Iifname(name) => by = Some(name.clone()),
             RuleAttribute::Priority(value) => priority = Some(*value),
             RuleAttribute::Table(value) => table = *value,
+            RuleAttribute::FwMark(number) => value = Some(*number),
+            RuleAttribute::FwMask(number) => mask = Some(*number),
             _ => {}
         }
     }
-    Some(Rule { by, from: from?, to, table, priority: priority? })
+    let mark = value.zip(mask).map(|(value, mask)| Mark { value, mask });
+    Some(Rule { by, mark, from: from?, to, table, priority: priority? })
 }
 
 /// What the kernel's message says, if it is a route as [`Netlink::add_route`] makes it.

@@ -21,7 +21,7 @@ const PACKAGES: &[Package] = &[
     package("gcc", "/usr/bin/cc", "links Rust programs; compiles a shim for processors with AMX"),
     package("libc6-dev", "/usr/include/stdio.h", "headers for the same"),
     package("iproute2", "/usr/sbin/tc", "addresses, routes and links of the lab's hosts"),
-    package("nftables", "/usr/sbin/nft", "NAT and ingress filters of the ISPs"),
+    package("nftables", "/usr/sbin/nft", "NAT and ingress filters of the ISPs, direct flows of the box"),
     package(
         "iptables",
         "/usr/sbin/iptables-legacy",

@@ -149,6 +149,7 @@ fn explain_packet(path: &Path, site: &str, packet: &Packet) -> anyhow::Result<()
         other: "`mspmb explain` at the box",
         peer: status.as_ref().and_then(|status| status.peer(site.peer.id)),
         interfaces: &[],
+        outside: None,
     };
     let facts = packet.facts(&site.peer.prefixes).context("the site has no prefix of this family: give --src")?;
     print!("{}", dataplane::explain::explain(&site.peer.policy, &site.rules, &facts, &end));

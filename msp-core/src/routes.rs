@@ -61,7 +61,7 @@ pub(crate) fn wanted(config: &Config, prefixes: impl IntoIterator<Item = IpNet>)
             changes.push(Change::Route(Route { prefix: everywhere, table, metric: BEHIND, target }));
             for (priority, table) in [(TO_SITES, SITES_TABLE), (TO_CHOICE, choice.table)] {
                 let by = Some(choice.tun.clone());
-                changes.push(Change::Rule(Rule { by, from: everywhere, to: None, table, priority }));
+                changes.push(Change::Rule(Rule { by, mark: None, from: everywhere, to: None, table, priority }));
             }
         }
     }

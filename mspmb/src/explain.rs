@@ -3,9 +3,9 @@
 use crate::config::{self, Config};
 use crate::status::Status;
 use anyhow::Context;
-use dataplane::control;
 use dataplane::explain::{self, End, Packet};
-use proto::policy::Direction;
+use dataplane::{calendar, control};
+use proto::policy::{ClassId, Direction, Facts};
 use std::path::Path;
 
 /// Prints the class of the packet, and what becomes of it. Links are asked of the daemon, if it runs.
@@ -16,11 +16,34 @@ pub(crate) fn explain(path: &Path, packet: &Packet) -> anyhow::Result<()> {
     let status = status.and_then(|document| serde_json::from_value::<Status>(document).ok());
     let uplinks = status.iter().flat_map(|status| &status.uplinks);
     let interfaces: Vec<_> = uplinks.map(|uplink| (uplink.slot, uplink.interface.clone())).collect();
+    let class = config.policy.classify(&facts, calendar::open_now(&config.policy));
+    let outside = status.as_ref().and_then(|status| outside(class, &config, &facts, status));
     let end = End {
         decides: Direction::Up,
         other: "ask the provider for `msp-core explain`",
         peer: status.as_ref().and_then(|status| status.node.peers.first()),
         interfaces: &interfaces,
+        outside: outside.as_deref(),
     };
     crate::print(&explain::explain(&config.policy, &config.rules, &facts, &end))
+}
+
+/// Where a new flow of a class goes outside of the tunnels, if it does, or why nowhere.
+fn outside(class: ClassId, config: &Config, facts: &Facts, status: &Status) -> Option<String> {
+    let class = usize::from(class);
+    let direct = status.direct.as_ref()?.classes.get(class)?;
+    if direct.name != *config.policy.classes()[class].name {
+        return None;
+    }
+    let outward = &direct.families[usize::from(facts.dst.is_ipv6())];
+    let why = &outward.why;
+    match outward.slot {
+        Some(slot) => {
+            let name = status.uplinks.iter().find(|uplink| uplink.slot == slot).map(|uplink| &uplink.interface);
+            let name = name.map_or_else(|| format!("slot {slot}"), Clone::clone);
+            Some(format!("a new flow leaves by uplink {name} itself, translated to its address: {why}"))
+        }
+        None if outward.nowhere => Some(format!("a new flow goes nowhere: {why}")),
+        None => None,
+    }
 }

@@ -5,6 +5,8 @@
 //! | `iif UPLINK lookup 7701` | what comes in by an uplink and is not for this host never leaves by another uplink |
 //! | `to PREFIX lookup 7701`, where an ISP's network overlaps it | the site's packets reach the LAN, whatever an ISP's router claims |
 //! | `from PREFIX to PREFIX lookup main` | the site's own networks reach each other as before |
+//! | `from PREFIX fwmark UPLINK lookup 7710` | a flow that leaves by an uplink itself does (`breakout.rs`) |
+//! | `from PREFIX fwmark DIRECT lookup 7701` | or by nothing, while that has no route; both only if the policy has such flows |
 //! | `from PREFIX lookup 7700` | what the site sends to anywhere else goes to the table below |
 //! | table 7700: `default dev msp0` | it goes to the TUN |
 //! | table 7700: `unreachable default`, last | it goes nowhere when there is no TUN: an ISP never sees it |
@@ -21,6 +23,7 @@
 //! what comes for an address that its ISP has just taken back: by the default route, to the other ISP. Without the rules
 //! by address the kernel would answer for a closed port of one uplink (ICMP) by the other, whose ISP filters it.
 
+use crate::breakout;
 use crate::overlap::Overlaps;
 use dataplane::host::{Change, Sysctl, effective_rp_filter, read_sysctl};
 use dataplane::netlink::{Interface, MAIN, Route, Rule, Target, Way};
@@ -32,10 +35,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const INWARD: u32 = TABLE + 1;
 /// The table of the uplink in slot 0; the others follow. Their rule stands after all others of ours.
 const OF_UPLINK: u32 = TABLE + 10;
-const FROM_OWN: u32 = TABLE + 2;
+const FROM_OWN: u32 = TABLE + 4;
 /// What is left of the LAN's packets: after those of the site's prefixes.
-const FROM_OTHER_NETWORKS: u32 = TABLE + 3;
-const FROM_NOWHERE: u32 = TABLE + 4;
+const FROM_OTHER_NETWORKS: u32 = TABLE + 5;
+const FROM_NOWHERE: u32 = TABLE + 6;
 const FROM_UPLINKS: u32 = TABLE - 2;
 const TO_SITE: u32 = TABLE - 1;
 /// The table of the site's packets; also where its rules stand among all. Any number that nobody else uses does; these
@@ -43,8 +46,11 @@ const TO_SITE: u32 = TABLE - 1;
 const TABLE: u32 = 7700;
 /// Traffic within the site is decided first.
 const WITHIN: u32 = TABLE;
+/// Then what leaves by an uplink itself, and what should and cannot now.
+const DIRECT: u32 = TABLE + 1;
+const DIRECT_NOWHERE: u32 = TABLE + 2;
 /// Then all other traffic of the site.
-const OUTWARD: u32 = TABLE + 1;
+const OUTWARD: u32 = TABLE + 3;
 /// The metric of a way that must win over a last resort; as `ip route` for IPv6 has by default.
 const ORDINARY: u32 = 1024;
 /// The metric of a last resort: the highest there is, so that any other route to the same prefix wins.
@@ -60,7 +66,7 @@ pub(crate) fn routing(prefixes: &[IpNet], tun: &str) -> Vec<Change> {
         for &prefix in &family {
             changes.push(Change::Route(Route { prefix, table: MAIN, metric: LAST, target: Target::Unreachable }));
         }
-        let rule = |from, to, table, priority| Change::Rule(Rule { by: None, from, to, table, priority });
+        let rule = |from, to, table, priority| Change::Rule(Rule { by: None, mark: None, from, to, table, priority });
         for &from in &family {
             changes.extend(family.iter().map(|&to| rule(from, Some(to), MAIN, WITHIN)));
         }
@@ -80,14 +86,22 @@ pub(crate) fn inward(prefixes: &[IpNet], overlaps: &Overlaps) -> Vec<Change> {
         for (interface, way) in overlaps.inward.iter().filter(|(_, way)| same_family(&way.prefix, &everywhere)) {
             changes.push(Change::Route(copy(interface, way, INWARD)));
         }
-        let rule = |by, to, priority| Change::Rule(Rule { by, from: everywhere, to, table: INWARD, priority });
+        let rule =
+            |by, to, priority| Change::Rule(Rule { by, mark: None, from: everywhere, to, table: INWARD, priority });
         changes.extend(overlaps.uplinks.iter().map(|uplink| rule(Some(uplink.clone()), None, FROM_UPLINKS)));
         let overlapping = overlaps.prefixes.iter().filter(|prefix| same_family(prefix, &everywhere));
         changes.extend(overlapping.map(|&prefix| rule(None, Some(prefix), TO_SITE)));
         for (lan, networks) in &overlaps.lans {
             for &from in networks.iter().filter(|network| same_family(network, &everywhere)) {
                 let by = Some(lan.clone());
-                changes.push(Change::Rule(Rule { by, from, to: None, table: MAIN, priority: FROM_OTHER_NETWORKS }));
+                changes.push(Change::Rule(Rule {
+                    by,
+                    mark: None,
+                    from,
+                    to: None,
+                    table: MAIN,
+                    priority: FROM_OTHER_NETWORKS,
+                }));
             }
             changes.push(rule(Some(lan.clone()), None, FROM_NOWHERE));
         }
@@ -111,10 +125,31 @@ pub(crate) fn outward(prefixes: &[IpNet], uplinks: &[(u8, &Interface)], overlaps
             changes.push(Change::Route(copy(interface, way, table)));
         }
         for address in uplink.usable().map(IpNet::from).filter(|address| !of_the_site(address)) {
-            changes.push(Change::Rule(Rule { by: None, from: address, to: None, table, priority: FROM_OWN }));
+            changes.push(Change::Rule(Rule {
+                by: None,
+                mark: None,
+                from: address,
+                to: None,
+                table,
+                priority: FROM_OWN,
+            }));
         }
     }
     without_twins(changes)
+}
+
+/// What leads the packets of direct flows to their uplinks, by the slots that there are, in the order in which it must come.
+pub(crate) fn direct(prefixes: &[IpNet], slots: &[u8]) -> Vec<Change> {
+    let rule = |from, mark, table, priority| {
+        Change::Rule(Rule { by: None, mark: Some(mark), from, to: None, table, priority })
+    };
+    let mut changes: Vec<Change> =
+        prefixes.iter().map(|&from| rule(from, breakout::DIRECT, INWARD, DIRECT_NOWHERE)).collect();
+    for &slot in slots {
+        let table = OF_UPLINK + u32::from(slot);
+        changes.extend(prefixes.iter().map(|&from| rule(from, breakout::mark(slot), table, DIRECT)));
+    }
+    changes
 }
 
 /// A route of the main table for another one.
@@ -162,8 +197,9 @@ const NEIGHBOUR_QUESTIONS: &str = "1000000";
 const NEIGHBOUR_QUEUE: &str = "4608";
 
 /// The kernel parameters for these prefixes and for the uplinks that exist, by their numbers, in the order in which they
-/// must come. It depends on what they are now, and asks for the same again once they are in force.
-pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32]) -> Vec<Change> {
+/// must come. `direct`: flows may leave by them. It depends on what they are now, and asks for the same again once they are in
+/// force.
+pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32], direct: bool) -> Vec<Change> {
     let has = |ipv4: bool| prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == ipv4);
     let mut changes = Vec::new();
     let mut set = |key: String, value: &str| changes.push(Change::Sysctl(Sysctl { key, value: value.into() }));
@@ -172,6 +208,10 @@ pub(crate) fn parameters(prefixes: &[IpNet], uplinks: &[u32]) -> Vec<Change> {
         // the strict filter (1) would drop them.
         if effective_rp_filter(&format!("#{uplink}")) != 0 {
             set(format!("net/ipv4/conf/#{uplink}/rp_filter"), "2");
+        }
+        // The way back of a direct flow is its uplink's table, which its mark leads to: the filter has to look at that.
+        if direct && has(true) {
+            set(format!("net/ipv4/conf/#{uplink}/src_valid_mark"), "1");
         }
         // Two uplinks may be on one network (two cables to one router): each asks and answers for its own address only,
         // or the router sends the packets of both to one.
@@ -229,7 +269,21 @@ mod tests {
                 "route 0.0.0.0/0 dev msp0 table 7700 metric 1024",
                 "route unreachable 198.51.100.0/24 table 254 metric 4294967295",
                 "rule 7700: from 198.51.100.0/24 to 198.51.100.0/24 lookup 254",
-                "rule 7701: from 198.51.100.0/24 lookup 7700",
+                "rule 7703: from 198.51.100.0/24 lookup 7700",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_direct_flow_leaves_by_its_uplink_or_by_nothing() {
+        let prefixes: [IpNet; 1] = ["198.51.100.0/24".parse().expect("a prefix")];
+        let shown: Vec<String> = direct(&prefixes, &[0, 3]).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "rule 7702: from 198.51.100.0/24 fwmark 0x80000000/0x80000000 lookup 7701",
+                "rule 7701: from 198.51.100.0/24 fwmark 0x80000000/0xf0000000 lookup 7710",
+                "rule 7701: from 198.51.100.0/24 fwmark 0xb0000000/0xf0000000 lookup 7713",
             ]
         );
     }
@@ -266,8 +320,8 @@ mod tests {
         assert_eq!(shown(&overlaps), expected);
         let others = ["192.168.5.0/24", "2001:db8::/64"].map(|net| net.parse().expect("a network"));
         overlaps.lans = vec![("lan0".into(), others.into())];
-        expected.push("rule 7703: from 192.168.5.0/24 iif lan0 lookup 254");
-        expected.push("rule 7704: from 0.0.0.0/0 iif lan0 lookup 7701");
+        expected.push("rule 7705: from 192.168.5.0/24 iif lan0 lookup 254");
+        expected.push("rule 7706: from 0.0.0.0/0 iif lan0 lookup 7701");
         assert_eq!(shown(&overlaps), expected);
     }
 
@@ -308,7 +362,7 @@ mod tests {
                 "route 192.168.1.0/24 dev wan0 table 7712 metric 100",
                 "route 0.0.0.0/0 via 192.168.1.1 dev wan0 table 7712 metric 100",
                 "route 198.51.100.0/24 dev lan0 table 7712 metric 100",
-                "rule 7702: from 192.168.1.2/32 lookup 7712",
+                "rule 7704: from 192.168.1.2/32 lookup 7712",
             ]
         );
     }

@@ -10,11 +10,13 @@
 //! | [`nat64`] | how IPv4 is reached from an uplink that has only IPv6 |
 //! | [`overlap`] | ISPs' networks that overlap the site's |
 //! | [`lan`] | what the host must look like for the site's packets |
+//! | [`breakout`] | flows that leave by an uplink itself |
 //! | [`meter`] | what metered links have carried, and whether that is what they may |
 //! | [`state`] | what is known again after a restart |
 //! | [`status`] | what is shown |
 //! | [`explain`] | what policy says of a packet, asked for by its command |
 
+mod breakout;
 mod config;
 mod explain;
 mod find;
@@ -61,7 +63,7 @@ enum Command {
     /// Runs the middlebox until SIGTERM or SIGINT
     ///
     /// Needs CAP_NET_ADMIN and CAP_NET_RAW. Logs go to stderr; RUST_LOG (for example RUST_LOG=debug) says how much.
-    /// Whatever it changes on this host (routing rules, routes, sysctls) is undone when it ends, or by its next start
+    /// Whatever it changes on this host (routing rules, routes, sysctls, a table of nftables) is undone when it ends, or by its next start
     /// if it was killed. Every key of the configuration can be overridden by a variable: MSPMB_TUN__MTU=1400 sets `mtu`
     /// in [tun]. SIGHUP has it read the policy again.
     Run(File),
@@ -123,6 +125,7 @@ fn main() -> ExitCode {
 
 fn check(file: &File) -> anyhow::Result<()> {
     let config = Config::load(&file.config)?;
+    breakout::check(&config.policy)?;
     let mut uplinks: Vec<_> = config.uplinks.iter().map(|uplink| uplink.interface.as_str()).collect();
     if config.find {
         uplinks.push("whatever has a default route");

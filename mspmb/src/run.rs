@@ -1,10 +1,11 @@
 //! The daemon: what starts, what it listens to, and what is undone when it ends.
 
+use crate::breakout::{self, Breakout, Counts};
 use crate::config::{CORE, Config};
 use crate::lan;
 use crate::meter::{Meter, MeterStatus};
 use crate::status::{self, Status};
-use crate::uplinks::{Shown, Uplinks};
+use crate::uplinks::{Shown, Uplinks, works};
 use anyhow::Context;
 use dataplane::control::ControlSocket;
 use dataplane::engine::{Dataplane, Handle};
@@ -13,7 +14,7 @@ use dataplane::logging;
 use dataplane::netlink::Watch;
 use dataplane::{calendar, clock};
 use proto::policy::Policy;
-use proto::{Event, PathId, PathState, PeerId};
+use proto::{Event, PathId, PathState, PeerId, direct};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,14 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// When to look again although there is no news: what DHCP clients write of resolvers comes without.
 const REFRESH: Duration = Duration::from_secs(30);
+
+/// The policy of each peer, of which a box has one.
+pub(crate) type Policies = Vec<(PeerId, Arc<Policy>)>;
+
+/// The box's own.
+pub(crate) fn in_force(policies: &Policies) -> Arc<Policy> {
+    policies.first().map(|(_, policy)| policy.clone()).unwrap_or_default()
+}
 
 /// Runs until a signal says otherwise.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
@@ -51,6 +60,7 @@ async fn supervise(path: &Path, config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<()> {
+    breakout::check(&config.policy)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen to SIGHUP")?;
@@ -60,7 +70,7 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
     let handle = dataplane.handle();
     let news = Arc::new(Notify::new());
     let policy = watch::Sender::new(vec![(CORE, config.policy.clone())]);
-    let mut site = Site::new(config, host, handle.clone(), news.clone());
+    let mut site = Site::new(config, host, handle.clone(), news.clone(), policy.subscribe());
     let mut meter = Meter::open(&config.state);
     let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe(), meter.shown())));
     tracing::info!(prefixes = ?config.prefixes, core = config.core.name, tun = config.tun.name, "running");
@@ -69,16 +79,18 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
         tracing::warn!(unix_time, "the clock is wrong: it stands before this program was written; set it, by NTP best");
     }
 
+    let moves = policy.subscribe();
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         // It never ends but by an error.
         result = site.follow() => result,
-        () = log_events(&mut events, &config.core.name, &news) => Err(anyhow::anyhow!("stopping")),
+        () = log_events(&mut events, &config.core.name, &news, &moves) => Err(anyhow::anyhow!("stopping")),
         result = async {
             loop {
                 hangup.recv().await;
                 reload_policy(path, config, &handle, &policy).await?;
+                news.notify_one();
             }
         } => result,
         ended = meter.follow(&handle, policy.subscribe()) => Err(ended.into()),
@@ -87,8 +99,8 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
     control.abort();
     // Waited for, so that the socket is gone when we are; that it was aborted is no news.
     let _ = control.await;
-    let in_force = policy.borrow().first().map(|(_, policy)| policy.clone()).unwrap_or_default();
-    meter.close(&handle, &in_force).await;
+    let last = in_force(&policy.borrow());
+    meter.close(&handle, &last).await;
     // If the loop has ended by itself, its own error says more.
     dataplane.stop()?;
     ended
@@ -99,10 +111,14 @@ async fn reload_policy(
     path: &Path,
     config: &Config,
     handle: &Handle,
-    policy: &watch::Sender<Vec<(PeerId, Arc<Policy>)>>,
+    policy: &watch::Sender<Policies>,
 ) -> anyhow::Result<()> {
-    let new = match Config::load(path) {
-        Ok(new) => new.policy,
+    let read = Config::load(path).map_err(anyhow::Error::from).and_then(|new| {
+        breakout::check(&new.policy)?;
+        Ok(new.policy)
+    });
+    let new = match read {
+        Ok(new) => new,
         Err(error) => {
             tracing::error!(%error, "the policy was not read; the one before stays in force");
             return Ok(());
@@ -127,6 +143,7 @@ struct Site<'a> {
     config: &'a Config,
     host: &'a mut Host,
     uplinks: Uplinks<'a>,
+    breakout: Breakout<'a>,
     shown: watch::Sender<Shown>,
     /// Notified when a look is worth while: an answer of a resolver, a path that came up.
     news: Arc<Notify>,
@@ -135,9 +152,16 @@ struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn new(config: &'a Config, host: &'a mut Host, handle: Handle, news: Arc<Notify>) -> Self {
+    fn new(
+        config: &'a Config,
+        host: &'a mut Host,
+        handle: Handle,
+        news: Arc<Notify>,
+        policy: watch::Receiver<Policies>,
+    ) -> Self {
         let uplinks = Uplinks::new(config, handle, host.netlink().clone(), &news);
-        Site { config, host, uplinks, shown: watch::Sender::default(), news, problem: None }
+        let breakout = Breakout::new(config, policy, clock::now());
+        Site { config, host, uplinks, breakout, shown: watch::Sender::default(), news, problem: None }
     }
 
     /// Looks, and looks again at each news.
@@ -146,11 +170,12 @@ impl<'a> Site<'a> {
         let mut kernel = Watch::new().context("cannot listen to the kernel's news of interfaces")?;
         let own = self.news.clone();
         loop {
-            let well = self.look().await?;
+            let again = if self.look().await? { REFRESH } else { AGAIN };
+            let due = self.breakout.due(clock::now()).unwrap_or(again);
             tokio::select! {
                 heard = kernel.changed() => heard.context("cannot hear the kernel's news of interfaces any more")?,
                 () = own.notified() => {}
-                () = tokio::time::sleep(if well { REFRESH } else { AGAIN }) => {}
+                () = tokio::time::sleep(again.min(due)) => {}
             }
         }
     }
@@ -159,12 +184,18 @@ impl<'a> Site<'a> {
     async fn look(&mut self) -> anyhow::Result<bool> {
         let interfaces = self.host.netlink().interfaces().await.context("cannot ask the kernel for the interfaces")?;
         let found = self.uplinks.find(&interfaces);
-        let mut wanted = lan::parameters(&self.config.prefixes, &found.uplinks);
+        let mut wanted = lan::parameters(&self.config.prefixes, &found.uplinks, self.breakout.is_wanted());
         wanted.extend(lan::routing(&self.config.prefixes, &self.config.tun.name));
         // Last: whatever stands in the main table, a route that cannot be repeated must not keep the rest from being set.
         wanted.extend(lan::inward(&self.config.prefixes, &found.overlaps));
-        let slots = found.uplinks.iter().filter_map(|index| Some((self.uplinks.slot(*index)?, interfaces.get(index)?)));
-        wanted.extend(lan::outward(&self.config.prefixes, &slots.collect::<Vec<_>>(), &found.overlaps));
+        let uplinks: Vec<_> = found.uplinks.iter().filter_map(|index| interfaces.get(index)).collect();
+        let slots = uplinks.iter().filter_map(|&uplink| Some((self.uplinks.slot(uplink.index)?, uplink)));
+        let slots: Vec<_> = slots.collect();
+        wanted.extend(lan::outward(&self.config.prefixes, &slots, &found.overlaps));
+        if self.breakout.is_wanted() {
+            let slots: Vec<u8> = slots.iter().map(|(slot, _)| *slot).collect();
+            wanted.extend(lan::direct(&self.config.prefixes, &slots));
+        }
         // An interface can go between the looking and the setting, or somebody has set the TUN down.
         let problem = self.host.set(&wanted).await.err().map(|error| error.to_string());
         if problem != self.problem {
@@ -175,8 +206,10 @@ impl<'a> Site<'a> {
             self.problem = problem;
         }
         let well = self.uplinks.look(&interfaces, found).await?;
-        self.shown.send_replace(self.uplinks.shown().clone());
-        Ok(well && self.problem.is_none())
+        let (exits, outlets) = self.uplinks.exits(&uplinks);
+        let direct = self.breakout.look(clock::now(), self.host, &exits, &outlets).await;
+        self.shown.send_replace(Shown { direct, ..self.uplinks.shown().clone() });
+        Ok(well && self.problem.is_none() && self.breakout.is_well())
     }
 }
 
@@ -187,12 +220,16 @@ fn answers(
     metered: watch::Receiver<Vec<MeterStatus>>,
 ) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = Option<String>> + Send>> + Send + Sync {
     let started = Instant::now();
+    let counts = Counts::default();
     move |command| {
-        let (handle, Shown { uplinks, unused }) = (handle.clone(), shown.borrow().clone());
-        let metered = metered.borrow().clone();
+        let (handle, Shown { uplinks, unused, mut direct }) = (handle.clone(), shown.borrow().clone());
+        let (counts, metered) = (counts.clone(), metered.borrow().clone());
         Box::pin(async move {
             if command != "status" {
                 return None;
+            }
+            if let Some(direct) = &mut direct {
+                counts.fill(direct).await;
             }
             let (node, dataplane) = handle.snapshot().await.ok()?;
             serde_json::to_string(&Status {
@@ -203,6 +240,7 @@ fn answers(
                 uptime_s: started.elapsed().as_secs_f64(),
                 uplinks,
                 unused,
+                direct,
                 metered,
                 node,
                 dataplane,
@@ -213,13 +251,19 @@ fn answers(
 }
 
 /// Logs what the node reports, until the loop ends.
-async fn log_events(events: &mut mpsc::UnboundedReceiver<Event>, core: &str, news: &Notify) {
+async fn log_events(
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    core: &str,
+    news: &Notify,
+    policy: &watch::Receiver<Policies>,
+) {
     while let Some(event) = events.recv().await {
         match event {
             Event::Path { path: PathId { slot, .. }, from, to, reason } => {
                 tracing::info!(core, slot, ?from, ?to, reason, "path");
-                // Where it came up is an address that has proved right.
-                if to == PathState::Up {
+                // Where it came up is an address that has proved right; and direct flows go by what works.
+                let moves = works(from) != works(to) && direct::concerns(&in_force(&policy.borrow()));
+                if to == PathState::Up || moves {
                     news.notify_one();
                 }
             }

@@ -1,5 +1,6 @@
 //! What the daemon shows of itself, and how it is shown.
 
+use crate::breakout::{DirectClass, DirectStatus, Outward};
 use crate::config;
 use crate::meter::MeterStatus;
 use crate::uplinks::{Unused, UplinkStatus};
@@ -34,6 +35,9 @@ pub(crate) struct Status {
     /// Interfaces that could be uplinks and are not used.
     #[serde(default)]
     pub(crate) unused: Vec<Unused>,
+    /// What leaves by an uplink itself, if the policy has such flows.
+    #[serde(default)]
+    pub(crate) direct: Option<DirectStatus>,
     /// What metered links have carried in this month of theirs.
     #[serde(default)]
     pub(crate) metered: Vec<MeterStatus>,
@@ -117,6 +121,16 @@ fn table(status: &Status) -> String {
     for link in &status.metered {
         let _ = writeln!(text, "{}", metered(link));
     }
+    if let Some(direct) = &status.direct {
+        if direct.isolated {
+            text.push_str("\nNO TUNNEL works: where the policy lets them, new flows leave by the uplinks themselves\n");
+        }
+        if let Some(problem) = &direct.problem {
+            let _ = writeln!(text, "\ndirect flows go by the tunnels: {problem}");
+        }
+        text.push('\n');
+        text.push_str(&aligned(&outside_of_tunnels(direct, &status.uplinks)));
+    }
     for uplink in &status.uplinks {
         for note in uplink.warnings.iter().chain(&uplink.unresolved) {
             let _ = writeln!(text, "{}: {note}", uplink.interface);
@@ -138,18 +152,49 @@ fn table(status: &Status) -> String {
     text
 }
 
+/// What an uplink is called.
+fn interface(slot: u8, uplinks: &[UplinkStatus]) -> String {
+    let uplink = uplinks.iter().find(|uplink| uplink.slot == slot);
+    uplink.map_or_else(|| format!("slot {slot}"), |uplink| uplink.interface.clone())
+}
+
+/// The classes of which something leaves by an uplink itself, or did.
+fn outside_of_tunnels(direct: &DirectStatus, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
+    let header = ["DIRECT", "IPV4", "IPV6", "SENT", "PACKETS", "RECEIVED", "PACKETS", "DROPPED", ""];
+    let by = |outward: &Outward| match outward.slot {
+        Some(slot) => interface(slot, uplinks),
+        None if outward.nowhere => "nowhere".to_owned(),
+        None => "tunnels".to_owned(),
+    };
+    let counted = |class: &DirectClass| class.sent.packets + class.received.packets + class.dropped.packets > 0;
+    let leaves = |outward: &Outward| outward.slot.is_some() || outward.nowhere;
+    let shown = direct.classes.iter().filter(|class| counted(class) || class.families.iter().any(leaves));
+    let row = |class: &DirectClass| {
+        let [ipv4, ipv6] = &class.families;
+        let why = if ipv4.why == ipv6.why { ipv4.why.clone() } else { format!("{}; IPv6: {}", ipv4.why, ipv6.why) };
+        vec![
+            class.name.clone(),
+            by(ipv4),
+            by(ipv6),
+            octets(class.sent.bytes),
+            class.sent.packets.to_string(),
+            octets(class.received.bytes),
+            class.received.packets.to_string(),
+            class.dropped.packets.to_string(),
+            why,
+        ]
+    };
+    std::iter::once(header.map(str::to_owned).to_vec()).chain(shown.map(row)).collect()
+}
+
 /// The classes of the policy, and what goes up of each.
 fn classes(peer: &PeerSnapshot, uplinks: &[UplinkStatus]) -> Vec<Vec<String>> {
     let header = ["CLASS", "UP BY", "SENT", "PACKETS", "CHANGES"].map(str::to_owned).to_vec();
     let row = |class: &ClassSnapshot| {
-        let name_of = |slot: &u8| match uplinks.iter().find(|uplink| uplink.slot == *slot) {
-            Some(uplink) => uplink.interface.clone(),
-            None => format!("slot {slot}"),
-        };
         let by = match &class.slots[..] {
             _ if !class.open => "closed".to_owned(),
             [] => "no link".to_owned(),
-            slots => slots.iter().map(name_of).collect::<Vec<_>>().join(", "),
+            slots => slots.iter().map(|slot| interface(*slot, uplinks)).collect::<Vec<_>>().join(", "),
         };
         let ClassSnapshot { name, tx, path_changes, .. } = class;
         vec![name.clone(), by, octets(tx.bytes), tx.packets.to_string(), path_changes.to_string()]

@@ -5,6 +5,7 @@
 //! by which the core may be reached from there. Nothing of one uplink is used for another, but what has proved right:
 //! an address of the core on which a session was established.
 
+use crate::breakout::{DirectStatus, Outlet};
 use crate::config::{Config, Endpoint};
 use crate::find::{Role, Slots, roles, within};
 use crate::names::{Answers, Place, Question, Resolver, Server, servers};
@@ -15,6 +16,7 @@ use dataplane::engine::Handle;
 use dataplane::netlink::{Interface, Netlink};
 use dataplane::udp::Socket;
 use ipnet::IpNet;
+use proto::direct::Exit;
 use proto::snapshot::Snapshot;
 use proto::{Keepalive, LinkId, MAX_SLOTS, PathState, Uplink};
 use serde::{Deserialize, Serialize};
@@ -90,6 +92,8 @@ pub(crate) struct Unused {
 pub(crate) struct Shown {
     pub(crate) uplinks: Vec<UplinkStatus>,
     pub(crate) unused: Vec<Unused>,
+    /// What leaves by them outside of the tunnels, if anything may.
+    pub(crate) direct: Option<DirectStatus>,
 }
 
 /// What a look at the interfaces has found, before anything is done with it.
@@ -110,6 +114,8 @@ pub(crate) struct Uplinks<'a> {
     store: Store<State>,
     /// Addresses of the core on which a session was established and that the configuration does not give.
     proven: Vec<SocketAddr>,
+    /// Whether each slot's tunnel worked at the last look; `None`: it had none.
+    tunnels: [Option<bool>; MAX_SLOTS],
     shown: Shown,
 }
 
@@ -165,6 +171,7 @@ impl<'a> Uplinks<'a> {
             links: std::array::from_fn(link),
             store,
             proven,
+            tunnels: [None; MAX_SLOTS],
             shown: Shown::default(),
         }
     }
@@ -176,6 +183,23 @@ impl<'a> Uplinks<'a> {
     /// The slot of an interface that is there.
     pub(crate) fn slot(&self, index: u32) -> Option<u8> {
         self.slots.of(index)
+    }
+
+    /// These uplinks as direct flows see them: whether each can be used without its tunnel, as of the last look, and where
+    /// it is.
+    pub(crate) fn exits(&self, uplinks: &[&Interface]) -> (Vec<Exit>, Vec<Outlet>) {
+        let preferences = self.slots.preferences();
+        let with_slot = uplinks.iter().filter_map(|interface| Some((self.slots.of(interface.index)?, interface)));
+        let exit = |(slot, interface): (u8, &&Interface)| {
+            let place = usize::from(slot);
+            let local = own_addresses(interface, &self.config.prefixes, [None; 2]);
+            let ready = [true, false]
+                .map(|ipv4| interface.running && local[usize::from(!ipv4)].is_some() && has_default(interface, ipv4));
+            let preference = preferences.get(place).copied().unwrap_or(u8::MAX);
+            let exit = Exit { slot, preference, ready, tunnel: self.tunnels[place] };
+            (exit, Outlet { slot, interface: interface.name.clone(), mtu: interface.mtu })
+        };
+        with_slot.map(exit).unzip()
     }
 
     /// Finds out which interfaces are uplinks, and gives them slots.
@@ -216,6 +240,9 @@ impl<'a> Uplinks<'a> {
     pub(crate) async fn look(&mut self, interfaces: &BTreeMap<u32, Interface>, found: Found) -> anyhow::Result<bool> {
         let (node, _) = self.handle.snapshot().await?;
         self.note_proven(&node);
+        for path in node.peers.iter().flat_map(|peer| &peer.paths) {
+            self.tunnels[usize::from(path.id.slot)] = works(path.state);
+        }
         let mut well = true;
         let preferences = self.slots.preferences();
         let mut uplinks = Vec::new();
@@ -238,7 +265,7 @@ impl<'a> Uplinks<'a> {
             self.complete(&node, slot, &mut status);
             uplinks.push(status);
         }
-        let shown = Shown { uplinks, unused: found.unused };
+        let shown = Shown { uplinks, unused: found.unused, direct: None };
         log_changes(&self.shown, &shown);
         self.shown = shown;
         let core = self.config.core.public_key.to_string();
@@ -505,6 +532,15 @@ fn candidates(
     let mut seen = std::collections::HashSet::new();
     all.retain(|candidate| seen.insert(candidate.to));
     all
+}
+
+/// Whether a path in this state carries packets; `None`: there is none that could be judged.
+pub(crate) fn works(state: PathState) -> Option<bool> {
+    match state {
+        PathState::Absent => None,
+        PathState::Down => Some(false),
+        PathState::Impaired | PathState::Suspect | PathState::Up => Some(true),
+    }
 }
 
 /// Why a link cannot be used, in words.

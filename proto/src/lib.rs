@@ -20,10 +20,13 @@
 //! | [`mtu`]: does it fit in one datagram | |
 //! | [`tunnel`]: seal | |
 //! | [`path`]: remember number and time | |
+//!
+//! What leaves by an uplink itself meets none of it: [`direct`] says which flows do.
 
 mod balance;
 pub mod config;
 mod counters;
+pub mod direct;
 mod flows;
 mod health;
 mod impairment;

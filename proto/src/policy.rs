@@ -52,6 +52,17 @@ pub struct Policy {
     within: Vec<u64>,
     zone: Option<Arc<str>>,
     hash: u64,
+    when_isolated: WhenIsolated,
+}
+
+/// What becomes of the site's packets while no tunnel works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenIsolated {
+    /// They wait for a tunnel, and are dropped when they are too old.
+    #[default]
+    Wait,
+    /// New flows leave by the uplinks themselves, but those of classes that would rather be dropped than take another link.
+    Direct,
 }
 
 /// The hash of no policy: FNV-1a of nothing.
@@ -128,6 +139,18 @@ pub struct Class {
     pub down: Treatment,
     /// What goes first where a link is full; `None`: as the packet's own DSCP says.
     pub priority: Option<Priority>,
+    /// Its flows leave by an uplink itself and come back by it, and what is said of tunnels is for those that began
+    /// elsewhere; `None`: all go by tunnels.
+    pub direct: Option<Direct>,
+}
+
+/// Local breakout: flows that the site begins leave by an uplink, translated to its address ([`crate::direct`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Direct {
+    /// The slots of the uplinks, the most wanted first. Empty: all of them, in the order that holds without policy.
+    pub links: Vec<u8>,
+    /// What happens while none of them can be used: "any" is by the tunnels.
+    pub otherwise: Otherwise,
 }
 
 /// By which links packets go in one direction.
@@ -276,10 +299,10 @@ pub const MOST_COPIES: u8 = 4;
 impl Default for Policy {
     /// One class of everything, in the order that the links have.
     fn default() -> Self {
-        let (links, windows, zone) = Default::default();
+        let (links, windows, zone, when_isolated) = Default::default();
         let classes = vec![Class::rest()];
         let index = Index::new(&classes);
-        Policy { links, classes, index, windows, within: vec![0], zone, hash: NO_POLICY }
+        Policy { links, classes, index, windows, within: vec![0], zone, hash: NO_POLICY, when_isolated }
     }
 }
 
@@ -291,7 +314,7 @@ impl Class {
     /// A class of this name of everything, treated as without policy.
     pub fn everything(name: &str) -> Self {
         let (matches, up, down) = Default::default();
-        Class { name: name.into(), matches, up, down, priority: None }
+        Class { name: name.into(), matches, up, down, priority: None, direct: None }
     }
 
     /// How its packets go this way.
@@ -321,7 +344,8 @@ impl Policy {
                 let before = before.name.clone();
                 return Err(PolicyError::Unreachable { class: at, name: name.clone(), before });
             }
-            for links in [&class.up.links, &class.down.links] {
+            let direct = class.direct.iter().map(|direct| &direct.links);
+            for links in [&class.up.links, &class.down.links].into_iter().chain(direct) {
                 for (place, &slot) in links.iter().enumerate() {
                     let problem = match slot {
                         _ if usize::from(slot) >= MAX_SLOTS => "does not exist; slots are 0 to 7",
@@ -347,8 +371,8 @@ impl Policy {
             }
             within.push(1 << place);
         }
-        let index = Index::new(&classes);
-        Ok(Policy { links, classes, index, windows, within, zone: None, hash: NO_POLICY })
+        let (index, when_isolated) = (Index::new(&classes), WhenIsolated::default());
+        Ok(Policy { links, classes, index, windows, within, zone: None, hash: NO_POLICY, when_isolated })
     }
 
     /// The same with the name of the time zone in which its windows are meant.
@@ -374,6 +398,16 @@ impl Policy {
     /// Its windows, each once. Which of them are open is for the caller to know: a bit each, by their places here.
     pub fn windows(&self) -> &[Window] {
         &self.windows
+    }
+
+    /// The same, with something else while no tunnel works.
+    pub fn with_isolation(self, when_isolated: WhenIsolated) -> Policy {
+        Policy { when_isolated, ..self }
+    }
+
+    /// What becomes of the site's packets while no tunnel works.
+    pub fn when_isolated(&self) -> WhenIsolated {
+        self.when_isolated
     }
 
     /// Whether packets can be of a class while these windows are open.

@@ -15,7 +15,7 @@ fn world(policy: Policy, seed: u64) -> World {
 
 fn class(name: &str, matches: Matches, links: &[u8]) -> Class {
     let way = Treatment { links: links.to_vec(), ..Treatment::default() };
-    Class { name: name.into(), matches, up: way.clone(), down: way, priority: None }
+    Class { matches, up: way.clone(), down: way, ..Class::everything(name) }
 }
 
 /// Each way one flow that never pauses, and one that pauses for longer than the links differ.

@@ -1,15 +1,12 @@
 use super::*;
 use proptest::prelude::*;
-use proto::policy::{Class, Matches, Treatment};
+use proto::policy::{Class, Matches};
 
 /// A policy with a class for each of these windows.
 fn policy(zone: &str, windows: &[Window]) -> Policy {
     let class = |(place, window): (usize, &Window)| Class {
-        name: format!("{place}").into(),
         matches: Matches { window: Some(*window), ..Matches::default() },
-        up: Treatment::default(),
-        down: Treatment::default(),
-        priority: None,
+        ..Class::everything(&format!("{place}"))
     };
     let classes = windows.iter().enumerate().map(class).collect();
     Policy::new(Default::default(), classes).expect("a good policy").in_zone(Some(zone.into()))

@@ -6,7 +6,14 @@ fn sysctl(key: &str) -> Change {
 }
 
 fn rule(from: &str) -> Change {
-    Change::Rule(Rule { by: None, from: from.parse().expect("a prefix"), to: None, table: 7700, priority: 7701 })
+    Change::Rule(Rule {
+        by: None,
+        mark: None,
+        from: from.parse().expect("a prefix"),
+        to: None,
+        table: 7700,
+        priority: 7701,
+    })
 }
 
 #[test]
@@ -24,10 +31,11 @@ fn only_what_differs_is_changed_and_nothing_is_removed_before_its_successor_is_t
 #[test]
 fn a_journal_tells_what_is_still_to_be_undone() {
     let entry = |key: &str, old: &str, new: &str| Entry { key: key.into(), old: old.into(), new: new.into() };
-    assert_eq!(Journal::parse(""), []);
-    assert_eq!(Journal::parse("pid\t1\nset\ta\t0\t1\nset\tb\t1\t2\nundone\ta\n"), [entry("b", "1", "2")]);
+    assert_eq!(Journal::parse("").0, []);
+    assert_eq!(Journal::parse("pid\t1\nset\ta\t0\t1\nset\tb\t1\t2\nundone\ta\n").0, [entry("b", "1", "2")]);
     // Set twice: back to what was there before the first time.
-    assert_eq!(Journal::parse("set\ta\t0\t1\npid\t2\nset\ta\t1\t2\n"), [entry("a", "0", "2")]);
+    assert_eq!(Journal::parse("set\ta\t0\t1\npid\t2\nset\ta\t1\t2\n").0, [entry("a", "0", "2")]);
+    assert_eq!(Journal::parse("table\tx\ntable\ty\ngone\tx\n").1, ["y"]);
 }
 
 #[test]
@@ -36,10 +44,10 @@ fn a_journal_cut_at_any_byte_loses_only_its_last_line() {
     for end in 0..whole.len() {
         let torn = &whole[..end];
         let lines = torn.matches('\n').count();
-        assert_eq!(Journal::parse(torn).len(), lines.saturating_sub(1), "{torn:?}");
+        assert_eq!(Journal::parse(torn).0.len(), lines.saturating_sub(1), "{torn:?}");
         // What is appended after the cut is read.
         let mended = format!("{torn}\nset\tc\t5\t6\n");
-        assert!(Journal::parse(&mended).iter().any(|entry| entry.key == "c"), "{mended:?}");
+        assert!(Journal::parse(&mended).0.iter().any(|entry| entry.key == "c"), "{mended:?}");
     }
 }
 

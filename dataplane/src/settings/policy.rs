@@ -22,7 +22,9 @@ pub use merge::{Read, Rule, Stands};
 
 use super::{Document, Octets, Schema, SettingsError, Several, Text, load, nearest};
 use merge::Sheet;
-use proto::policy::{Class, Limit, MOST_COPIES, Matches, Metered, Mode, Otherwise, Priority, Treatment, Window};
+use proto::policy::{
+    Class, Direct, Limit, MOST_COPIES, Matches, Metered, Mode, Otherwise, Priority, Treatment, WhenIsolated, Window,
+};
 use serde::Deserialize;
 use std::path::PathBuf;
 use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Share, Zone};
@@ -35,6 +37,7 @@ struct File {
     #[serde(default)]
     stands: Stands,
     timezone: Option<Text<Zone>>,
+    when_isolated: Option<IsolatedWord>,
     #[serde(default)]
     link: Vec<LinkTable>,
     #[serde(default)]
@@ -120,6 +123,23 @@ enum ModeWord {
     Balance,
     Duplicate,
     Bond,
+    Direct,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum IsolatedWord {
+    Wait,
+    Direct,
+}
+
+impl From<IsolatedWord> for WhenIsolated {
+    fn from(word: IsolatedWord) -> Self {
+        match word {
+            IsolatedWord::Wait => WhenIsolated::Wait,
+            IsolatedWord::Direct => WhenIsolated::Direct,
+        }
+    }
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -215,6 +235,9 @@ struct Reader<'a> {
 
 impl ClassTable {
     fn compile(self, key: &str, reader: &Reader<'_>) -> Result<Class, SettingsError> {
+        if self.mode == Some(ModeWord::Direct) {
+            return self.compile_direct(key, reader);
+        }
         let both = WayTable {
             mode: self.mode,
             links: self.links,
@@ -248,11 +271,42 @@ impl ClassTable {
                 PriorityWord::Realtime => Priority::Realtime,
                 PriorityWord::Normal => Priority::Normal,
             }),
+            direct: None,
         })
+    }
+
+    /// A class whose flows leave by an uplink itself: whole, both ways, and nothing of it is scheduled.
+    fn compile_direct(self, key: &str, reader: &Reader<'_>) -> Result<Class, SettingsError> {
+        let meaningless = [
+            ("up", self.up.is_written(), "a flow comes back by the uplink by which it left"),
+            ("down", self.down.is_written(), "a flow comes back by the uplink by which it left"),
+            ("weights", self.weights.is_some(), "only mode = \"share\" draws links by weight"),
+            ("copies", self.copies.is_some(), "only mode = \"duplicate\" sends copies"),
+            ("limit", self.limit.is_some(), "outside of the tunnels nothing is measured"),
+            ("priority", self.priority.is_some(), "outside of the tunnels nothing waits its turn"),
+        ];
+        if let Some((word, _, reason)) = meaningless.iter().find(|(_, written, _)| *written) {
+            let problem = format!("mode = \"direct\" has none, since {reason}: leave it out");
+            return Err(reader.document.error(&format!("{key}.{word}"), problem));
+        }
+        let links = self.links.map_or(Ok(Vec::new()), |names| reader.slots(&names, &format!("{key}.links")))?;
+        let direct = Direct { links, otherwise: self.otherwise.unwrap_or_default().into() };
+        let everything = Class::everything(&self.name);
+        Ok(Class { matches: self.matches.compile(), direct: Some(direct), ..everything })
     }
 }
 
 impl WayTable {
+    fn is_written(&self) -> bool {
+        let WayTable { mode, links, weights, copies, otherwise, limit } = self;
+        mode.is_some()
+            || links.is_some()
+            || weights.is_some()
+            || copies.is_some()
+            || otherwise.is_some()
+            || limit.is_some()
+    }
+
     /// What it leaves out as `both` has it. Another mode has nothing to do with the weights and copies of that one.
     fn or(self, both: &WayTable) -> WayTable {
         let same = self.mode.is_none_or(|mode| Some(mode) == both.mode);
@@ -285,6 +339,12 @@ impl WayTable {
             ModeWord::Prefer => Mode::Prefer,
             ModeWord::Balance => Mode::Balance,
             ModeWord::Bond => Mode::Bond,
+            ModeWord::Direct => {
+                return wrong(
+                    mode_at,
+                    "a flow comes back by the uplink by which it left: expected it for the whole class",
+                );
+            }
             ModeWord::Share => {
                 if links.is_empty() {
                     return wrong(mode_at, "expected `links`, and `weights` of as many numbers");

@@ -83,6 +83,7 @@ impl Kind {
             up: way(),
             down: way(),
             priority: None,
+            direct: None,
         };
         Ok(Policy::new(Default::default(), (0..rules).map(class).collect())?)
     }

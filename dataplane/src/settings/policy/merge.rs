@@ -2,7 +2,7 @@
 //! sections 4.3 and 5, of what happens where nobody has said so).
 //!
 //! A wish is refused, with both places, where it contradicts a requirement:
-//! - it says of a link, or of the time zone, what a requirement says otherwise;
+//! - it says of a link, of the time zone, or of what happens to a site that is cut off, what a requirement says otherwise;
 //! - it has a class of the name of a requirement's;
 //! - all packets of a class of its are of one class of a requirement, which treats them otherwise.
 //!
@@ -13,7 +13,7 @@ use super::words::{Rate, Zone};
 use super::{ClassTable, DirectionWord, File, LinkTable, MeteredTable, Reader, hash};
 use crate::settings::{Document, Place, SettingsError, Text};
 use proto::MAX_SLOTS;
-use proto::policy::{Class, Direction, Link, Policy, REST};
+use proto::policy::{Class, Direction, Link, Policy, REST, WhenIsolated};
 use serde::Deserialize;
 use std::fmt::{self, Display};
 
@@ -197,6 +197,7 @@ impl Written<'_> {
         }
         let alike = self.class.up == other.class.up
             && self.class.down == other.class.down
+            && self.class.direct == other.class.direct
             && self.class.priority == other.class.priority;
         if self.sheet.stands() == Stands::Default || (alike && !same_name) {
             return Ok(Some(format!("class {} is left out beside {}", self.named(), other.named())));
@@ -216,10 +217,12 @@ impl Written<'_> {
 pub(super) fn merge(mut sheets: Vec<Sheet>) -> Result<Read, SettingsError> {
     let tables: Vec<Vec<ClassTable>> = sheets.iter_mut().map(|sheet| std::mem::take(&mut sheet.file.class)).collect();
     let Some(last) = sheets.last() else { return Ok(Read::default()) };
-    let (sheets, mut zone, mut said) = (&sheets[..], None, String::new());
+    let (sheets, mut zone, mut isolated, mut said) = (&sheets[..], None, None, String::new());
     for sheet in sheets {
         let name = sheet.file.timezone.as_ref().map(|Text(Zone(name))| name.as_str());
         say(&mut zone, name, sheet, "timezone".to_owned())?;
+        let when_isolated = sheet.file.when_isolated.map(WhenIsolated::from);
+        say(&mut isolated, when_isolated, sheet, "when_isolated".to_owned())?;
         said += &sheet.document.canonical()?;
     }
     let clock = |sheet: &Sheet, key: &str| match &zone {
@@ -279,5 +282,7 @@ pub(super) fn merge(mut sheets: Vec<Sheet>) -> Result<Read, SettingsError> {
         None => last.document.error("class", error),
     })?;
     let zone = zone.map(|said| said.value.into());
-    Ok(Read { policy: policy.in_zone(zone).with_hash(hash(&said)), rules, left_out })
+    let when_isolated = isolated.map_or_else(WhenIsolated::default, |said| said.value);
+    let policy = policy.in_zone(zone).with_isolation(when_isolated).with_hash(hash(&said));
+    Ok(Read { policy, rules, left_out })
 }

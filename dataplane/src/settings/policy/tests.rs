@@ -34,13 +34,24 @@ fn what_is_written_is_what_is_in_force() {
 }
 
 #[test]
+fn a_direct_class_is_direct_both_ways_and_its_tunnels_are_as_without_policy() {
+    let text =
+        "[[class]]\nname = \"films\"\nmatch = { dst = \"192.0.2.0/24\" }\nmode = \"direct\"\nlinks = [\"lte\"]\n";
+    let films = &policy(text).expect("a good policy").classes()[0].clone();
+    assert_eq!(films.direct, Some(Direct { links: vec![1], otherwise: Otherwise::Any }));
+    assert_eq!((&films.up, &films.down), (&Treatment::default(), &Treatment::default()));
+    let isolated = with_file("policy.toml", "schema = 1\nwhen_isolated = \"direct\"\n", read).expect("a good policy");
+    assert_eq!(isolated.when_isolated(), WhenIsolated::Direct);
+}
+
+#[test]
 fn the_manuals_example_is_a_good_policy() {
     let manual = include_str!("../../../../docs/policy.md");
     let (_, example) = manual.split_once("```toml\n").expect("there is an example");
     let (example, _) = example.split_once("```").expect("it ends");
     let policy = with_file("policy.toml", example, read).expect("a good policy");
     let names: Vec<&str> = policy.classes().iter().map(|class| &*class.name).collect();
-    assert_eq!(names, ["voice", "records", "backups", "updates by night", "rest"]);
+    assert_eq!(names, ["voice", "records", "backups", "films", "updates by night", "rest"]);
 }
 
 #[test]
@@ -100,6 +111,18 @@ fn hours_and_days_are_a_window_in_the_zone_of_the_site() {
 }
 
 #[test]
+fn the_manuals_example_of_a_direct_class_is_a_good_policy() {
+    let manual = include_str!("../../../../docs/policy.md");
+    let (_, section) = manual.split_once("## Outside of the tunnels").expect("there is a section");
+    let (_, example) = section.split_once("```toml\n").expect("there is an example");
+    let (example, _) = example.split_once("```").expect("it ends");
+    let policy = with_file("policy.toml", example, read).expect("a good policy");
+    let films = &policy.classes()[0];
+    assert_eq!((&*films.name, &films.direct), ("films", &Some(Direct { links: vec![0], otherwise: Otherwise::Any })));
+    assert_eq!(policy.when_isolated(), WhenIsolated::Direct);
+}
+
+#[test]
 fn names_of_codepoints_are_those_of_their_rfcs() {
     let names = [("af11", 10), ("af43", 38), ("cs0", 0), ("cs7", 56), ("le", 1), ("ef", 46), ("va", 44)];
     for (name, number) in names {
@@ -134,6 +157,19 @@ fn errors_name_the_line_and_the_way_out() {
             "mode = \"share\"\nlinks = [\"dsl\", \"lte\"]\nweights = [3]",
             "policy.toml:12:11: class[0].weights: expected a number of at least 1 for each of the links",
         ),
+        (
+            "mode = \"direct\"\nup = { links = [\"lte\"] }",
+            "policy.toml:11:6: class[0].up: mode = \"direct\" has none, since a flow comes back by the uplink",
+        ),
+        (
+            "mode = \"direct\"\nlimit = { loss = \"2 %\" }",
+            "policy.toml:11:9: class[0].limit: mode = \"direct\" has none, since outside of the tunnels nothing",
+        ),
+        (
+            "up = { mode = \"direct\" }",
+            "policy.toml:10:15: class[0].up.mode: a flow comes back by the uplink by which it left: expected it for",
+        ),
+        ("mode = \"direct\"\nlinks = [\"lt\"]", "policy.toml:11:10: class[0].links[0]: there is no link \"lt\""),
         (
             "match = { hours = \"22:00-22:00\" }",
             "policy.toml:10:19: class[0].match.hours: \"22:00-22:00\" is empty; for the whole day leave it out, or write",
