@@ -239,6 +239,11 @@ impl Health {
         self.latest_rtt().map(|rtt| (rtt.smoothed, rtt.variation))
     }
 
+    /// The shortest of the smoothed round trips, by whichever path the receipts come.
+    pub(crate) fn shortest_rtt(&self) -> Option<Duration> {
+        self.rtt.iter().flatten().map(|rtt| rtt.smoothed).min()
+    }
+
     fn latest_rtt(&self) -> Option<&Rtt> {
         self.rtt.iter().flatten().max_by_key(|rtt| rtt.sampled_at)
     }

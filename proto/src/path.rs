@@ -678,11 +678,15 @@ impl Path {
         Berth { slot: self.config.slot, rate: self.shaper.rate(), delivered }
     }
 
-    /// What it is like, if that is known.
-    pub(crate) fn measured(&self, now: Instant) -> Option<Measured> {
-        let (smoothed, jitter) = self.health.rtt()?;
+    /// What it is like, if that is known. `fastest`: the round trip and [`crate::quality::Quality::transit_us`] of the path with
+    /// the shortest of all round trips, of which half is the way there; by the receiver's clock the others compare with it.
+    pub(crate) fn measured(&self, now: Instant, fastest: Option<(Duration, u32)>) -> Option<Measured> {
+        let (_, jitter) = self.health.rtt()?;
+        let (round_trip, transit) = fastest?;
+        let later = self.health.quality().transit_us()?.wrapping_sub(transit).cast_signed();
+        let later = Duration::from_micros(u64::try_from(later).unwrap_or(0));
         let [loss, ..] = self.health.quality().loss(now);
-        Some(Measured { latency: smoothed / 2, jitter, loss: loss.unwrap_or(0.0) })
+        Some(Measured { latency: round_trip / 2 + later, jitter, loss: loss.unwrap_or(0.0) })
     }
 
     pub(crate) fn metered(&self) -> bool {

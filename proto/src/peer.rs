@@ -378,6 +378,9 @@ impl Peer {
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
         let direction = self.direction();
         let Peer { paths, courses, config, .. } = self;
+        let trip = |path: &Path| Some((path.health.shortest_rtt()?, path.health.quality().transit_us()?));
+        let fastest =
+            paths.iter().filter(|path| path.alive()).filter_map(trip).min_by_key(|(round_trip, _)| *round_trip);
         for (class, course) in courses.iter_mut().enumerate() {
             let order = config.policy.order(class as ClassId, direction);
             let limit = &order.treatment.limit;
@@ -386,7 +389,7 @@ impl Peer {
                 let slot = path.config.slot;
                 *candidate = path.standing(ctx.now).and_then(|standing| {
                     let mut preference = order.preference(slot, path.preference(), path.capped)?;
-                    preference.within_limit = course.is_within(ctx.now, slot, limit, path.measured(ctx.now));
+                    preference.within_limit = course.is_within(ctx.now, slot, limit, path.measured(ctx.now, fastest));
                     Some(Candidate { slot, preference, standing })
                 });
             }

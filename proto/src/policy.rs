@@ -185,7 +185,7 @@ pub enum Mode {
 /// What a link may be like at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
-    /// The time that a packet takes, one way: half of the round trip.
+    /// The time that a packet takes, one way: half of the round trip by the fastest path, and what this one is later.
     pub latency: Option<Duration>,
     /// Of a million packets, how many are lost.
     pub loss_ppm: Option<u32>,

@@ -94,6 +94,8 @@ struct OneWay {
     origin: Option<u32>,
     /// Since that, in microseconds.
     last: i32,
+    /// The same, smoothed as round trips are.
+    smoothed: i32,
     least: Least<i32>,
 }
 
@@ -102,7 +104,13 @@ impl OneWay {
         let difference = received_us.wrapping_sub((sent_at.as_nanos() / 1000) as u32);
         let origin = *self.origin.get_or_insert(difference);
         self.last = difference.wrapping_sub(origin).cast_signed();
+        self.smoothed = self.smoothed.saturating_add(self.last.saturating_sub(self.smoothed) / 8);
         self.least.sample(self.last, now);
+    }
+
+    /// The clocks' difference and the time under way, in microseconds modulo 2^32.
+    fn transit(&self) -> Option<u32> {
+        Some(self.origin?.wrapping_add_signed(self.smoothed))
     }
 
     fn change(&self) -> Option<Duration> {
@@ -159,6 +167,12 @@ impl Quality {
     /// What arrived in the last second, in bits a second, outer headers not counted.
     pub(crate) fn delivery_rate(&self, now: Instant) -> u64 {
         self.spans[0].sum(now).octets * 8
+    }
+
+    /// How long packets are under way to the peer, and a constant that is the same for all paths to it; in microseconds modulo
+    /// 2^32.
+    pub(crate) fn transit_us(&self) -> Option<u32> {
+        self.one_way.transit()
     }
 
     /// How much longer than at best of late the last packet was under way to the peer.

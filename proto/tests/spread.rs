@@ -132,9 +132,12 @@ fn a_link_beyond_the_limit_is_left_without_loss_and_taken_again_when_it_is_well_
         for (from, delay, until, expected) in
             [(Side::Core, 100, 6000, 1), (Side::Core, 60, 12_000, 1), (Side::Core, 10, 22_000, 0)]
         {
-            world.set_model(0, from, LinkModel { delay: ms(delay), ..links[0] });
+            for side in [from, from.other()] {
+                world.set_model(0, side, LinkModel { delay: ms(delay), ..links[0] });
+            }
             world.run_until(at(until));
-            assert_eq!(current(&world), Some(expected), "seed {seed}: {delay} ms");
+            let paths = world.snapshot(Side::Core).peers[0].paths.clone();
+            assert_eq!(current(&world), Some(expected), "seed {seed}: {delay} ms {paths:?}");
         }
         world.run_until(at(26_000));
         let report = &world.reports()[0];
