@@ -44,7 +44,7 @@ fn the_manuals_example_is_a_good_policy() {
     let (example, _) = example.split_once("```").expect("it ends");
     let policy = with_file("policy.toml", example, read).expect("a good policy");
     let names: Vec<&str> = policy.classes().iter().map(|class| &*class.name).collect();
-    assert_eq!(names, ["voice", "records", "backups", "updates by night", "rest"]);
+    assert_eq!(names, ["voice", "records", "backups", "films", "updates by night", "rest"]);
 }
 
 #[test]
