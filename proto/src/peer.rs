@@ -19,7 +19,7 @@ use crate::reassembly::Reassembly;
 use crate::replay::Replay;
 use crate::resequence::Resequencer;
 use crate::route::Routes;
-use crate::schedule::{Candidate, Course};
+use crate::schedule::{Candidate, Course, Standing};
 use crate::snapshot::{ClassSnapshot, PeerSnapshot, Traffic};
 use crate::timer::Armed;
 use crate::tunnel::{Indices, PathRef, Role, Suite};
@@ -56,6 +56,13 @@ pub(crate) struct Context<'a> {
     pub(crate) scratch: &'a mut Vec<u8>,
 }
 
+/// A path, as far as the choice looks at it: how good it is, how much it is preferred, whether it is at its cap, and whether it
+/// lives.
+type View = (Option<Standing>, u8, bool, bool);
+
+/// How often limits are compared with what is measured: smoothed over some receipts, which come each 8 ms.
+const MEASURE: Duration = Duration::from_millis(20);
+
 /// One for each class.
 fn courses(policy: &Policy) -> Vec<Course> {
     policy.classes().iter().map(|_| Course::default()).collect()
@@ -72,6 +79,11 @@ pub(crate) struct Peer {
     courses: Vec<Course>,
     /// The slots that are some class's current one, a bit each.
     carrying: u8,
+    /// What the choice of path was made of last, and when; `None`: it is to be made anew.
+    views: Option<[Option<View>; MAX_SLOTS]>,
+    chosen_at: Instant,
+    /// Some class has a limit, and is left and taken as what is measured says.
+    limits: bool,
     /// When the policy was put in force, or a window of it opened or closed last: flows find their classes anew from then on.
     policy_since: Instant,
     /// Octets that are left free in each packet for its place in its stream: none where nothing is bonded.
@@ -124,8 +136,11 @@ impl Peer {
             role,
             flows: FlowTable::default(),
             courses: courses(&config.policy),
+            limits: config.policy.limits(),
             config,
             carrying: 0,
+            views: None,
+            chosen_at: now,
             policy_since: now,
             numbering: 0,
             reachable: false,
@@ -216,6 +231,7 @@ impl Peer {
         self.config = config;
         self.tell_policy(now);
         self.numbering = self.numbering();
+        (self.limits, self.views) = (self.config.policy.limits(), None);
         self.give_rates();
     }
 
@@ -377,6 +393,16 @@ impl Peer {
     /// The choice of path, of each class, follows what was learnt. Sends nothing.
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
         let direction = self.direction();
+        let mut views = [None; MAX_SLOTS];
+        for (view, path) in views.iter_mut().zip(&self.paths) {
+            *view = Some((path.standing(ctx.now), path.preference(), path.capped, path.alive()));
+        }
+        // It would say the same as before; with many classes it costs much more than a packet.
+        let measures = self.limits && ctx.now.since(self.chosen_at) >= MEASURE;
+        if self.views == Some(views) && !measures {
+            return;
+        }
+        (self.views, self.chosen_at) = (Some(views), ctx.now);
         let Peer { paths, courses, config, .. } = self;
         let trip = |path: &Path| Some((path.health.shortest_rtt()?, path.health.quality().transit_us()?));
         let fastest =

@@ -430,6 +430,12 @@ impl Policy {
         &self.classes[usize::from(class).min(self.classes.len() - 1)]
     }
 
+    /// Whether any class has a limit.
+    pub(crate) fn limits(&self) -> bool {
+        let limited = |treatment: &Treatment| treatment.limit != Limit::default();
+        self.classes.iter().any(|class| limited(&class.up) || limited(&class.down))
+    }
+
     /// Whether packets of any class are bonded in this direction.
     pub(crate) fn bonds(&self, direction: Direction) -> bool {
         self.classes.iter().any(|class| class.treatment(direction).mode == Mode::Bond)
