@@ -12,8 +12,10 @@ use crate::report::{self, Expect, Kernel, Report, StatusSample, TimelineEvent};
 use crate::scenario::{Action, Change, Direction, Link, Loaded, Scenario};
 use anyhow::{Context, Result, bail};
 use proto::Instant;
+use proto::policy::{Matches, Policy};
 use proto::sim::{Flow, LinkModel, Loss, Side, World, WorldConfig};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often both ends' status is noted, as in a run with a kernel.
@@ -47,6 +49,30 @@ impl Beyond {
     }
 }
 
+/// Reads a policy that the simulator can follow: its hosts and ports are others, it has no clock, and nothing leaves it but by
+/// the tunnels.
+fn read_policy(text: &str) -> Result<Policy> {
+    let file = std::env::temp_dir().join(format!("lab-{}.policy.toml", std::process::id()));
+    std::fs::write(&file, text).context("writing the policy of a scenario")?;
+    let read = dataplane::settings::policy::read(std::slice::from_ref(&file));
+    std::fs::remove_file(&file).context("removing the policy of a scenario")?;
+    let policy = read.context("the scenario's policy")?.policy;
+    for class in policy.classes() {
+        let Matches { dscp: _, ref src, ref dst, ref proto, ref sport, ref dport, ref window } = class.matches;
+        let by_dscp = [src, dst].iter().all(|list| list.is_empty())
+            && [sport, dport].iter().all(|list| list.is_empty())
+            && proto.is_empty()
+            && window.is_none();
+        if !by_dscp || class.direct.is_some() {
+            bail!(
+                "the class \"{}\" asks for more than a DSCP, or leaves the tunnels, which needs a kernel",
+                class.name
+            );
+        }
+    }
+    Ok(policy)
+}
+
 /// A scenario as the simulator runs it.
 pub struct Simulation<'a> {
     loaded: &'a Loaded,
@@ -55,6 +81,8 @@ pub struct Simulation<'a> {
     /// The uplinks' links, slot 0 first, and what lies behind each on the way to the core.
     uplinks: Vec<(&'a str, &'a Link, Beyond)>,
     flows: Vec<(&'a Udp, Side)>,
+    /// The policy of both ends.
+    policy: Arc<Policy>,
     expect: Vec<Expect>,
     /// What only a kernel has, and so is not in the report.
     left_out: Vec<String>,
@@ -72,8 +100,10 @@ impl<'a> Simulation<'a> {
             bail!("the simulator starts both daemons at the beginning");
         };
         let expect = scenario.expect.iter().filter_map(without_kernel).collect();
+        let policy = middlebox.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default().into();
         let (uplinks, flows, left_out) = (Vec::new(), Vec::new(), Vec::new());
-        let mut simulation = Simulation { loaded, site, core: &middlebox.core, uplinks, flows, expect, left_out };
+        let mut simulation =
+            Simulation { loaded, site, core: &middlebox.core, uplinks, flows, policy, expect, left_out };
         let mut ways = Vec::new();
         for interface in &scenario.uplinks(site) {
             let link = scenario.links.iter().find(|(_, l)| l.near.host == *site && l.near.interface == *interface);
@@ -194,7 +224,8 @@ impl<'a> Simulation<'a> {
         };
         let (ups, downs) =
             (self.uplinks.iter().map(model(Direction::Up)), self.uplinks.iter().map(model(Direction::Down)));
-        let mut world = World::new(WorldConfig { links: ups.zip(downs).collect(), ..WorldConfig::new(&[], seed) });
+        let (links, policy) = (ups.zip(downs).collect(), self.policy.clone());
+        let mut world = World::new(WorldConfig { links, policy, ..WorldConfig::new(&[], seed) });
         while scenario.wait_for_paths && world.now() < Instant::ZERO + READY && !all_up(&world) {
             world.run_for(SAMPLE);
         }

@@ -272,7 +272,9 @@ impl Room {
     /// Receipts are late while much is under way, or were, and tell of an earlier time. What follows would only make the queue
     /// longer that they or the packets are in.
     fn is_stuck(&self, now: Instant, load: Load) -> bool {
-        self.is_held() && (self.stuck.is_some() || self.is_late(now, load.oldest, load.least_rtt, load.under_way))
+        !self.shared
+            && self.is_held()
+            && (self.stuck.is_some() || self.is_late(now, load.oldest, load.least_rtt, load.under_way))
     }
 
     /// Nothing is known of a packet that was sent so long ago, while others are under way.
@@ -413,6 +415,7 @@ impl Room {
         if let Some(open) = self.stuck {
             self.stuck = open.checked_sub(progress.octets + progress.lost_octets).filter(|open| *open > LEAST_WINDOW);
         } else if self.is_held()
+            && !shared
             && progress.under_way > LEAST_WINDOW
             && (progress.queued > LONG_QUEUE + self.base + progress.least_rtt / 8
                 || self.is_late(now, progress.oldest, progress.least_rtt, progress.under_way))
@@ -421,6 +424,8 @@ impl Room {
             (self.stuck, self.round) = (Some(progress.under_way), None);
         }
         self.written_off = 0;
+        // Before anything waits again: what was measured while little was offered says nothing of what the path takes.
+        let ample = now.since(self.scarce) >= AMPLE_AFTER;
         if waits {
             self.scarce = now;
         }
@@ -456,7 +461,7 @@ impl Room {
                     }
                 }
             }
-            Phase::Held { .. } if now.since(self.scarce) >= AMPLE_AFTER => {
+            Phase::Held { .. } if ample => {
                 let window = self.window.max(FIRST_WINDOW);
                 *self = Room { window, progress: now, used: self.used, first_used: self.first_used, ..self.anew() };
                 return;
