@@ -18,6 +18,11 @@ pub(crate) fn explain(path: &Path, packet: &Packet) -> anyhow::Result<()> {
     let interfaces: Vec<_> = uplinks.map(|uplink| (uplink.slot, uplink.interface.clone())).collect();
     let class = config.policy.classify(&facts, calendar::open_now(&config.policy));
     let outside = status.as_ref().and_then(|status| outside(class, &config, &facts, status));
+    let (by_tunnel, outside) = match outside {
+        Some((false, sentence)) => (None, Some(sentence)),
+        Some((true, sentence)) => (Some(sentence), None),
+        None => (None, None),
+    };
     let end = End {
         decides: Direction::Up,
         other: "ask the provider for `msp-core explain`",
@@ -25,11 +30,14 @@ pub(crate) fn explain(path: &Path, packet: &Packet) -> anyhow::Result<()> {
         interfaces: &interfaces,
         outside: outside.as_deref(),
     };
-    crate::print(&explain::explain(&config.policy, &config.rules, &facts, &end))
+    let mut text = explain::explain(&config.policy, &config.rules, &facts, &end);
+    text.extend(by_tunnel.map(|sentence| format!("{sentence}\n")));
+    crate::print(&text)
 }
 
-/// Where a new flow of a class goes outside of the tunnels, if it does, or why nowhere.
-fn outside(class: ClassId, config: &Config, facts: &Facts, status: &Status) -> Option<String> {
+/// Where flows may leave by an uplink itself: whether a new one of a class goes by the tunnels all the same, and why it goes
+/// where it goes.
+fn outside(class: ClassId, config: &Config, facts: &Facts, status: &Status) -> Option<(bool, String)> {
     let class = usize::from(class);
     let direct = status.direct.as_ref()?.classes.get(class)?;
     if direct.name != *config.policy.classes()[class].name {
@@ -41,9 +49,9 @@ fn outside(class: ClassId, config: &Config, facts: &Facts, status: &Status) -> O
         Some(slot) => {
             let name = status.uplinks.iter().find(|uplink| uplink.slot == slot).map(|uplink| &uplink.interface);
             let name = name.map_or_else(|| format!("slot {slot}"), Clone::clone);
-            Some(format!("a new flow leaves by uplink {name} itself, translated to its address: {why}"))
+            Some((false, format!("a new flow leaves by uplink {name} itself, translated to its address: {why}")))
         }
-        None if outward.nowhere => Some(format!("a new flow goes nowhere: {why}")),
-        None => None,
+        None if outward.nowhere => Some((false, format!("a new flow goes nowhere: {why}"))),
+        None => Some((true, format!("a new flow goes by the tunnels: {why}"))),
     }
 }

@@ -368,9 +368,9 @@ impl Path {
     }
 
     /// Whether something waits that would go by this path, as by others, if it had room.
-    pub(crate) fn await_room(&mut self, now: Instant, awaited: bool) {
+    pub(crate) fn want_room(&mut self, now: Instant, wanted: bool) {
         let load = self.load();
-        self.shaper.set_awaited(now, load, awaited);
+        self.shaper.set_wanted(now, load, wanted);
     }
 
     /// When it has room again for that, if no receipt comes before.

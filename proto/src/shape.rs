@@ -44,7 +44,7 @@ pub(crate) struct Shaper {
     room: Room,
     queue: Queue,
     /// Something waits elsewhere that would go by this path if it had room.
-    awaited: bool,
+    wanted: bool,
     /// When something went by this path last that could have gone by another.
     shared: Option<Instant>,
     /// When this path had to carry what another one had been given, if that is not over.
@@ -113,7 +113,7 @@ impl Shaper {
 
     /// A receipt came for what the path has carried.
     pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress) {
-        self.room.on_progress(now, progress, self.awaited || self.queue.held().0 > 0, self.is_shared(now));
+        self.room.on_progress(now, progress, self.wanted || self.queue.held().0 > 0, self.is_shared(now));
     }
 
     /// What is sent now could go by another path as well.
@@ -122,12 +122,12 @@ impl Shaper {
     }
 
     /// Whether something waits elsewhere that would go by this path if it had room.
-    pub(crate) fn set_awaited(&mut self, now: Instant, load: Load, awaited: bool) {
+    pub(crate) fn set_wanted(&mut self, now: Instant, load: Load, wanted: bool) {
         // The queue that a path has while it is shared is our own: see [`Room::begin_to_wait`].
-        if awaited && !self.awaited && !self.is_shared(now) && self.queue.held().0 == 0 {
+        if wanted && !self.wanted && !self.is_shared(now) && self.queue.held().0 == 0 {
             self.room.begin_to_wait(now, load);
         }
-        self.awaited = awaited;
+        self.wanted = wanted;
     }
 
     fn is_shared(&self, now: Instant) -> bool {

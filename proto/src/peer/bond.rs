@@ -257,7 +257,7 @@ impl Peer {
                 && is_worth(ctx.now, octets, faster, member, &engaged)
                 && !path.has_room(ctx.now, queue.is_before(true));
             faster = member.beside(faster);
-            path.await_room(ctx.now, wanted);
+            path.want_room(ctx.now, wanted);
             if wanted {
                 let at = path.next_room_at(ctx.now, queue.is_before(true));
                 ready_at = Some(ready_at.map_or(at, |other: Instant| other.min(at)));
