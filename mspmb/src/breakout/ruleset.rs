@@ -1,6 +1,5 @@
 //! Where direct flows go, as a table of the packet filter. Pure: decisions and uplinks go in, the table comes out.
 //!
-//!
 //! ```text
 //!   from a host of the site                                                      to the Internet, from the uplink's address
 //!    |                                                                                                  ^

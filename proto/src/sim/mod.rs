@@ -5,6 +5,7 @@
 //! may be without a cipher ([`crate::tunnel::null`]).
 
 mod link;
+mod nat;
 mod tcp;
 mod traffic;
 
@@ -18,6 +19,7 @@ use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeCon
 use crate::{PeerId, PeerKind, SecretKey, Uplink};
 use ipnet::IpNet;
 use link::{Direction, Radio};
+use nat::Outside;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
@@ -82,48 +84,6 @@ impl WorldConfig {
     /// How the box uses its uplink of a slot.
     fn uplink(&self, slot: u8) -> Uplink {
         Uplink { endpoints: self.core_addresses.clone(), preference: slot, keepalive: self.keepalive }
-    }
-}
-
-/// The box's addresses on a link as the core sees them: IPv6 as it is, IPv4 by a NAT.
-struct Outside {
-    v4: SocketAddr,
-    v6: SocketAddr,
-    /// The NAT forgets a binding after this long without a datagram from inside.
-    timeout: Option<Duration>,
-    last_from_inside: Instant,
-}
-
-impl Outside {
-    fn new(link: usize) -> Self {
-        let number = link as u8 + 1;
-        Outside {
-            v4: SocketAddr::from(([203, 0, 113, number], 40000)),
-            v6: SocketAddr::from(([0x2001, 0xdb8, 0xff, 0, 0, 0, 0, number.into()], 40000)),
-            timeout: None,
-            last_from_inside: Instant::ZERO,
-        }
-    }
-
-    fn forgotten(&self, now: Instant) -> bool {
-        self.timeout.is_some_and(|timeout| now.since(self.last_from_inside) >= timeout)
-    }
-
-    /// The address that a datagram from inside has outside; a binding that was forgotten is made anew.
-    fn translate(&mut self, now: Instant, ipv6: bool) -> SocketAddr {
-        if ipv6 {
-            return self.v6;
-        }
-        if self.forgotten(now) {
-            self.v4.set_port(self.v4.port() + 1);
-        }
-        self.last_from_inside = now;
-        self.v4
-    }
-
-    /// Whether a datagram to this address comes in here.
-    fn lets_in(&self, now: Instant, to: SocketAddr) -> bool {
-        to == self.v6 || (to == self.v4 && !self.forgotten(now))
     }
 }
 
