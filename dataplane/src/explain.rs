@@ -210,12 +210,10 @@ mod tests {
         links[2] = Link { only: Some(Direction::Down), ..link("satellite") };
         let way = |links: &[u8], otherwise| Treatment { links: links.to_vec(), otherwise, ..Treatment::default() };
         let class = Class {
-            name: "voice".into(),
             matches: Matches { dscp: 1 << 46, ..Matches::default() },
             up: way(&[1, 0], Otherwise::Any),
             down: way(&[0], Otherwise::Drop),
-            priority: None,
-            direct: None,
+            ..Class::everything("voice")
         };
         let policy = Policy::new(links, vec![class]).expect("a good policy");
         let place = Place::File { path: "wishes.toml".into(), position: Some((5, 1)) };

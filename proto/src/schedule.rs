@@ -130,6 +130,8 @@ pub(crate) struct Course {
     pub(crate) leaving: Option<u8>,
     /// What has been sent of the class.
     pub(crate) tx: Traffic,
+    /// What has come of it, where that is looked at.
+    pub(crate) rx: Traffic,
     /// When that was last.
     pub(crate) used: Option<Instant>,
 }

@@ -66,7 +66,7 @@ pub struct PeerSnapshot {
     pub paths: Vec<PathSnapshot>,
 }
 
-/// What is sent of a class.
+/// What is sent of a class, and by whom what comes of it leaves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClassSnapshot {
     /// Its name.
@@ -83,6 +83,13 @@ pub struct ClassSnapshot {
     pub path_changes: u64,
     /// Inner packets and octets of it since then: sent, or waiting, or dropped later for a reason that is counted.
     pub tx: Traffic,
+    /// By which egress choice its packets leave the core; `None`: as all of their site's.
+    #[serde(default)]
+    pub egress: Option<String>,
+    /// Inner packets and octets of it that came and were delivered, since then: at a core of whose policy some class has an
+    /// egress choice. Elsewhere nobody looks which class comes.
+    #[serde(default)]
+    pub rx: Traffic,
     /// Packets of it, if it is bonded, that wait for whichever path has room.
     #[serde(default)]
     pub waiting: Traffic,
