@@ -405,6 +405,12 @@ impl Peer {
         self.choose_path(ctx);
     }
 
+    /// The shortest round trip, and the transit time of its path by the receiver's clock: with it the latencies of all compare.
+    fn fastest(&self) -> Option<(Duration, u32)> {
+        let trip = |path: &Path| Some((path.health.shortest_rtt()?, path.health.quality().transit_us()?));
+        self.paths.iter().filter(|path| path.alive()).filter_map(trip).min_by_key(|(round_trip, _)| *round_trip)
+    }
+
     /// The choice of path, of each class, follows what was learnt. Sends nothing.
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
         let direction = self.direction();
@@ -418,10 +424,8 @@ impl Peer {
             return;
         }
         (self.views, self.chosen_at) = (Some(views), ctx.now);
+        let fastest = self.fastest();
         let Peer { paths, courses, config, .. } = self;
-        let trip = |path: &Path| Some((path.health.shortest_rtt()?, path.health.quality().transit_us()?));
-        let fastest =
-            paths.iter().filter(|path| path.alive()).filter_map(trip).min_by_key(|(round_trip, _)| *round_trip);
         for (class, course) in courses.iter_mut().enumerate() {
             let order = config.policy.order(class as ClassId, direction);
             let limit = &order.treatment.limit;
@@ -540,6 +544,7 @@ impl Peer {
                 open: self.config.policy.is_open(number, self.config.open_windows),
                 current_slot: course.current,
                 slots: (0..MAX_SLOTS as u8).filter(|slot| slots & 1 << slot != 0).collect(),
+                beyond_limit: (0..MAX_SLOTS as u8).filter(|slot| course.is_beyond(*slot)).collect(),
                 path_changes: course.changes,
                 tx: course.tx,
                 egress: class.egress.as_ref().map(|egress| egress.name.to_string()),
@@ -551,12 +556,13 @@ impl Peer {
     }
 
     pub(crate) fn snapshot(&self, mtu: u16, now: Instant) -> PeerSnapshot {
+        let fastest = self.fastest();
         // Both ends know eight slots; those that never had an uplink, or on which nobody has spoken, are nothing to show.
         let mut paths: Vec<_> = self
             .paths
             .iter()
             .filter(|path| path.tick_at.is_some())
-            .map(|path| path.snapshot(self.config.id, mtu, now))
+            .map(|path| path.snapshot(self.config.id, mtu, fastest, now))
             .collect();
         paths.sort_by_key(|path| path.id.slot);
         PeerSnapshot {

@@ -199,6 +199,11 @@ impl Course {
         }
         self.beyond.slots & bit == 0
     }
+
+    /// Whether the link of `slot` was beyond the limit of the class when that was looked at last.
+    pub(crate) fn is_beyond(&self, slot: u8) -> bool {
+        self.beyond.slots & 1 << slot != 0
+    }
 }
 
 /// After a planned move (back to a preferred path), flows follow at their first pause; those that never pause follow
