@@ -436,6 +436,12 @@ impl Policy {
         &self.classes
     }
 
+    /// Whether packets of a class take the link of a slot also when that is at its cap.
+    pub(crate) fn goes_on(&self, slot: u8, class: ClassId) -> bool {
+        let metered = self.links.get(usize::from(slot)).and_then(|link| link.metered.as_ref());
+        metered.is_none_or(|metered| metered.over.contains(&class))
+    }
+
     /// A class; the last, if there is none at this place (it may be of a policy that was in force before).
     pub(crate) fn class(&self, class: ClassId) -> &Class {
         &self.classes[usize::from(class).min(self.classes.len() - 1)]
