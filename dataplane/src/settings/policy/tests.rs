@@ -71,10 +71,7 @@ fn only_the_operator_says_by_whom_a_class_leaves_and_only_the_core_knows_by_whom
 
 #[test]
 fn the_manuals_example_is_a_good_policy() {
-    let manual = include_str!("../../../../docs/policy.md");
-    let (_, example) = manual.split_once("```toml\n").expect("there is an example");
-    let (example, _) = example.split_once("```").expect("it ends");
-    let policy = with_file("policy.toml", example, read).expect("a good policy");
+    let policy = example("# Policy");
     let names: Vec<&str> = policy.classes().iter().map(|class| &*class.name).collect();
     assert_eq!(names, ["voice", "records", "backups", "films", "updates by night", "rest"]);
 }
@@ -135,13 +132,20 @@ fn hours_and_days_are_a_window_in_the_zone_of_the_site() {
     );
 }
 
-#[test]
-fn the_manuals_example_of_a_direct_class_is_a_good_policy() {
+/// The example of a section of the manual, as a policy.
+fn example(section: &str) -> Policy {
     let manual = include_str!("../../../../docs/policy.md");
-    let (_, section) = manual.split_once("## Outside of the tunnels").expect("there is a section");
+    let (_, section) = manual.split_once(section).expect("there is a section");
     let (_, example) = section.split_once("```toml\n").expect("there is an example");
     let (example, _) = example.split_once("```").expect("it ends");
-    let policy = with_file("policy.toml", example, read).expect("a good policy");
+    with_file("policy.toml", example, read).expect("a good policy")
+}
+
+#[test]
+fn the_manuals_examples_of_direct_classes_and_egress_choices_are_good_policies() {
+    let bulk = &example("## By whom packets leave the core").classes()[0].clone();
+    assert_eq!(bulk.egress, Some(Egress { name: "cheap".into(), tun: None }));
+    let policy = example("## Outside of the tunnels");
     let films = &policy.classes()[0];
     assert_eq!((&*films.name, &films.direct), ("films", &Some(Direct { links: vec![0], otherwise: Otherwise::Any })));
     assert_eq!(policy.when_isolated(), WhenIsolated::Direct);
