@@ -198,7 +198,8 @@ proptest! {
 
 #[test]
 fn a_range_that_ends_before_it_begins_matches_nothing() {
-    let backwards = Matches { dport: vec![5..=3], ..Matches::default() };
+    let (from, to) = (5, 3);
+    let backwards = Matches { dport: vec![from..=to], ..Matches::default() };
     let policy = Policy::new(Default::default(), vec![Class { matches: backwards, ..Class::everything("none") }]);
     let policy = policy.expect("it does no harm");
     let [src, dst] = ["198.51.100.1", "192.0.2.1"].map(|text| text.parse().expect("an address"));
