@@ -3,11 +3,12 @@
 use crate::calendar;
 use crate::settings::policy::Rule;
 use ipnet::IpNet;
-use proto::policy::{Class, Direction, Facts, Link, Mode, Otherwise, Policy, Treatment};
+use proto::policy::{Class, Direction, Facts, Limit, Link, Mode, Otherwise, Policy, Treatment};
 use proto::snapshot::{PathSnapshot, PeerSnapshot};
 use proto::{MAX_SLOTS, PathState};
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// A packet, as far as policy looks at it, as both daemons' commands take it.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -93,10 +94,14 @@ pub fn explain(policy: &Policy, rules: &[Rule], facts: &Facts, end: &End<'_>) ->
             if path.is_none() && link.name.is_none() {
                 continue;
             }
-            let interface = end.interfaces.iter().find(|(of, _)| *of == slot);
-            let interface = interface.map_or(String::new(), |(_, interface)| format!(", {interface}"));
-            let (name, eligible) = (name(policy, slot), eligible(number, class, direction, link, slot, path));
-            let _ = writeln!(text, "  {name} (slot {slot}{interface}): {eligible}");
+            let interface = end.interfaces.iter().find(|(of, _)| *of == slot).map(|(_, interface)| interface.as_str());
+            let eligible = eligible(number, class, direction, link, slot, path);
+            // What is measured of it is how it carries what this end sends.
+            let beyond =
+                running.filter(|_| direction == end.decides).map(|running| running.beyond_limit.contains(&slot));
+            let limits = beyond.zip(path).and_then(|(beyond, path)| limits(&treatment.limit, path, beyond));
+            let limits = limits.map_or(String::new(), |limits| format!("; {limits}"));
+            let _ = writeln!(text, "  {}: {eligible}{limits}", label(policy, slot, interface));
         }
         let _ = match (end.peer, running) {
             (None, _) => writeln!(text, "the daemon does not answer: how its links are is not known"),
@@ -112,8 +117,7 @@ pub fn explain(policy: &Policy, rules: &[Rule], facts: &Facts, end: &End<'_>) ->
             (Some(_), Some(running)) => {
                 let mut slots: Vec<u8> = running.slots.clone();
                 slots.extend(running.current_slot.filter(|_| slots.is_empty()));
-                let slots: Vec<String> =
-                    slots.iter().map(|slot| format!("{} (slot {slot})", self::name(policy, *slot))).collect();
+                let slots: Vec<String> = slots.iter().map(|slot| label(policy, *slot, None)).collect();
                 match slots.is_empty() {
                     true => writeln!(text, "goes {word} by no link now: it is dropped"),
                     false => writeln!(text, "goes {word} by {} now", slots.join(", ")),
@@ -127,7 +131,47 @@ pub fn explain(policy: &Policy, rules: &[Rule], facts: &Facts, end: &End<'_>) ->
 /// What a link is called.
 fn name(policy: &Policy, slot: u8) -> String {
     let name = policy.links().get(usize::from(slot)).and_then(|link| link.name.as_deref());
-    name.map_or_else(|| "no name".to_owned(), str::to_owned)
+    name.map_or_else(|| format!("slot {slot}"), str::to_owned)
+}
+
+/// The same, with all by which it may be known.
+fn label(policy: &Policy, slot: u8, interface: Option<&str>) -> String {
+    let named = policy.links().get(usize::from(slot)).is_some_and(|link| link.name.is_some());
+    let known: Vec<String> =
+        named.then(|| format!("slot {slot}")).into_iter().chain(interface.map(str::to_owned)).collect();
+    match known.is_empty() {
+        true => name(policy, slot),
+        false => format!("{} ({})", name(policy, slot), known.join(", ")),
+    }
+}
+
+/// Each limit that there is: its name, how much of it there may be, how much of it a path has, and the unit of both.
+fn figures(limit: &Limit, path: Option<&PathSnapshot>) -> Vec<(&'static str, f64, Option<f64>, &'static str)> {
+    let time = |limit: Option<Duration>| limit.map(|limit| limit.as_micros() as f64 / 1e3);
+    let loss = path.and_then(|path| path.loss_spans[0]).map(|share| share * 100.0);
+    let all = [
+        ("latency", time(limit.latency), path.and_then(|path| path.latency_ms), "ms"),
+        ("loss", limit.loss_ppm.map(|ppm| f64::from(ppm) / 1e4), loss, "%"),
+        ("jitter", time(limit.jitter), path.and_then(|path| path.rtt_var_ms), "ms"),
+    ];
+    all.into_iter().filter_map(|(word, most, measured, unit)| Some((word, most?, measured, unit))).collect()
+}
+
+/// What the limits of a class mean for a link now: what is measured of it, and what may be. `None`: there are none.
+fn limits(limit: &Limit, path: &PathSnapshot, beyond: bool) -> Option<String> {
+    let figures = figures(limit, Some(path));
+    let exceeded = figures.iter().any(|(_, most, measured, _)| measured.is_some_and(|measured| measured > *most));
+    let verdict = match (beyond, exceeded) {
+        (true, true) => "beyond its limits, and left while another is within",
+        (true, false) => "was beyond its limits: taken again when it has been below four fifths of them for 5 s",
+        (false, _) => "within its limits",
+    };
+    let said = |&(word, most, measured, unit): &(&str, f64, Option<f64>, &str)| match measured {
+        Some(measured) => format!("{word} {measured:.1} {unit} of {most} {unit}"),
+        None => format!("{word} not known yet, of {most} {unit}"),
+    };
+    let said: Vec<String> = figures.iter().map(said).collect();
+    (!said.is_empty()).then(|| format!("{verdict} ({})", said.join(", ")))
 }
 
 /// In which order links are taken, and how.
@@ -142,8 +186,12 @@ fn order(policy: &Policy, treatment: &Treatment) -> String {
         Mode::Duplicate(copies) => format!("by {copies} at once at most, the first copy counts"),
         Mode::Bond => "each packet by whichever has room".to_owned(),
     };
-    let limit = &treatment.limit;
-    let limited = if *limit == Default::default() { "" } else { ", those within its limits first" };
+    let limits = figures(&treatment.limit, None);
+    let limits: Vec<_> = limits.iter().map(|(word, most, _, unit)| format!("{word} {most} {unit}")).collect();
+    let limited = match limits.is_empty() {
+        true => String::new(),
+        false => format!(", first those within its limits ({})", limits.join(", ")),
+    };
     if treatment.links.is_empty() {
         return format!("of all links, the most preferred first, {how}{limited}");
     }
@@ -201,6 +249,48 @@ mod tests {
     }
 
     #[test]
+    fn a_link_beyond_a_limit_says_by_how_much_and_until_when() {
+        let games = Limit {
+            latency: Some(Duration::from_millis(35)),
+            loss_ppm: Some(3_000),
+            jitter: Some(Duration::from_micros(2_500)),
+        };
+        let measured = |latency_ms, loss, rtt_var_ms| PathSnapshot {
+            latency_ms,
+            loss_spans: [loss, None, None],
+            rtt_var_ms,
+            ..path(0, PathState::Up, false)
+        };
+        for (path, beyond, expected) in [
+            (
+                measured(Some(101.26), Some(0.0), Some(1.0)),
+                true,
+                "beyond its limits, and left while another is within \
+                 (latency 101.3 ms of 35 ms, loss 0.0 % of 0.3 %, jitter 1.0 ms of 2.5 ms)",
+            ),
+            (
+                measured(Some(30.0), None, Some(1.0)),
+                true,
+                "was beyond its limits: taken again when it has been below four fifths of them for 5 s \
+                 (latency 30.0 ms of 35 ms, loss not known yet, of 0.3 %, jitter 1.0 ms of 2.5 ms)",
+            ),
+            (
+                measured(Some(10.0), Some(0.001), Some(1.0)),
+                false,
+                "within its limits (latency 10.0 ms of 35 ms, loss 0.1 % of 0.3 %, jitter 1.0 ms of 2.5 ms)",
+            ),
+        ] {
+            assert_eq!(limits(&games, &path, beyond).as_deref(), Some(expected));
+        }
+        let path = path(0, PathState::Up, false);
+        assert_eq!(limits(&Limit::default(), &path, false), None);
+        let treatment =
+            Treatment { limit: Limit { latency: games.latency, ..Limit::default() }, ..Treatment::default() };
+        let said = order(&Policy::default(), &treatment);
+        assert!(said.ends_with("by the first that works, first those within its limits (latency 35 ms)"), "{said}");
+    }
+
+    #[test]
     fn each_link_is_named_with_why_it_may_carry_a_packet_or_not() {
         let link = |name: &str| Link { name: Some(name.into()), ..Link::default() };
         let metered = Metered { cap: 1, reset_day: 1, free: 0, over: Vec::new() };
@@ -210,12 +300,10 @@ mod tests {
         links[2] = Link { only: Some(Direction::Down), ..link("satellite") };
         let way = |links: &[u8], otherwise| Treatment { links: links.to_vec(), otherwise, ..Treatment::default() };
         let class = Class {
-            name: "voice".into(),
             matches: Matches { dscp: 1 << 46, ..Matches::default() },
             up: way(&[1, 0], Otherwise::Any),
             down: way(&[0], Otherwise::Drop),
-            priority: None,
-            direct: None,
+            ..Class::everything("voice")
         };
         let policy = Policy::new(links, vec![class]).expect("a good policy");
         let place = Place::File { path: "wishes.toml".into(), position: Some((5, 1)) };

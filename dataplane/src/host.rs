@@ -220,17 +220,16 @@ impl Host {
     }
 
     /// Makes `objects` to be the table `name` of the packet filter, in one step; only what a killed daemon left is removed if
-    /// there are none. Chains that do not change go on counting, unless it is to be made `anew`.
+    /// there are none. Chains that do not change go on counting.
     pub async fn set_filter(
         &mut self,
         name: &'static str,
         objects: Option<Vec<NfListObject<'static>>>,
-        anew: bool,
     ) -> Result<(), HostError> {
         let Some(objects) = objects else {
             return self.remove_filter().await;
         };
-        let mut before = self.filter.take().filter(|_| !anew);
+        let mut before = self.filter.take();
         if let Some(filter) = before.take_if(|filter| filter.seen.elapsed() > BELIEVED) {
             let there = netfilter::counters(name).await.is_ok();
             before = there.then(|| Filter { seen: Instant::now(), ..filter });

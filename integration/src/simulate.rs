@@ -54,7 +54,8 @@ impl Beyond {
 fn read_policy(text: &str) -> Result<Policy> {
     let file = std::env::temp_dir().join(format!("lab-{}.policy.toml", std::process::id()));
     std::fs::write(&file, text).context("writing the policy of a scenario")?;
-    let read = dataplane::settings::policy::read(std::slice::from_ref(&file));
+    let read =
+        dataplane::settings::policy::read(std::slice::from_ref(&file), &dataplane::settings::policy::at_the_core);
     std::fs::remove_file(&file).context("removing the policy of a scenario")?;
     let policy = read.context("the scenario's policy")?.policy;
     for class in policy.classes() {

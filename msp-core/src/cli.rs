@@ -6,6 +6,7 @@ use crate::sites::{Sites, SitesError, Surroundings};
 use crate::status::Status;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use dataplane::calendar;
 use dataplane::explain::{End, Packet};
 use proto::SecretKey;
 use proto::policy::Direction;
@@ -153,6 +154,16 @@ fn explain_packet(path: &Path, site: &str, packet: &Packet) -> anyhow::Result<()
     };
     let facts = packet.facts(&site.peer.prefixes).context("the site has no prefix of this family: give --src")?;
     print!("{}", dataplane::explain::explain(&site.peer.policy, &site.rules, &facts, &end));
+    let policy = &site.peer.policy;
+    let class = &policy.classes()[usize::from(policy.classify(&facts, calendar::open_now(policy)))];
+    let own = class.egress.as_ref().map(|egress| (&*egress.name, format!("of class {:?}", class.name)));
+    match own.or(site.egress.as_deref().map(|choice| (choice, "of its site".to_owned()))) {
+        Some((choice, whose)) => {
+            let by = look::leaves_by(&loaded.config.control, choice, facts.dst);
+            println!("leaves by egress choice {choice:?}, {whose}: {by}");
+        }
+        None => println!("leaves as the main table says: the core has no [[egress]]"),
+    }
     Ok(())
 }
 

@@ -547,6 +547,21 @@ fn explanation(asked: &IpNet, explained: &ExplainDocument) -> String {
     text
 }
 
+/// By whom packets for an address leave, by the egress choice of this name: completes "leaves by …".
+pub(crate) fn leaves_by(control: &Path, choice: &str, address: IpAddr) -> String {
+    let explained: ExplainDocument = match ask(control, &format!("bgp explain {}", IpNet::from(address))) {
+        Ok(explained) => explained,
+        Err(error) => return format!("by whom that is now is not known: {error}"),
+    };
+    let used = explained.choices.iter().find(|(name, _)| name == choice).map(|(_, used)| used);
+    match (used, explained.found) {
+        _ if explained.own => format!("{address} is a site's, and it leaves by nobody"),
+        (Some(Some((neighbor, because))), Some(found)) => format!("by {neighbor} now, {because} to {}", found.prefix),
+        (Some(_), _) => format!("refused now: no transit of it has a route to {address} that can be used"),
+        (None, _) => "the running daemon has no such choice: it takes a restart".to_owned(),
+    }
+}
+
 fn dump(control: &Path, file: &Path) -> anyhow::Result<()> {
     let status: Status = ask(control, "status")?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as u32;

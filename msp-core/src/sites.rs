@@ -79,7 +79,7 @@ impl Surroundings {
             None if self.egress.is_empty() => {
                 Err(format!("there is no egress choice {name:?}: the core's file has no [[egress]]; leave this out"))
             }
-            None => Err(format!("there is no egress choice {name:?}: expected one of {}", self.egress.join(", "))),
+            None => Err(format!("there is no egress choice {name:?}: the core knows {}", self.egress.join(", "))),
         }
     }
 }
@@ -239,7 +239,8 @@ impl Read {
             Some(name) => surroundings.place_of(name).map_err(|problem| document.error("egress", problem))?,
         };
         let policies: Vec<PathBuf> = file.policy.0.iter().map(|path| document.resolve(path)).collect();
-        let settings::policy::Read { policy, rules, .. } = settings::policy::read(&policies)?;
+        let choices = |name: &str| surroundings.place_of(name).map(Some);
+        let settings::policy::Read { policy, rules, .. } = settings::policy::read(&policies, &choices)?;
         let peer = PeerConfig {
             id: PeerId(file.id),
             name: file.name,

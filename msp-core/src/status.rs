@@ -267,6 +267,11 @@ impl Status {
             }
         }
         text += &table(&rows);
+        let leaving = self.leaving_rows();
+        if leaving.len() > 1 {
+            text.push('\n');
+            text += &table(&leaving);
+        }
         for peer in self.node.peers.iter().filter(|peer| peer.other_policy) {
             text += &format!("{} has another policy than its box: each end goes by its own\n", printable(&peer.name));
         }
@@ -287,6 +292,21 @@ impl Status {
             }
         }
         text
+    }
+
+    /// By whom packets leave, class by class, of sites whose policies say so.
+    fn leaving_rows(&self) -> Vec<[String; 5]> {
+        let mut rows = vec![["SITE", "CLASS", "LEAVES BY", "RECEIVED", "PACKETS"].map(str::to_owned)];
+        let sites = self.sites.iter().filter_map(|site| Some((site, self.peer(site.id)?)));
+        for (site, peer) in sites.filter(|(_, peer)| peer.classes.iter().any(|class| class.egress.is_some())) {
+            let mut name = Some(printable(&site.name));
+            rows.extend(peer.classes.iter().map(|class| {
+                let choice = class.egress.as_deref().or(site.egress.as_deref()).unwrap_or("-");
+                let (octets, packets) = (bytes(class.rx.bytes), class.rx.packets.to_string());
+                [name.take().unwrap_or_default(), printable(&class.name), printable(choice), octets, packets]
+            }));
+        }
+        rows
     }
 
     /// What the node says of a site.

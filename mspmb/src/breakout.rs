@@ -13,9 +13,9 @@ use crate::run::{Policies, in_force};
 use dataplane::host::Host;
 use dataplane::netfilter::{self, Counted};
 use dataplane::{calendar, clock};
-use proto::Instant;
 use proto::direct::{self, Decision, Exit, Isolation, Leaves};
 use proto::policy::{ClassId, Policy};
+use proto::{Instant, MAX_SLOTS};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,6 +77,8 @@ pub(crate) struct Breakout<'a> {
     isolation: Isolation,
     /// The policy that the table was made for, and where new flows go by it.
     in_force: Option<(Arc<Policy>, Vec<[Decision; 2]>)>,
+    /// How many policies the table has been made for: each counts from nothing.
+    edition: u32,
     /// When another window of the policy opens or closes, and other classes have packets.
     windows_change: Option<Instant>,
     isolated: bool,
@@ -86,7 +88,8 @@ pub(crate) struct Breakout<'a> {
 impl<'a> Breakout<'a> {
     pub(crate) fn new(config: &'a Config, policy: watch::Receiver<Policies>, now: Instant) -> Self {
         let isolation = Isolation::begin(now);
-        Breakout { config, policy, isolation, in_force: None, windows_change: None, isolated: false, problem: None }
+        let (in_force, windows_change, problem) = Default::default();
+        Breakout { config, policy, isolation, in_force, edition: 0, windows_change, isolated: false, problem }
     }
 
     /// Whether the host is to be made ready for direct flows. Once there may be some it stays so, since they stay where they
@@ -118,13 +121,14 @@ impl<'a> Breakout<'a> {
         let open = calendar::open(&policy, unix_time);
         self.windows_change = open.until.map(|until| now + until.saturating_sub(unix_time));
         let active = |class: ClassId| policy.is_open(class.into(), open.windows);
-        let objects = wanted.then(|| ruleset::ruleset(prefixes, tun, &policy, &active, &decisions, outlets));
         let anew = self.in_force.as_ref().is_none_or(|(before, _)| !Arc::ptr_eq(before, &policy));
-        let mut problem = host.set_filter(ruleset::TABLE, objects, anew).await.err().map(|error| error.to_string());
+        let edition = self.edition.wrapping_add(u32::from(anew));
+        let objects = wanted.then(|| ruleset::ruleset(prefixes, tun, (&policy, edition), &active, &decisions, outlets));
+        let mut problem = host.set_filter(ruleset::TABLE, objects).await.err().map(|error| error.to_string());
         if problem.is_none() && wanted {
             let before = self.in_force.as_ref().filter(|_| !anew).map(|(_, before)| &before[..]);
             match forget_waiting(before.unwrap_or_default(), &decisions) {
-                Ok(()) => self.in_force = Some((policy.clone(), decisions.clone())),
+                Ok(()) => (self.in_force, self.edition) = (Some((policy.clone(), decisions.clone())), edition),
                 Err(error) => problem = Some(format!("cannot have flows forgotten that nobody has answered: {error}")),
             }
         }
@@ -202,6 +206,14 @@ impl Counts {
             (class.sent, class.received, class.dropped) = (of(&up), of(&down), of(&ruleset::dropped(id)));
         }
     }
+}
+
+/// What direct flows have carried by the uplink of each slot since there is the table, both ways, in octets from the IP header on;
+/// `None`: there is none, or it cannot be read now.
+pub(crate) async fn carried() -> Option<[u64; MAX_SLOTS]> {
+    let counted = netfilter::counters(ruleset::TABLE).await.ok()?;
+    let by = |slot: usize| counted.get(&ruleset::carried_by(slot as u8)).map_or(0, |counted| counted.bytes);
+    Some(std::array::from_fn(by))
 }
 
 /// Whether this host can do what the policy asks for.

@@ -217,7 +217,8 @@ impl Config {
         }
         let secret = settings::read_key(&document.resolve(&file.secret_file))?;
         let policies: Vec<PathBuf> = file.policy.0.iter().map(|path| document.resolve(path)).collect();
-        let settings::policy::Read { policy, rules, left_out } = settings::policy::read(&policies)?;
+        let settings::policy::Read { policy, rules, left_out } =
+            settings::policy::read(&policies, &settings::policy::at_the_core)?;
         Ok(Config {
             policy: policy.into(),
             rules,

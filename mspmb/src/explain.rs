@@ -5,7 +5,7 @@ use crate::status::Status;
 use anyhow::Context;
 use dataplane::explain::{self, End, Packet};
 use dataplane::{calendar, control};
-use proto::policy::{ClassId, Direction, Facts};
+use proto::policy::{Class, ClassId, Direction, Egress, Facts};
 use std::path::Path;
 
 /// Prints the class of the packet, and what becomes of it. Links are asked of the daemon, if it runs.
@@ -32,7 +32,17 @@ pub(crate) fn explain(path: &Path, packet: &Packet) -> anyhow::Result<()> {
     };
     let mut text = explain::explain(&config.policy, &config.rules, &facts, &end);
     text.extend(by_tunnel.map(|sentence| format!("{sentence}\n")));
+    text.extend(config.policy.classes().get(usize::from(class)).and_then(leaves_by));
     crate::print(&text)
+}
+
+/// What the box can say of by whom packets of a class leave the core.
+pub(crate) fn leaves_by(class: &Class) -> Option<String> {
+    let Egress { name, .. } = class.egress.as_ref()?;
+    Some(format!(
+        "class {:?} leaves the core by its egress choice {name:?}; whether it has that, and by whom it is, the core knows\n",
+        class.name
+    ))
 }
 
 /// Where flows may leave by an uplink itself: whether a new one of a class goes by the tunnels all the same, and why it goes

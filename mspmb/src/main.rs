@@ -137,7 +137,8 @@ fn check(file: &File) -> anyhow::Result<()> {
         uplinks.join(", "),
         config.core.name,
     ))?;
-    config.left_out.iter().try_for_each(|left_out| print(&format!("{left_out}\n")))
+    config.left_out.iter().try_for_each(|left_out| print(&format!("{left_out}\n")))?;
+    config.policy.classes().iter().filter_map(explain::leaves_by).try_for_each(|leaves| print(&leaves))
 }
 
 fn keygen(file: &File, secret_file: Option<PathBuf>, force: bool) -> anyhow::Result<()> {

@@ -1,25 +1,26 @@
 //! What metered links have carried in their months, and whether that is what they may.
 //!
 //! Counted are the datagrams of the tunnels, sent and received by a link, with their outer IP and UDP headers: what the box has
-//! sent whether it has arrived or not, and of what the core has sent what arrived. What else the box or others send by that
-//! interface (names that are asked for, DHCP) is not.
+//! sent whether it has arrived or not, and of what the core has sent what arrived; and the packets of direct flows, by the packet
+//! filter's counters. What else the box or others send by that interface (names that are asked for, DHCP) is not.
 //!
 //! The counts are on the disk every half minute, and when a cap is reached: so much is lost when the power fails. While the disk
 //! takes nothing they go on in memory. They are kept by the beginning of the month, so that a clock that was wrong for a while has
 //! made them none the less.
 
+use crate::breakout;
 use crate::state::{Store, Stored};
 use dataplane::engine::{Ended, Handle};
 use dataplane::{calendar, clock};
 use proto::policy::Policy;
 use proto::snapshot::Snapshot;
-use proto::{Instant, MAX_SLOTS, PeerId};
+use proto::{Instant, MAX_SLOTS, PeerId, direct};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// How often is counted. What goes beyond a cap is what a link carries in that time, and in the 300 ms for which flows that do not
 /// pause stay on it.
@@ -36,6 +37,9 @@ const MONTHS: usize = 4;
 pub(crate) struct Usage {
     #[serde(default)]
     links: BTreeMap<String, BTreeMap<String, u64>>,
+    /// What the packet filter's counter of each slot had counted when this was written: it goes on when the daemon is killed.
+    #[serde(default)]
+    direct: [u64; MAX_SLOTS],
 }
 
 impl Stored for Usage {
@@ -87,14 +91,41 @@ pub(crate) struct Meter {
     written: Option<Instant>,
     /// What the path of each slot had carried when that was last counted.
     before: [Carried; MAX_SLOTS],
+    /// What direct flows have carried by each slot and is not counted yet.
+    outside: [u64; MAX_SLOTS],
+    /// Whether there may be direct flows: those of a policy of before stay where they began.
+    direct: bool,
     shown: watch::Sender<Vec<MeterStatus>>,
 }
 
 impl Meter {
-    /// With the counts in this folder, within a tokio runtime.
-    pub(crate) fn open(folder: &Path) -> Meter {
+    /// With the counts in this folder, and what direct flows have carried while there was no daemon. To be called before the
+    /// table of those is made; within a tokio runtime.
+    pub(crate) async fn open(folder: &Path, policy: &Policy) -> Meter {
         let (usage, store) = Store::open(folder);
-        Meter { usage, store, written: None, before: Default::default(), shown: watch::Sender::default() }
+        let (before, outside, shown) = Default::default();
+        let mut meter = Meter { usage, store, written: None, before, outside, direct: false, shown };
+        meter.direct = meter.usage.direct != [0; MAX_SLOTS];
+        meter.read_direct(policy).await;
+        meter
+    }
+
+    /// Asks what direct flows have carried, if there is a link for which that counts.
+    async fn read_direct(&mut self, policy: &Policy) {
+        self.direct |= direct::concerns(policy);
+        if self.direct && policy.links().iter().any(|link| link.metered.is_some()) {
+            match breakout::carried().await {
+                Some(counted) => self.note_direct(counted),
+                None => tracing::debug!("there is no table of direct flows, or it cannot be read now"),
+            }
+        }
+    }
+
+    /// The packet filter's counters show this now.
+    fn note_direct(&mut self, counted: [u64; MAX_SLOTS]) {
+        for ((outside, now), before) in self.outside.iter_mut().zip(counted).zip(&mut self.usage.direct) {
+            *outside += difference(now, std::mem::replace(before, now));
+        }
     }
 
     /// What there is to show.
@@ -102,15 +133,18 @@ impl Meter {
         self.shown.subscribe()
     }
 
-    /// Goes on until the packet loop ends.
+    /// Goes on until the packet loop ends. Who decides of `direct` flows is notified when a link reaches its cap, or may be used
+    /// again.
     pub(crate) async fn follow(
         &mut self,
         packets: &Handle,
         mut policies: watch::Receiver<Vec<(PeerId, Arc<Policy>)>>,
+        direct: &Notify,
     ) -> Ended {
         let mut told = 0;
         loop {
             let policy = policies.borrow_and_update().first().map(|(_, policy)| policy.clone()).unwrap_or_default();
+            self.read_direct(&policy).await;
             let Ok((node, _)) = packets.snapshot().await else { return Ended };
             let capped = self.count(&policy, clock::unix_time(), carried(&node));
             let news = capped != told;
@@ -119,6 +153,7 @@ impl Meter {
                 if packets.call(move |node, _, now| node.set_capped(now, capped)).await.is_err() {
                     return Ended;
                 }
+                direct.notify_one();
             }
             self.keep(news);
             let metered = policy.links().iter().any(|link| link.metered.is_some());
@@ -131,6 +166,9 @@ impl Meter {
 
     /// Counts what came since it was last done, and waits until that is on the disk.
     pub(crate) async fn close(mut self, packets: &Handle, policy: &Policy) {
+        self.read_direct(policy).await;
+        // The table goes with the daemon, and the next one's counts from nothing.
+        self.usage.direct = [0; MAX_SLOTS];
         // If the loop has ended by itself, what it carried last is not known.
         if let Ok((node, _)) = packets.snapshot().await {
             self.count(policy, clock::unix_time(), carried(&node));
@@ -141,12 +179,13 @@ impl Meter {
 
     /// Counts what the paths of each slot have carried in all, at this time since 1970; the slots at their caps, a bit each.
     fn count(&mut self, policy: &Policy, now: Duration, carried: [Carried; MAX_SLOTS]) -> u8 {
-        let (mut capped, mut shown) = (0, Vec::new());
+        let mut shown = Vec::new();
         for (slot, link) in policy.links().iter().enumerate() {
             let before = std::mem::replace(&mut self.before[slot], carried[slot]);
+            let outside = std::mem::take(&mut self.outside[slot]);
             let (Some(metered), Some(name)) = (&link.metered, &link.name) else { continue };
             let free = calendar::is_one_of(policy, metered.free, now);
-            let octets = if free { 0 } else { carried[slot].since(before) };
+            let octets = if free { 0 } else { carried[slot].since(before) + outside };
             let (since, octets) = self.usage.add(name, calendar::month(policy, metered.reset_day, now), octets);
             let status = MeterStatus {
                 slot: slot as u8,
@@ -157,9 +196,9 @@ impl Meter {
                 free,
                 capped: octets >= metered.cap && !free,
             };
-            capped |= u8::from(status.capped) << slot;
             shown.push(status);
         }
+        let capped = capped(&shown);
         self.shown.send_if_modified(|before| {
             for link in &shown {
                 let was = before.iter().any(|other| other.slot == link.slot && other.capped);
@@ -190,6 +229,16 @@ impl Meter {
     }
 }
 
+/// The slots of links that are at their caps, a bit each.
+pub(crate) fn capped(metered: &[MeterStatus]) -> u8 {
+    metered.iter().fold(0, |slots, link| slots | u8::from(link.capped) << link.slot)
+}
+
+/// What a counter has counted since it showed `before`; one that shows less was made anew, and counts from nothing.
+fn difference(now: u64, before: u64) -> u64 {
+    now.checked_sub(before).unwrap_or(now)
+}
+
 /// What a path has carried, both ways together.
 #[derive(Clone, Copy, Debug, Default)]
 struct Carried {
@@ -203,7 +252,6 @@ struct Carried {
 impl Carried {
     /// The octets since then, outer headers counted. A path that was made anew counts from nothing.
     fn since(self, before: Carried) -> u64 {
-        let difference = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
         difference(self.octets, before.octets) + difference(self.datagrams, before.datagrams) * self.headers
     }
 }
@@ -253,7 +301,7 @@ mod tests {
     #[tokio::test]
     async fn a_month_ends_on_its_day_free_days_do_not_count_and_a_restart_forgets_nothing() {
         let (folder, policy) = (folder("meter"), policy());
-        let mut meter = Meter::open(&folder);
+        let mut meter = Meter::open(&folder, &policy).await;
         assert_eq!(meter.count(&policy, day(0), lte(900)), 0);
         assert_eq!(meter.count(&policy, day(0), lte(1000)), 0b10, "it has carried all that it may");
         assert_eq!(meter.count(&policy, day(1), lte(1100)), 0, "a month begins");
@@ -268,7 +316,7 @@ mod tests {
         assert_eq!(meter.count(&policy, day(10), lte(6000)), 0b10);
         meter.keep(true);
         meter.store.close().await;
-        let mut meter = Meter::open(&folder);
+        let mut meter = Meter::open(&folder, &policy).await;
         assert_eq!(meter.count(&policy, day(10), lte(0)), 0b10, "after a restart");
         assert_eq!(meter.shown().borrow()[0].octets, 1000);
         std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
@@ -277,7 +325,7 @@ mod tests {
     #[tokio::test]
     async fn a_clock_that_is_wrong_loses_no_count() {
         let (folder, policy) = (folder("meter-clock"), policy());
-        let mut meter = Meter::open(&folder);
+        let mut meter = Meter::open(&folder, &policy).await;
         assert_eq!(meter.count(&policy, Duration::ZERO, lte(300)), 0);
         assert_eq!(meter.count(&policy, day(3), lte(500)), 0, "what came before the clock was set is of this month");
         assert_eq!(meter.shown().borrow()[0].octets, 500);
@@ -289,6 +337,37 @@ mod tests {
             meter.count(&policy, day(month * 30), lte(700));
         }
         assert_eq!(meter.usage.links["lte"].len(), MONTHS);
+    }
+
+    #[tokio::test]
+    async fn what_leaves_outside_of_the_tunnels_counts_too_and_a_table_made_anew_counts_from_nothing() {
+        let (folder, policy) = (folder("meter-direct"), policy());
+        let slot_1 = |octets| {
+            let mut counted = [7; MAX_SLOTS];
+            counted[1] = octets;
+            counted
+        };
+        let mut meter = Meter::open(&folder, &policy).await;
+        meter.note_direct(slot_1(300));
+        assert_eq!(meter.count(&policy, day(0), lte(100)), 0);
+        meter.note_direct(slot_1(500));
+        meter.note_direct(slot_1(600));
+        assert_eq!(meter.count(&policy, day(0), lte(150)), 0);
+        assert_eq!(meter.shown().borrow()[0].octets, 750, "both");
+        meter.note_direct(slot_1(100));
+        assert_eq!(meter.count(&policy, day(0), lte(150)), 0);
+        assert_eq!(meter.shown().borrow()[0].octets, 850, "another table");
+        meter.keep(true);
+        meter.store.close().await;
+        // The daemon was killed, and flows went on.
+        let (usage, store) = Store::open(&folder);
+        let (before, outside, shown) = Default::default();
+        let mut meter = Meter { usage, store, written: None, before, outside, direct: true, shown };
+        meter.note_direct(slot_1(350));
+        assert_eq!(meter.count(&policy, day(0), lte(0)), 0b10);
+        assert_eq!(capped(&meter.shown().borrow()), 0b10);
+        assert_eq!(meter.shown().borrow()[0].octets, 1100);
+        std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
     }
 
     #[test]

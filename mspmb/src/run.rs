@@ -3,7 +3,7 @@
 use crate::breakout::{self, Breakout, Counts};
 use crate::config::{CORE, Config};
 use crate::lan;
-use crate::meter::{Meter, MeterStatus};
+use crate::meter::{self, Meter, MeterStatus};
 use crate::status::{self, Status};
 use crate::uplinks::{Shown, Uplinks, works};
 use anyhow::Context;
@@ -70,8 +70,9 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
     let handle = dataplane.handle();
     let news = Arc::new(Notify::new());
     let policy = watch::Sender::new(vec![(CORE, config.policy.clone())]);
-    let mut site = Site::new(config, host, handle.clone(), news.clone(), policy.subscribe());
-    let mut meter = Meter::open(&config.state);
+    // Before the table of direct flows is made anew: what one of a daemon that was killed has counted is read first.
+    let mut meter = Meter::open(&config.state, &config.policy).await;
+    let mut site = Site::new(config, host, handle.clone(), news.clone(), policy.subscribe(), meter.shown());
     let control = tokio::spawn(control.serve(answers(handle.clone(), site.shown.subscribe(), meter.shown())));
     tracing::info!(prefixes = ?config.prefixes, core = config.core.name, tun = config.tun.name, "running");
     if clock::unix_time() < clock::EARLIEST {
@@ -93,7 +94,7 @@ async fn serve(path: &Path, config: &Config, host: &mut Host) -> anyhow::Result<
                 news.notify_one();
             }
         } => result,
-        ended = meter.follow(&handle, policy.subscribe()) => Err(ended.into()),
+        ended = meter.follow(&handle, policy.subscribe(), &news) => Err(ended.into()),
         ended = calendar::keep_windows(&handle, policy.subscribe()) => Err(ended.into()),
     };
     control.abort();
@@ -144,6 +145,7 @@ struct Site<'a> {
     host: &'a mut Host,
     uplinks: Uplinks<'a>,
     breakout: Breakout<'a>,
+    metered: watch::Receiver<Vec<MeterStatus>>,
     shown: watch::Sender<Shown>,
     /// Notified when a look is worth while: an answer of a resolver, a path that came up.
     news: Arc<Notify>,
@@ -158,10 +160,11 @@ impl<'a> Site<'a> {
         handle: Handle,
         news: Arc<Notify>,
         policy: watch::Receiver<Policies>,
+        metered: watch::Receiver<Vec<MeterStatus>>,
     ) -> Self {
         let uplinks = Uplinks::new(config, handle, host.netlink().clone(), &news);
         let breakout = Breakout::new(config, policy, clock::now());
-        Site { config, host, uplinks, breakout, shown: watch::Sender::default(), news, problem: None }
+        Site { config, host, uplinks, breakout, metered, shown: watch::Sender::default(), news, problem: None }
     }
 
     /// Looks, and looks again at each news.
@@ -206,7 +209,8 @@ impl<'a> Site<'a> {
             self.problem = problem;
         }
         let well = self.uplinks.look(&interfaces, found).await?;
-        let (exits, outlets) = self.uplinks.exits(&uplinks);
+        let capped = meter::capped(&self.metered.borrow());
+        let (exits, outlets) = self.uplinks.exits(&uplinks, capped);
         let direct = self.breakout.look(clock::now(), self.host, &exits, &outlets).await;
         self.shown.send_replace(Shown { direct, ..self.uplinks.shown().clone() });
         Ok(well && self.problem.is_none() && self.breakout.is_well())

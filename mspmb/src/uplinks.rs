@@ -187,7 +187,8 @@ impl<'a> Uplinks<'a> {
 
     /// These uplinks as direct flows see them: whether each can be used without its tunnel, as of the last look, and where
     /// it is.
-    pub(crate) fn exits(&self, uplinks: &[&Interface]) -> (Vec<Exit>, Vec<Outlet>) {
+    /// `capped`: the slots of links that are at their caps, a bit each.
+    pub(crate) fn exits(&self, uplinks: &[&Interface], capped: u8) -> (Vec<Exit>, Vec<Outlet>) {
         let preferences = self.slots.preferences();
         let with_slot = uplinks.iter().filter_map(|interface| Some((self.slots.of(interface.index)?, interface)));
         let exit = |(slot, interface): (u8, &&Interface)| {
@@ -196,7 +197,8 @@ impl<'a> Uplinks<'a> {
             let ready = [true, false]
                 .map(|ipv4| interface.running && local[usize::from(!ipv4)].is_some() && has_default(interface, ipv4));
             let preference = preferences.get(place).copied().unwrap_or(u8::MAX);
-            let exit = Exit { slot, preference, ready, tunnel: self.tunnels[place] };
+            let capped = capped >> slot & 1 == 1;
+            let exit = Exit { slot, preference, ready, tunnel: self.tunnels[place], capped };
             (exit, Outlet { slot, interface: interface.name.clone(), mtu: interface.mtu })
         };
         with_slot.map(exit).unzip()

@@ -62,7 +62,7 @@ pub struct PeerConfig {
     /// What lies behind it: packets to these go to it, packets from it must come from these.
     pub prefixes: Vec<IpNet>,
     /// The place of the TUN that its packets are delivered to, among those that the caller has: what becomes of them
-    /// there is the host's routing's to say. 0 where there is one.
+    /// there is the host's routing's to say. 0 where there is one. A class of the policy may have another.
     pub egress: u8,
     /// Which links what is sent to it takes.
     pub policy: Arc<Policy>,

@@ -9,7 +9,7 @@
 //! carrier, address and route must do.
 
 use crate::Instant;
-use crate::policy::{Class, Otherwise, Policy, WhenIsolated};
+use crate::policy::{Class, ClassId, Otherwise, Policy, WhenIsolated};
 use std::time::Duration;
 
 /// How long no tunnel may work before the site is isolated. A shorter break is ridden out: what was sent in it is kept for
@@ -27,6 +27,8 @@ pub struct Exit {
     pub ready: [bool; 2],
     /// Whether its tunnel works; `None`: it has none, and nothing is known by it.
     pub tunnel: Option<bool>,
+    /// It has carried what it may this month, and takes only classes that the policy names.
+    pub capped: bool,
 }
 
 /// Where new flows go.
@@ -60,8 +62,16 @@ pub fn decide(policy: &Policy, exits: &[Exit], isolated: bool) -> Vec<[Decision;
     let both_ways = |exit: &&Exit| policy.links().get(usize::from(exit.slot)).is_none_or(|link| link.only.is_none());
     let mut exits: Vec<Exit> = exits.iter().filter(both_ways).copied().collect();
     exits.sort_by_key(|exit| exit.preference);
-    let decide = |class: &Class| [0, 1].map(|family| of_class(class, &exits, family, isolated, policy.when_isolated()));
-    policy.classes().iter().map(decide).collect()
+    // While none works nothing is known by any.
+    if !exits.iter().any(|exit| exit.tunnel == Some(true)) {
+        exits.iter_mut().for_each(|exit| exit.tunnel = None);
+    }
+    let decide = |(class, id): (&Class, ClassId)| {
+        let takes = |exit: &&Exit| !exit.capped || policy.goes_on(exit.slot, id);
+        let exits: Vec<Exit> = exits.iter().filter(takes).copied().collect();
+        [0, 1].map(|family| of_class(class, &exits, family, isolated, policy.when_isolated()))
+    };
+    policy.classes().iter().zip(0..).map(decide).collect()
 }
 
 /// `exits`: the most preferred first.
@@ -79,21 +89,25 @@ fn of_class(class: &Class, exits: &[Exit], family: usize, isolated: bool, when_i
         let others = exits.iter().filter(|exit| !class.up.links.contains(&exit.slot));
         return match listed.into_iter().chain(others).find(ready) {
             Some(exit) => decision(Leaves::ByUplink(exit.slot), "no tunnel works"),
-            None => decision(Leaves::ByTunnel, "no tunnel works, and no uplink has carrier, address and route"),
+            None => decision(
+                Leaves::ByTunnel,
+                "no tunnel works, and no uplink that it may take has carrier, address and route",
+            ),
         };
     };
     let listed = if direct.links.is_empty() { exits.iter().collect() } else { listed(&direct.links, exits) };
-    let some_tunnel = exits.iter().any(|exit| exit.tunnel == Some(true));
-    let alive = |exit: &&Exit| exit.ready[family] && !(some_tunnel && exit.tunnel == Some(false));
+    let alive = |exit: &&Exit| exit.ready[family] && exit.tunnel != Some(false);
     if let Some(exit) = listed.iter().copied().find(alive) {
         return decision(Leaves::ByUplink(exit.slot), "the most wanted uplink that works");
     }
     match (direct.otherwise, listed.into_iter().find(ready)) {
-        (Otherwise::Any, _) => decision(Leaves::ByTunnel, "none of its uplinks works"),
+        (Otherwise::Any, _) => decision(Leaves::ByTunnel, "none of its uplinks works, and has not reached its cap"),
         (Otherwise::Drop, Some(exit)) => {
             decision(Leaves::ByUplink(exit.slot), "its tunnel is down, but no other may be")
         }
-        (Otherwise::Drop, None) => decision(Leaves::Nowhere, "none of its uplinks has carrier, address and route"),
+        (Otherwise::Drop, None) => {
+            decision(Leaves::Nowhere, "none of its uplinks has carrier, address and route, and has not reached its cap")
+        }
     }
 }
 
@@ -130,12 +144,12 @@ impl Isolation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Direct, Direction, Link, Treatment};
+    use crate::policy::{Direct, Direction, Link, Matches, Metered, Treatment};
 
     const BOTH: [bool; 2] = [true, true];
 
     fn exit(slot: u8, ready: [bool; 2], tunnel: Option<bool>) -> Exit {
-        Exit { slot, preference: slot, ready, tunnel }
+        Exit { slot, preference: slot, ready, tunnel, capped: false }
     }
 
     fn policy(direct: Option<Direct>, up: Treatment) -> Policy {
@@ -184,6 +198,26 @@ mod tests {
         let policy = Policy::new(links, vec![class]).expect("a good policy");
         let exits = [exit(0, BOTH, Some(true)), exit(1, BOTH, Some(true))];
         assert_eq!(leaves(&policy, &exits, false), [Leaves::ByUplink(1); 2]);
+    }
+
+    #[test]
+    fn an_uplink_at_its_cap_takes_only_classes_that_may_go_on() {
+        let mut links: [Link; crate::MAX_SLOTS] = Default::default();
+        links[0].metered = Some(Metered { cap: 1, reset_day: 1, free: 0, over: vec![1] });
+        let direct = || Some(Direct::default());
+        let films = Class {
+            matches: Matches { dscp: 2, ..Matches::default() },
+            direct: direct(),
+            ..Class::everything("films")
+        };
+        let all = Class { direct: direct(), ..Class::everything("all") };
+        let policy = Policy::new(links, vec![films, all]).expect("a good policy").with_isolation(WhenIsolated::Direct);
+        let capped = Exit { capped: true, ..exit(0, BOTH, Some(true)) };
+        let to = |exits: &[Exit]| decide(&policy, exits, false).iter().map(|both| both[0].leaves).collect::<Vec<_>>();
+        assert_eq!(to(&[capped, exit(1, BOTH, Some(true))]), [Leaves::ByUplink(1), Leaves::ByUplink(0)]);
+        assert_eq!(to(&[capped]), [Leaves::ByTunnel, Leaves::ByUplink(0)]);
+        // Its tunnel works still, and tells that the other uplink is dead.
+        assert_eq!(to(&[capped, exit(1, BOTH, Some(false))]), [Leaves::ByTunnel, Leaves::ByUplink(0)]);
     }
 
     #[test]

@@ -84,6 +84,13 @@ impl FlowTable {
         }
     }
 
+    /// The class of the flow `hash`, of which a packet has come; `classify` is asked once.
+    pub(crate) fn class(&mut self, hash: u64, now: Instant, classify: impl FnOnce() -> ClassId) -> ClassId {
+        let flow = self.find(hash, now);
+        flow.last = now;
+        flow.class(classify)
+    }
+
     /// The policy is another one: each flow's class is to be found anew.
     pub(crate) fn forget_classes(&mut self) {
         self.flows.iter_mut().flatten().flatten().for_each(|flow| flow.class = None);

@@ -447,6 +447,7 @@ impl Node {
             local: self.local.as_ref(),
             waited: Duration::ZERO,
             mtu: self.mtu,
+            flow_key: self.flow_key,
             scratch: &mut self.scratch,
         };
         Some(call(self.peers.get_mut(at)?.as_mut()?, &mut ctx))

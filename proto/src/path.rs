@@ -516,7 +516,14 @@ impl Path {
         }
     }
 
-    pub(crate) fn snapshot(&self, peer: PeerId, tun_mtu: u16, now: Instant) -> PathSnapshot {
+    /// `fastest`: as for [`Path::measured`].
+    pub(crate) fn snapshot(
+        &self,
+        peer: PeerId,
+        tun_mtu: u16,
+        fastest: Option<(Duration, u32)>,
+        now: Instant,
+    ) -> PathSnapshot {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let rtt = self.health.rtt();
         PathSnapshot {
@@ -529,6 +536,7 @@ impl Path {
             rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
             rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),
             rtt_min_ms: self.health.least_rtt().map(ms),
+            latency_ms: self.measured(now, fastest).map(|measured| ms(measured.latency)),
             loss: rtt.map(|_| self.health.loss()),
             loss_spans: self.health.quality().loss(now),
             delivery_rate: self.health.quality().delivery_rate(now),

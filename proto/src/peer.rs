@@ -52,6 +52,8 @@ pub(crate) struct Context<'a> {
     pub(crate) local: Option<&'a Routes<()>>,
     /// The TUN's MTU.
     pub(crate) mtu: u16,
+    /// What flows are told apart by.
+    pub(crate) flow_key: u64,
     /// Where link messages are read and written.
     pub(crate) scratch: &'a mut Vec<u8>,
 }
@@ -75,6 +77,10 @@ pub(crate) struct Peer {
     role: Role,
     paths: Vec<Path>,
     flows: FlowTable,
+    /// The flows that come from it, where their class says by whom they leave: packets of the other direction are of others.
+    arrivals: FlowTable,
+    /// Some class leaves by another egress choice than all of the peer's.
+    chooses_egress: bool,
     /// Of each class of the policy, by its place. The last is that of everything else.
     courses: Vec<Course>,
     /// The slots that are some class's current one, a bit each.
@@ -135,6 +141,8 @@ impl Peer {
             at,
             role,
             flows: FlowTable::default(),
+            arrivals: FlowTable::default(),
+            chooses_egress: config.policy.chooses_egress(),
             courses: courses(&config.policy),
             limits: config.policy.limits(),
             config,
@@ -222,7 +230,7 @@ impl Peer {
         if config.policy != self.config.policy {
             self.courses = courses(&config.policy);
             self.policy_since = now;
-            self.flows.forget_classes();
+            self.forget_classes();
             self.bonds.clear();
             self.replay.leave_queues();
             self.rescue.get_or_insert(0);
@@ -232,6 +240,7 @@ impl Peer {
         self.tell_policy(now);
         self.numbering = self.numbering();
         (self.limits, self.views) = (self.config.policy.limits(), None);
+        self.chooses_egress = self.config.policy.chooses_egress();
         self.give_rates();
     }
 
@@ -245,8 +254,14 @@ impl Peer {
     pub(crate) fn set_open_windows(&mut self, now: Instant, open: u64) {
         if std::mem::replace(&mut self.config.open_windows, open) != open {
             self.policy_since = now;
-            self.flows.forget_classes();
+            self.forget_classes();
         }
+    }
+
+    /// Each flow's class is to be found anew.
+    fn forget_classes(&mut self) {
+        self.flows.forget_classes();
+        self.arrivals.forget_classes();
     }
 
     pub(crate) fn retire(&mut self, indices: &mut Indices) {
@@ -390,6 +405,12 @@ impl Peer {
         self.choose_path(ctx);
     }
 
+    /// The shortest round trip, and the transit time of its path by the receiver's clock: with it the latencies of all compare.
+    fn fastest(&self) -> Option<(Duration, u32)> {
+        let trip = |path: &Path| Some((path.health.shortest_rtt()?, path.health.quality().transit_us()?));
+        self.paths.iter().filter(|path| path.alive()).filter_map(trip).min_by_key(|(round_trip, _)| *round_trip)
+    }
+
     /// The choice of path, of each class, follows what was learnt. Sends nothing.
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
         let direction = self.direction();
@@ -403,10 +424,8 @@ impl Peer {
             return;
         }
         (self.views, self.chosen_at) = (Some(views), ctx.now);
+        let fastest = self.fastest();
         let Peer { paths, courses, config, .. } = self;
-        let trip = |path: &Path| Some((path.health.shortest_rtt()?, path.health.quality().transit_us()?));
-        let fastest =
-            paths.iter().filter(|path| path.alive()).filter_map(trip).min_by_key(|(round_trip, _)| *round_trip);
         for (class, course) in courses.iter_mut().enumerate() {
             let order = config.policy.order(class as ClassId, direction);
             let limit = &order.treatment.limit;
@@ -525,8 +544,11 @@ impl Peer {
                 open: self.config.policy.is_open(number, self.config.open_windows),
                 current_slot: course.current,
                 slots: (0..MAX_SLOTS as u8).filter(|slot| slots & 1 << slot != 0).collect(),
+                beyond_limit: (0..MAX_SLOTS as u8).filter(|slot| course.is_beyond(*slot)).collect(),
                 path_changes: course.changes,
                 tx: course.tx,
+                egress: class.egress.as_ref().map(|egress| egress.name.to_string()),
+                rx: course.rx,
                 waiting: Traffic { packets: packets as u64, bytes },
             }
         };
@@ -534,12 +556,13 @@ impl Peer {
     }
 
     pub(crate) fn snapshot(&self, mtu: u16, now: Instant) -> PeerSnapshot {
+        let fastest = self.fastest();
         // Both ends know eight slots; those that never had an uplink, or on which nobody has spoken, are nothing to show.
         let mut paths: Vec<_> = self
             .paths
             .iter()
             .filter(|path| path.tick_at.is_some())
-            .map(|path| path.snapshot(self.config.id, mtu, now))
+            .map(|path| path.snapshot(self.config.id, mtu, fastest, now))
             .collect();
         paths.sort_by_key(|path| path.id.slot);
         PeerSnapshot {

@@ -142,6 +142,17 @@ pub struct Class {
     /// Its flows leave by an uplink itself and come back by it, and what is said of tunnels is for those that began
     /// elsewhere; `None`: all go by tunnels.
     pub direct: Option<Direct>,
+    /// By whom its packets leave a core; `None`: as all of their site's.
+    pub egress: Option<Egress>,
+}
+
+/// An egress choice of the core's: by which transits packets leave, the preferred first. Only the core knows which there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The place of its TUN among those that the core has; `None` at a box.
+    pub tun: Option<u8>,
 }
 
 /// Local breakout: flows that the site begins leave by an uplink, translated to its address ([`crate::direct`]).
@@ -314,7 +325,7 @@ impl Class {
     /// A class of this name of everything, treated as without policy.
     pub fn everything(name: &str) -> Self {
         let (matches, up, down) = Default::default();
-        Class { name: name.into(), matches, up, down, priority: None, direct: None }
+        Class { name: name.into(), matches, up, down, priority: None, direct: None, egress: None }
     }
 
     /// How its packets go this way.
@@ -425,6 +436,12 @@ impl Policy {
         &self.classes
     }
 
+    /// Whether packets of a class take the link of a slot also when that is at its cap.
+    pub(crate) fn goes_on(&self, slot: u8, class: ClassId) -> bool {
+        let metered = self.links.get(usize::from(slot)).and_then(|link| link.metered.as_ref());
+        metered.is_none_or(|metered| metered.over.contains(&class))
+    }
+
     /// A class; the last, if there is none at this place (it may be of a policy that was in force before).
     pub(crate) fn class(&self, class: ClassId) -> &Class {
         &self.classes[usize::from(class).min(self.classes.len() - 1)]
@@ -434,6 +451,11 @@ impl Policy {
     pub(crate) fn limits(&self) -> bool {
         let limited = |treatment: &Treatment| treatment.limit != Limit::default();
         self.classes.iter().any(|class| limited(&class.up) || limited(&class.down))
+    }
+
+    /// Whether packets of any class leave this end, a core, by another choice than their site's.
+    pub(crate) fn chooses_egress(&self) -> bool {
+        self.classes.iter().any(|class| class.egress.as_ref().is_some_and(|egress| egress.tun.is_some()))
     }
 
     /// Whether packets of any class are bonded in this direction.

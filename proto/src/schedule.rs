@@ -130,6 +130,8 @@ pub(crate) struct Course {
     pub(crate) leaving: Option<u8>,
     /// What has been sent of the class.
     pub(crate) tx: Traffic,
+    /// What has come of it, where that is looked at.
+    pub(crate) rx: Traffic,
     /// When that was last.
     pub(crate) used: Option<Instant>,
 }
@@ -196,6 +198,11 @@ impl Course {
             self.beyond.slots &= !bit;
         }
         self.beyond.slots & bit == 0
+    }
+
+    /// Whether the link of `slot` was beyond the limit of the class when that was looked at last.
+    pub(crate) fn is_beyond(&self, slot: u8) -> bool {
+        self.beyond.slots & 1 << slot != 0
     }
 }
 

@@ -66,7 +66,7 @@ pub struct PeerSnapshot {
     pub paths: Vec<PathSnapshot>,
 }
 
-/// What is sent of a class.
+/// What is sent of a class, and by whom what comes of it leaves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClassSnapshot {
     /// Its name.
@@ -79,10 +79,20 @@ pub struct ClassSnapshot {
     /// The slots that its packets take now.
     #[serde(default)]
     pub slots: Vec<u8>,
+    /// The slots of links that are beyond its limit: left while another is within.
+    #[serde(default)]
+    pub beyond_limit: Vec<u8>,
     /// How often that has changed from one path to another, since the policy is in force.
     pub path_changes: u64,
     /// Inner packets and octets of it since then: sent, or waiting, or dropped later for a reason that is counted.
     pub tx: Traffic,
+    /// By which egress choice its packets leave the core; `None`: as all of their site's.
+    #[serde(default)]
+    pub egress: Option<String>,
+    /// Inner packets and octets of it that came and were delivered, since then: at a core of whose policy some class has an
+    /// egress choice. Elsewhere nobody looks which class comes.
+    #[serde(default)]
+    pub rx: Traffic,
     /// Packets of it, if it is bonded, that wait for whichever path has room.
     #[serde(default)]
     pub waiting: Traffic,
@@ -115,6 +125,9 @@ pub struct PathSnapshot {
     /// The least round-trip time of the last half to whole minute, in milliseconds: the way without a queue.
     #[serde(default)]
     pub rtt_min_ms: Option<f64>,
+    /// The time that a packet takes to the peer, one way, as limits of policy count it ([`crate::policy::Limit`]), in milliseconds.
+    #[serde(default)]
+    pub latency_ms: Option<f64>,
     /// Share of the last packets that were lost, 0 to 1.
     pub loss: Option<f64>,
     /// The same over the last second, ten seconds and hundred seconds.

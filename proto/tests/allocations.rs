@@ -3,7 +3,9 @@
 
 mod direct;
 
-use direct::{BOX, CORE, Direct, packet};
+use direct::{BOX, CORE, Direct, packet, site};
+use proto::PeerConfig;
+use proto::policy::{Class, Egress, Policy};
 use proto::tunnel::wireguard::WireGuard;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -47,18 +49,31 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_packet_allocates_nothing_in_the_steady_state() {
-    nothing_is_allocated(usize::MAX, 0);
+    nothing_is_allocated(&mut Direct::new(|| Box::new(WireGuard)), 0);
 }
 
 #[test]
 fn a_packet_in_fragments_allocates_nothing_in_the_steady_state() {
-    nothing_is_allocated(1_272, 2_000);
+    let mut pair = Direct::new(|| Box::new(WireGuard));
+    pair.largest = 1_272;
+    nothing_is_allocated(&mut pair, 2_000);
 }
 
-/// With datagrams of at most `largest` octets, of which so many packets in the steady state go in fragments each way.
-fn nothing_is_allocated(largest: usize, fragmented: u64) {
+#[test]
+fn a_packet_whose_class_is_looked_for_as_it_comes_allocates_nothing_in_the_steady_state() {
     let mut pair = Direct::new(|| Box::new(WireGuard));
-    pair.largest = largest;
+    let egress = Some(Egress { name: "cheap".into(), tun: Some(1) });
+    let all = Class { egress, ..Class::everything("all") };
+    let policy = Policy::new(Default::default(), vec![all]).expect("a good policy");
+    let with_policy = PeerConfig { policy: policy.into(), ..site(1) };
+    pair.ends[CORE].set_peers(pair.now, vec![with_policy]).expect("a sound site");
+    nothing_is_allocated(&mut pair, 0);
+    let classes = &pair.ends[CORE].snapshot(pair.now).peers[0].classes;
+    assert_eq!(classes[0].rx.packets, 24_000, "it was looked for");
+}
+
+/// So many packets in the steady state go in fragments each way.
+fn nothing_is_allocated(pair: &mut Direct, fragmented: u64) {
     let mut packets = [packet(BOX, 1400), packet(CORE, 1400)];
     let mut batch = |pair: &mut Direct| {
         for _ in 0..100 {
@@ -69,18 +84,18 @@ fn nothing_is_allocated(largest: usize, fragmented: u64) {
     };
     // Until all buffers have grown to what they need: numbers are kept for 2 s, or 16,384 of them.
     for _ in 0..220 {
-        batch(&mut pair);
+        batch(pair);
         pair.run_for(Duration::from_millis(10));
     }
     let fragments = |pair: &Direct| [BOX, CORE].map(|end| pair.ends[end].snapshot(pair.now).peers[0].fragmented);
-    let (delivered, before) = (pair.delivered, fragments(&pair));
+    let (delivered, before) = (pair.delivered, fragments(pair));
     // Receipts are built between the batches, each 10 ms whatever the number of packets; those may allocate.
     for _ in 0..20 {
         let before = ALLOCATIONS.get();
-        batch(&mut pair);
+        batch(pair);
         assert_eq!(ALLOCATIONS.get(), before, "200 packets");
         pair.run_for(Duration::from_millis(10));
     }
     assert_eq!(pair.delivered, delivered.map(|before| before + 2_000));
-    assert_eq!(fragments(&pair), before.map(|before| before + fragmented));
+    assert_eq!(fragments(pair), before.map(|before| before + fragmented));
 }

@@ -23,7 +23,8 @@ pub use merge::{Read, Rule, Stands};
 use super::{Document, Octets, Schema, SettingsError, Several, Text, load, nearest};
 use merge::Sheet;
 use proto::policy::{
-    Class, Direct, Limit, MOST_COPIES, Matches, Metered, Mode, Otherwise, Priority, Treatment, WhenIsolated, Window,
+    Class, Direct, Egress, Limit, MOST_COPIES, Matches, Metered, Mode, Otherwise, Priority, Treatment, WhenIsolated,
+    Window,
 };
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -100,6 +101,7 @@ struct ClassTable {
     #[serde(default)]
     down: WayTable,
     priority: Option<PriorityWord>,
+    egress: Option<String>,
 }
 
 /// One direction of a class. What it leaves out is as the class has it.
@@ -178,12 +180,21 @@ enum PriorityWord {
     Normal,
 }
 
+/// Who knows the core's egress choices by their names: the place of the TUN of each. The error says which there are, and a way
+/// out.
+pub type Choices<'a> = &'a dyn Fn(&str) -> Result<Option<u8>, String>;
+
+/// Everybody but the core, who knows none and takes any name for good.
+pub fn at_the_core(_: &str) -> Result<Option<u8>, String> {
+    Ok(None)
+}
+
 /// Reads and checks the files of a policy, of which there may be none.
-pub fn read(paths: &[PathBuf]) -> Result<Read, SettingsError> {
+pub fn read(paths: &[PathBuf], choices: Choices<'_>) -> Result<Read, SettingsError> {
     let sheet = |path: &PathBuf| load(path, None).map(|(file, document)| Sheet { file, document });
     let mut sheets: Vec<Sheet> = paths.iter().map(sheet).collect::<Result<_, _>>()?;
     sheets.sort_by_key(Sheet::stands);
-    merge::merge(sheets)
+    merge::merge(sheets, choices)
 }
 
 /// FNV-1a: box and core need not fear that anybody makes two texts of one hash, who could as well write what he likes.
@@ -230,6 +241,8 @@ impl MeteredTable {
 /// What a class is read with.
 struct Reader<'a> {
     links: &'a [(String, u8)],
+    choices: Choices<'a>,
+    stands: Stands,
     document: &'a Document,
 }
 
@@ -263,6 +276,7 @@ impl ClassTable {
             way.or(&both).compile(&places, reader)
         };
         Ok(Class {
+            egress: self.egress.map(|name| reader.egress(&name, &format!("{key}.egress"))).transpose()?,
             name: self.name.into(),
             up: way(self.up, "up")?,
             down: way(self.down, "down")?,
@@ -284,6 +298,7 @@ impl ClassTable {
             ("copies", self.copies.is_some(), "only mode = \"duplicate\" sends copies"),
             ("limit", self.limit.is_some(), "outside of the tunnels nothing is measured"),
             ("priority", self.priority.is_some(), "outside of the tunnels nothing waits its turn"),
+            ("egress", self.egress.is_some(), "outside of the tunnels nothing comes to the core"),
         ];
         if let Some((word, _, reason)) = meaningless.iter().find(|(_, written, _)| *written) {
             let problem = format!("mode = \"direct\" has none, since {reason}: leave it out");
@@ -390,6 +405,17 @@ impl Reader<'_> {
             found.ok_or_else(|| self.document.error(&key, unknown_link(name, self.links)))
         };
         names.iter().enumerate().map(slot).collect()
+    }
+
+    /// The egress choice of this name.
+    fn egress(&self, name: &str, key: &str) -> Result<Egress, SettingsError> {
+        if self.stands == Stands::Wish {
+            let problem = "by whom packets leave the core is the operator's to say, who pays for it: expected it in a file \
+                           that has stands = \"requirement\" or \"default\" at its top";
+            return Err(self.document.error(key, problem));
+        }
+        let tun = (self.choices)(name).map_err(|problem| self.document.error(key, problem))?;
+        Ok(Egress { name: name.into(), tun })
     }
 }
 

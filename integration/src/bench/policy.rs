@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use proto::policy::{Class, Facts, Matches, Policy, Treatment};
+use proto::policy::{Class, Facts, Matches, Policy};
 use proto::tunnel::null::Null;
 use proto::{Identity, Instant, Node, NodeConfig, Output, PathConfig, PeerConfig, PeerId, PeerKind, SecretKey};
 use rand::rngs::StdRng;
@@ -76,14 +76,9 @@ impl Kind {
     }
 
     fn policy(self, rules: u16) -> Result<Policy> {
-        let way = Treatment::default;
-        let class = |number: u16| Class {
-            name: format!("{number}").into(),
-            matches: self.matches(number),
-            up: way(),
-            down: way(),
-            priority: None,
-            direct: None,
+        let class = |number: u16| {
+            let everything = Class::everything(&number.to_string());
+            Class { matches: self.matches(number), ..everything }
         };
         Ok(Policy::new(Default::default(), (0..rules).map(class).collect())?)
     }

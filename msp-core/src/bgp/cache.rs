@@ -192,7 +192,8 @@ async fn keep(known: watch::Sender<Caches>, mut heard: mpsc::Receiver<Heard>, _t
     loop {
         let due = known.borrow().poll_timeout();
         let heard = tokio::select! {
-            heard = heard.recv() => heard,
+            // Nobody is left who could say anything, if their tasks have died: what is known expires in its time.
+            Some(heard) = heard.recv() => Some(heard),
             () = clock::until(due) => None,
             () = known.closed() => return,
         };

@@ -119,7 +119,7 @@ impl Fault {
     /// What the cache is told of it (RFC 8210, section 12), if it is: an error report is not answered by one.
     fn code(&self) -> Option<u16> {
         match self {
-            Fault::Reported { .. } | Fault::Slow => None,
+            Fault::Reported { .. } | Fault::Slow | Fault::Length(pdu::ERROR_REPORT, _) => None,
             Fault::Length(..) | Fault::Corrupt(_) => Some(0),
             Fault::TooMany => Some(1),
             Fault::Type(_) => Some(5),
@@ -157,13 +157,15 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// In seconds, held to the ranges of RFC 8210, section 6.
+    /// In seconds, held to the ranges of RFC 8210, section 6. The cache is asked, and once more after a failure, before what it
+    /// said expires, also where it says otherwise: what is believed must not go because nobody asked.
     fn new(refresh: u32, retry: u32, expire: u32) -> Timing {
         let seconds = |value: u32, least, most| Duration::from_secs(value.clamp(least, most).into());
+        let expire = seconds(expire, 600, 172_800);
         Timing {
-            refresh: seconds(refresh, 1, 86_400),
-            retry: seconds(retry, 1, 7200),
-            expire: seconds(expire, 600, 172_800),
+            refresh: seconds(refresh, 1, 86_400).min(expire / 2),
+            retry: seconds(retry, 1, 7200).min(expire / 4),
+            expire,
         }
     }
 }
@@ -379,9 +381,9 @@ impl Client {
         match kind {
             // Before the first answer it means nothing, whatever its version.
             pdu::SERIAL_NOTIFY if !self.agreed => return Ok(()),
-            pdu::ERROR_REPORT if !self.agreed => {
+            pdu::ERROR_REPORT => {
                 // The next connection is the one to speak the older version on.
-                if session == UNSUPPORTED_VERSION && version == OLD_VERSION {
+                if !self.agreed && session == UNSUPPORTED_VERSION && version == OLD_VERSION {
                     self.version = OLD_VERSION;
                 }
                 return Ok(());

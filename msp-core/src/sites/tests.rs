@@ -69,7 +69,25 @@ fn a_site_names_its_egress_choice_or_has_the_first() {
     assert_eq!(choice(load(&[("a.toml", &office())])), (0, Some("fast".into())));
     assert_eq!(choice(named("cheap")), (1, Some("cheap".into())));
     let errors = named("cheep").expect_err("no such choice");
-    assert_eq!(errors, ["a.toml:3:10: egress: there is no egress choice \"cheep\": expected one of fast, cheap"]);
+    assert_eq!(errors, ["a.toml:3:10: egress: there is no egress choice \"cheep\": the core knows fast, cheap"]);
+}
+
+#[test]
+fn a_class_names_an_egress_choice_that_the_core_has() {
+    let folder = Folder::new();
+    let policy = |choice: &str| {
+        let text = format!(
+            "schema = 1\nstands = \"default\"\n[[class]]\nname = \"bulk\"\nmatch = {{ dscp = \"cs1\" }}\negress = \"{choice}\"\n"
+        );
+        let path = folder.write("policy", &text);
+        load(&[("a.toml", &office().replacen("id = 2", &format!("id = 2\npolicy = {path:?}"), 1))])
+    };
+    let sites = policy("cheap").expect("a good policy");
+    let class = &sites.list[0].peer.policy.classes()[0];
+    assert_eq!(class.egress, Some(proto::policy::Egress { name: "cheap".into(), tun: Some(1) }));
+    let errors = policy("cheep").expect_err("no such choice");
+    let expected = "policy:6:10: class[0].egress: there is no egress choice \"cheep\": the core knows fast, cheap";
+    assert!(errors[0].ends_with(expected), "{errors:?}");
 }
 
 #[test]

@@ -35,6 +35,7 @@ use nftables::expr::{
 use nftables::schema::{Chain, NfListObject, Rule};
 use nftables::stmt::{self, JumpTarget, Mangle, Match, Operator, Statement, VerdictMap};
 use nftables::types::{NfChainType, NfFamily, NfHook};
+use proto::MAX_SLOTS;
 use proto::direct::{Decision, Leaves};
 use proto::policy::{ClassId, Matches, Policy, WhenIsolated};
 use std::ops::RangeInclusive;
@@ -100,29 +101,30 @@ pub(crate) fn dropped(class: ClassId) -> String {
     format!("dropped-{class}")
 }
 
-/// The chain of a class's packets that go through.
-fn count_chain(class: ClassId) -> String {
-    format!("class{class}")
+/// The name of the counter of all that direct flows carry by the uplink in this slot, both ways.
+pub(crate) fn carried_by(slot: u8) -> String {
+    format!("slot-{slot}")
 }
 
-/// The chain of a class's packets that go nowhere.
-fn drop_chain(class: ClassId) -> String {
-    format!("class{class}-dropped")
+/// The chain of all that goes through by the uplink in this slot: the same in every table, so that it goes on counting.
+fn slot_chain(slot: u8) -> String {
+    format!("slot{slot}")
 }
 
 /// What the table has in it.
 ///
-/// `tun` is where the site's packets come from and go to otherwise. `active` says which classes have packets at this time,
+/// `tun` is where the site's packets come from and go to otherwise. `edition` is another for each policy, whose classes count from
+/// nothing. `active` says which classes have packets at this time,
 /// and `decisions` where those go.
 pub(crate) fn ruleset(
     prefixes: &[IpNet],
     tun: &str,
-    policy: &Policy,
+    (policy, edition): (&Policy, u32),
     active: &dyn Fn(ClassId) -> bool,
     decisions: &[[Decision; 2]],
     outlets: &[Outlet],
 ) -> Vec<NfListObject<'static>> {
-    let mut table = Builder::default();
+    let mut table = Builder { edition, objects: Vec::new() };
     table.counts(policy);
     table.routed(prefixes, tun, outlets);
     let may_wait = policy.when_isolated() == WhenIsolated::Direct;
@@ -168,12 +170,22 @@ impl Family {
     }
 }
 
-#[derive(Default)]
 struct Builder {
+    edition: u32,
     objects: Vec<NfListObject<'static>>,
 }
 
 impl Builder {
+    /// The chain of a class's packets that go through.
+    fn count_chain(&self, class: ClassId) -> String {
+        format!("class{class}-policy{}", self.edition)
+    }
+
+    /// The chain of a class's packets that go nowhere.
+    fn drop_chain(&self, class: ClassId) -> String {
+        format!("class{class}-policy{}-dropped", self.edition)
+    }
+
     fn chain(&mut self, name: &str) {
         self.base(name, None);
     }
@@ -266,7 +278,7 @@ impl Builder {
                 let flow = u32::from(id) << CLASS | WAITS;
                 rule.extend([set_bits(ct("mark"), OF_FLOW, flow), Statement::Return(None)]);
             }
-            Leaves::Nowhere => rule.push(goto(drop_chain(id))),
+            Leaves::Nowhere => rule.push(goto(self.drop_chain(id))),
             Leaves::ByUplink(slot) => {
                 let chain = format!("class{id}-by{slot}");
                 // Both families have one.
@@ -296,16 +308,23 @@ impl Builder {
         self.rule(chain, [set_bits(ct("mark"), OF_FLOW, flow), mark_packet(slot), Statement::Accept(None)]);
     }
 
-    /// What counts the packets of each class: of flows that go through, both ways, and of those that go nowhere.
+    /// What counts the packets of each class: of flows that go through, both ways, and of those that go nowhere; and those of each
+    /// uplink.
     fn counts(&mut self, policy: &Policy) {
         for id in (0..).take(policy.classes().len()) {
             let [up, down] = counters(id);
-            self.chain(&count_chain(id));
+            let (through, nowhere) = (self.count_chain(id), self.drop_chain(id));
+            self.chain(&through);
             let there = vec![equal(ct("direction"), text("original"))];
-            self.counting(&count_chain(id), &up, there, Statement::Accept(None));
-            self.counting(&count_chain(id), &down, Vec::new(), Statement::Accept(None));
-            self.chain(&drop_chain(id));
-            self.counting(&drop_chain(id), &dropped(id), Vec::new(), Statement::Drop(None));
+            self.counting(&through, &up, there, Statement::Accept(None));
+            self.counting(&through, &down, Vec::new(), Statement::Accept(None));
+            self.chain(&nowhere);
+            self.counting(&nowhere, &dropped(id), Vec::new(), Statement::Drop(None));
+        }
+        // Also of uplinks that are not there: one that comes back goes on counting.
+        for slot in 0..MAX_SLOTS as u8 {
+            self.chain(&slot_chain(slot));
+            self.counting(&slot_chain(slot), &carried_by(slot), Vec::new(), Statement::Return(None));
         }
     }
 
@@ -326,9 +345,13 @@ impl Builder {
                 self.rule(CHAIN, [slot, family.is(), syn, lower]);
             }
         }
+        for outlet in outlets {
+            let slot = equal(and(ct("mark"), OF_PACKET), Expression::Number(mark(outlet.slot).value));
+            self.rule(CHAIN, [slot, Statement::Jump(JumpTarget { target: slot_chain(outlet.slot).into() })]);
+        }
         let target = |id: ClassId| {
             let flow = Expression::Number(DIRECT.value | u32::from(id) << CLASS);
-            let verdict = Verdict::Goto(JumpTarget { target: count_chain(id).into() });
+            let verdict = Verdict::Goto(JumpTarget { target: self.count_chain(id).into() });
             SetItem::Mapping(flow, Expression::Verdict(verdict))
         };
         let data = Expression::Named(NamedExpression::Set((0..).take(policy.classes().len()).map(target).collect()));

@@ -6,6 +6,7 @@ use crate::counters::DropReason;
 use crate::node::{Datagram, MAX_AGE};
 use crate::output::Route;
 use crate::packet::{IpView, clamp_mss};
+use crate::policy::{Direction, Facts};
 use crate::tunnel::{PacketId, Role};
 use crate::wire::{self, Fragment, Hello, Item, MOST_TRAILER, ReadError, Receipt, Sequence};
 
@@ -171,11 +172,11 @@ impl Peer {
         self.last_traffic = Some(ctx.now);
         self.rx.add(len);
         let Some((slot, sequence)) = sequence else {
-            ctx.out.deliver(self.config.egress, len);
+            self.deliver(ctx, len);
             return Ok(());
         };
         if self.resequencer.insert(ctx.now, slot, sequence, &ctx.out.lend(len)[..len]) {
-            ctx.out.deliver(self.config.egress, len);
+            self.deliver(ctx, len);
         }
         self.deliver_resequenced(ctx);
         Ok(())
@@ -185,9 +186,29 @@ impl Peer {
     pub(super) fn deliver_resequenced(&mut self, ctx: &mut Context<'_>) {
         while let Some(packet) = self.resequencer.pop(ctx.now) {
             ctx.out.lend(packet.len()).copy_from_slice(&packet);
-            ctx.out.deliver(self.config.egress, packet.len());
+            self.deliver(ctx, packet.len());
             self.resequencer.give_back(packet);
         }
+    }
+
+    /// Delivers the packet that lies in the buffer lent last.
+    fn deliver(&mut self, ctx: &mut Context<'_>, len: usize) {
+        let egress = if self.chooses_egress { self.egress(ctx, len) } else { None };
+        ctx.out.deliver(egress.unwrap_or(self.config.egress), len);
+    }
+
+    /// The TUN that the class of that packet is delivered to, if it has one of its own. The class is that of its flow's first
+    /// packet, as at the box, whatever marks the next ones bear.
+    fn egress(&mut self, ctx: &mut Context<'_>, len: usize) -> Option<u8> {
+        let packet = &ctx.out.lend(len)[..len];
+        let view = IpView::parse(packet)?;
+        let Peer { arrivals, courses, config, .. } = self;
+        let classify = || config.policy.classify(&Facts::of(&view, packet, Direction::Up), config.open_windows);
+        let class = arrivals.class(view.flow_hash(packet, ctx.flow_key), ctx.now, classify);
+        if let Some(course) = courses.get_mut(usize::from(class)) {
+            course.rx.add(len);
+        }
+        config.policy.class(class).egress.as_ref()?.tun
     }
 
     /// A part of an inner packet, which was sent before if `copy` says so.

@@ -47,7 +47,9 @@ impl<T: Ord + Copy> Pieces<T> {
     /// `accepted`: of each class the first and the last value of all that it accepts; none: any. `after`: the next value.
     fn new(least: T, after: impl Fn(T) -> Option<T>, accepted: &[Vec<(T, T)>]) -> Self {
         let mut from = vec![least];
-        for &(first, last) in accepted.iter().flatten() {
+        // A range that ends before it begins has nothing in it.
+        let not_empty = |(first, last): &&(T, T)| first <= last;
+        for &(first, last) in accepted.iter().flatten().filter(not_empty) {
             from.push(first);
             from.extend(after(last));
         }
@@ -61,7 +63,7 @@ impl<T: Ord + Copy> Pieces<T> {
                 any[word] |= bit;
                 classes.iter_mut().for_each(|classes| classes[word] |= bit);
             }
-            for (first, last) in ranges {
+            for (first, last) in ranges.iter().filter(not_empty) {
                 let pieces = from.partition_point(|at| at < first)..from.partition_point(|at| at <= last);
                 classes[pieces].iter_mut().for_each(|classes| classes[word] |= bit);
             }

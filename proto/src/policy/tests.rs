@@ -195,3 +195,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_range_that_ends_before_it_begins_matches_nothing() {
+    let (from, to) = (5, 3);
+    let backwards = Matches { dport: vec![from..=to], ..Matches::default() };
+    let policy = Policy::new(Default::default(), vec![Class { matches: backwards, ..Class::everything("none") }]);
+    let policy = policy.expect("it does no harm");
+    let [src, dst] = ["198.51.100.1", "192.0.2.1"].map(|text| text.parse().expect("an address"));
+    for port in 2..=6 {
+        let facts = Facts { src, dst, proto: 6, ports: Some((1, port)), dscp: 0 };
+        assert!(!policy.classes()[0].matches.matches(&facts));
+        assert_eq!(policy.classify(&facts, 0), 1, "port {port}");
+    }
+}

@@ -12,6 +12,9 @@ pub(crate) struct Direct {
     pub(crate) ends: [Node; 2],
     /// What came to each end's TUN since it was last emptied.
     pub(crate) delivered: [usize; 2],
+    /// What of it came to each of the core's TUNs, by their places.
+    #[allow(dead_code)] // not all who use this have several
+    pub(crate) by_tun: [usize; 4],
     /// Datagrams that are larger are lost.
     pub(crate) largest: usize,
     outs: [Output; 2],
@@ -66,7 +69,8 @@ impl Direct {
         let uplink = Uplink { endpoints: vec![ADDRESSES[CORE].into()], preference: 0, keepalive: Keepalive::default() };
         ends[BOX].set_uplink(Instant::ZERO, LinkId(0), Some(uplink));
         let outs = [Output::new(0), Output::new(0)];
-        let mut direct = Direct { now: Instant::ZERO, ends, delivered: [0; 2], largest: usize::MAX, outs };
+        let mut direct =
+            Direct { now: Instant::ZERO, ends, delivered: [0; 2], by_tun: [0; 4], largest: usize::MAX, outs };
         direct.run_for(Duration::from_millis(1000));
         for (end, node) in direct.ends.iter().enumerate() {
             assert!(node.snapshot(direct.now).peers[0].reachable, "end {end}");
@@ -106,6 +110,10 @@ impl Direct {
                 let [of_box, of_core] = &mut self.outs;
                 let (from, to) = if end == BOX { (of_box, of_core) } else { (of_core, of_box) };
                 self.delivered[end] += from.deliveries().flatten().count();
+                if end == CORE {
+                    let counts = from.deliveries().map(|packets| packets.len());
+                    self.by_tun.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+                }
                 let fitting = from.transmits().iter().filter(|transmit| transmit.range.len() <= self.largest);
                 let datagrams = fitting.map(|transmit| Datagram {
                     link: LinkId(0),

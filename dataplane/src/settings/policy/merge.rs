@@ -10,7 +10,7 @@
 //! stands in its place. Two files that count the same contradict each other as two lines of one file do.
 
 use super::words::{Rate, Zone};
-use super::{ClassTable, DirectionWord, File, LinkTable, MeteredTable, Reader, hash};
+use super::{Choices, ClassTable, DirectionWord, File, LinkTable, MeteredTable, Reader, hash};
 use crate::settings::{Document, Place, SettingsError, Text};
 use proto::MAX_SLOTS;
 use proto::policy::{Class, Direction, Link, Policy, REST, WhenIsolated};
@@ -214,7 +214,7 @@ impl Written<'_> {
 }
 
 /// Puts together what all have said. The sheets are in the order in which they count.
-pub(super) fn merge(mut sheets: Vec<Sheet>) -> Result<Read, SettingsError> {
+pub(super) fn merge(mut sheets: Vec<Sheet>, choices: Choices<'_>) -> Result<Read, SettingsError> {
     let tables: Vec<Vec<ClassTable>> = sheets.iter_mut().map(|sheet| std::mem::take(&mut sheet.file.class)).collect();
     let Some(last) = sheets.last() else { return Ok(Read::default()) };
     let (sheets, mut zone, mut isolated, mut said) = (&sheets[..], None, None, String::new());
@@ -237,12 +237,13 @@ pub(super) fn merge(mut sheets: Vec<Sheet>) -> Result<Read, SettingsError> {
         links.iter().filter_map(|link| Some((link.name.to_owned(), link.slot.as_ref()?.value))).collect();
     let (mut classes, mut left_out): (Vec<Written<'_>>, Vec<String>) = (Vec::new(), Vec::new());
     for (sheet, tables) in sheets.iter().zip(tables) {
+        let reader = Reader { links: &names, choices, stands: sheet.stands(), document: &sheet.document };
         for (index, table) in tables.into_iter().enumerate() {
             let key = format!("class[{index}]");
             if table.name.trim().is_empty() {
                 return Err(sheet.document.error(&format!("{key}.name"), "expected a name"));
             }
-            let class = table.compile(&key, &Reader { links: &names, document: &sheet.document })?;
+            let class = table.compile(&key, &reader)?;
             if class.matches.window.is_some() {
                 clock(sheet, &format!("{key}.match"))?;
             }

@@ -8,7 +8,7 @@ const LINKS: &str = "schema = 1\n[[link]]\nname = \"dsl\"\nslot = 0\n[[link]]\nn
 
 /// Reads one file.
 fn read(path: &Path) -> Result<Policy, SettingsError> {
-    super::read(&[path.to_owned()]).map(|read| read.policy)
+    super::read(&[path.to_owned()], &at_the_core).map(|read| read.policy)
 }
 
 fn policy(classes: &str) -> Result<Policy, String> {
@@ -45,11 +45,33 @@ fn a_direct_class_is_direct_both_ways_and_its_tunnels_are_as_without_policy() {
 }
 
 #[test]
+fn only_the_operator_says_by_whom_a_class_leaves_and_only_the_core_knows_by_whom_it_can() {
+    let written = "[[class]]\nname = \"bulk\"\nmatch = { dscp = \"cs1\" }\negress = \"cheap\"";
+    let egress = |tun| Some(Egress { name: "cheap".into(), tun });
+    for (requirement, default) in [(written, ""), ("", written)] {
+        let read = three(requirement, "", default).expect("the operator's");
+        assert_eq!(read.policy.classes()[0].egress, egress(None));
+    }
+    let error = three("", written, "").expect_err("a customer's");
+    let expected =
+        "wish.toml:6:10: class[0].egress: by whom packets leave the core is the operator's to say, who pays for";
+    assert!(error.starts_with(expected), "{error}");
+    let at_a_core = |known: Result<Option<u8>, String>| {
+        let text = format!("schema = 1\nstands = \"default\"\n{written}\n");
+        let read = |path: &Path| super::read(&[path.to_owned()], &|_| known.clone()).map(|read| read.policy);
+        with_file("policy.toml", &text, read)
+    };
+    assert_eq!(at_a_core(Ok(Some(3))).expect("it is known").classes()[0].egress, egress(Some(3)));
+    let error = at_a_core(Err("the core knows fast".into())).expect_err("nobody knows it");
+    assert_eq!(error, "policy.toml:6:10: class[0].egress: the core knows fast");
+    // Who asks nothing of it contradicts nothing of it.
+    let wish = written.replace("bulk", "mine").replace("\negress = \"cheap\"", "");
+    assert_eq!(three(written, &wish, "").expect("they agree").left_out.len(), 1);
+}
+
+#[test]
 fn the_manuals_example_is_a_good_policy() {
-    let manual = include_str!("../../../../docs/policy.md");
-    let (_, example) = manual.split_once("```toml\n").expect("there is an example");
-    let (example, _) = example.split_once("```").expect("it ends");
-    let policy = with_file("policy.toml", example, read).expect("a good policy");
+    let policy = example("# Policy");
     let names: Vec<&str> = policy.classes().iter().map(|class| &*class.name).collect();
     assert_eq!(names, ["voice", "records", "backups", "films", "updates by night", "rest"]);
 }
@@ -110,13 +132,20 @@ fn hours_and_days_are_a_window_in_the_zone_of_the_site() {
     );
 }
 
-#[test]
-fn the_manuals_example_of_a_direct_class_is_a_good_policy() {
+/// The example of a section of the manual, as a policy.
+fn example(section: &str) -> Policy {
     let manual = include_str!("../../../../docs/policy.md");
-    let (_, section) = manual.split_once("## Outside of the tunnels").expect("there is a section");
+    let (_, section) = manual.split_once(section).expect("there is a section");
     let (_, example) = section.split_once("```toml\n").expect("there is an example");
     let (example, _) = example.split_once("```").expect("it ends");
-    let policy = with_file("policy.toml", example, read).expect("a good policy");
+    with_file("policy.toml", example, read).expect("a good policy")
+}
+
+#[test]
+fn the_manuals_examples_of_direct_classes_and_egress_choices_are_good_policies() {
+    let bulk = &example("## By whom packets leave the core").classes()[0].clone();
+    assert_eq!(bulk.egress, Some(Egress { name: "cheap".into(), tun: None }));
+    let policy = example("## Outside of the tunnels");
     let films = &policy.classes()[0];
     assert_eq!((&*films.name, &films.direct), ("films", &Some(Direct { links: vec![0], otherwise: Otherwise::Any })));
     assert_eq!(policy.when_isolated(), WhenIsolated::Direct);
@@ -160,6 +189,10 @@ fn errors_name_the_line_and_the_way_out() {
         (
             "mode = \"direct\"\nup = { links = [\"lte\"] }",
             "policy.toml:11:6: class[0].up: mode = \"direct\" has none, since a flow comes back by the uplink",
+        ),
+        (
+            "mode = \"direct\"\negress = \"cheap\"",
+            "policy.toml:11:10: class[0].egress: mode = \"direct\" has none, since outside of the tunnels nothing comes to",
         ),
         (
             "mode = \"direct\"\nlimit = { loss = \"2 %\" }",
@@ -220,7 +253,8 @@ fn three(requirement: &str, wish: &str, default: &str) -> Result<Read, String> {
         std::fs::write(&path, format!("schema = 1\nstands = \"{stands}\"\n{text}\n")).expect("a file");
         path
     });
-    let read = super::read(&paths).map_err(|error| error.to_string().replace(&format!("{}/", folder.display()), ""));
+    let read = super::read(&paths, &at_the_core)
+        .map_err(|error| error.to_string().replace(&format!("{}/", folder.display()), ""));
     std::fs::remove_dir_all(&folder).expect("removing the scratch folder");
     read
 }

@@ -133,3 +133,12 @@ async fn a_cache_that_never_stops_talking_is_asked_all_the_same() {
     assert_eq!(query, [1, 1, 0, 7, 0, 0, 0, 12, 0, 0, 0, 1]);
     talk.abort();
 }
+
+#[tokio::test]
+async fn caches_whose_tasks_have_died_are_no_news() {
+    let (known, mut receiver) = watch::channel(Caches::new(clock::now(), vec![config("a")]));
+    let (_, heard) = mpsc::channel(1);
+    let keeping = tokio::spawn(keep(known, heard, JoinSet::new()));
+    assert!(tokio::time::timeout(Duration::from_millis(50), receiver.changed()).await.is_err(), "nothing has changed");
+    keeping.abort();
+}

@@ -150,7 +150,6 @@ fn each_defect_ends_the_connection_with_its_code() {
         (pdu(1, pdu::SERIAL_NOTIFY, 7, &[]), Some(0)),
         (told(pdu(1, pdu::IPV4_PREFIX, 0, &[0; 24])), Some(0)),
         (told(pdu(1, pdu::END_OF_DATA, 7, &[0; 4])), Some(0)),
-        (vec![1, pdu::ERROR_REPORT, 0, 0, 0xff, 0xff, 0xff, 0xff], Some(0)),
         (vec![1, pdu::ROUTER_KEY, 0, 0, 0, 0, 0, 0], Some(0)),
         // Types that are a router's, of a later version, or nobody's.
         (pdu(1, pdu::RESET_QUERY, 0, &[]), Some(5)),
@@ -163,6 +162,8 @@ fn each_defect_ends_the_connection_with_its_code() {
         // Its own word is not answered, whatever it is.
         (pdu(1, pdu::ERROR_REPORT, 2, &[0; 8]), None),
         (pdu(9, pdu::ERROR_REPORT, 2, &[0xff; 8]), None),
+        (told(pdu(0, pdu::ERROR_REPORT, 8, &[0; 8])), None),
+        (vec![1, pdu::ERROR_REPORT, 0, 0, 0xff, 0xff, 0xff, 0xff], None),
     ] {
         let mut client = Client::new(at(0), None, false);
         said(&mut client);
@@ -181,6 +182,14 @@ fn each_defect_ends_the_connection_with_its_code() {
     let mut client = Client::new(at(0), Some(Serial { session: 7, serial: 1 }), false);
     let fault = feed(&mut client, at(0), &response(8)).expect_err("another life than it was asked about");
     assert_eq!(fault.code(), Some(0));
+}
+
+#[test]
+fn a_cache_is_asked_before_what_it_said_expires_whatever_it_says_of_that() {
+    let seconds = |timing: Timing| [timing.refresh, timing.retry, timing.expire].map(|time| time.as_secs());
+    assert_eq!(seconds(Timing::default()), [3600, 600, 7200]);
+    assert_eq!(seconds(Timing::new(86_400, 7200, 600)), [300, 150, 600]);
+    assert_eq!(seconds(Timing::new(0, 0, u32::MAX)), [1, 1, 172_800]);
 }
 
 #[test]

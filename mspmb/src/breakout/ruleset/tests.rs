@@ -155,7 +155,7 @@ fn table(policy: &Policy, decisions: &[[Leaves; 2]]) -> Vec<NfListObject<'static
     let decisions: Vec<_> =
         decisions.iter().map(|both| both.map(|leaves| Decision { leaves, why: "for a test" })).collect();
     let prefixes = [net("198.51.100.0/24"), net("2001:db8:100::/48")];
-    ruleset(&prefixes, "msp0", policy, &|_| true, &decisions, &outlets())
+    ruleset(&prefixes, "msp0", (policy, 0), &|_| true, &decisions, &outlets())
 }
 
 /// A datagram from a host of the site that begins a flow.
@@ -196,7 +196,7 @@ fn a_class_whose_hours_are_over_has_no_packets() {
     let decision = |leaves| [Decision { leaves, why: "for a test" }; 2];
     let decisions = [decision(Leaves::ByUplink(0)), decision(Leaves::ByUplink(3))];
     let prefixes = [net("198.51.100.0/24")];
-    let table = ruleset(&prefixes, "msp0", &policy, &|id| id != 0, &decisions, &outlets());
+    let table = ruleset(&prefixes, "msp0", (&policy, 0), &|id| id != 0, &decisions, &outlets());
     assert_eq!(through(&table, packet("192.0.2.1", 443)).2, mark(3).value);
 }
 
@@ -253,6 +253,26 @@ fn what_nobody_has_answered_waits_where_it_may_leave_later() {
     let answer = Packet { iifname: "msp0", state: "established", flow: WAITS | 7, ..packet("192.0.2.1", 443) };
     assert_eq!(through(&table, answer.clone()), (End::Return, 7, 0));
     assert_eq!(through(&table, Packet { state: "related", ..answer }), (End::Return, WAITS | 7, 0));
+}
+
+#[test]
+fn another_policy_counts_anew_and_uplinks_go_on() {
+    let (policy, first) = films();
+    let counts = |table: &[NfListObject<'static>]| -> Vec<(String, String)> {
+        let counting = table.iter().filter_map(|object| match object {
+            NfListObject::Rule(rule) => Some((rule.comment.as_ref()?.to_string(), rule.chain.to_string())),
+            _ => None,
+        });
+        counting.filter(|(name, _)| !name.starts_with("untranslated")).collect()
+    };
+    let decisions = [[Decision { leaves: Leaves::ByTunnel, why: "for a test" }; 2]; 2];
+    let second = ruleset(&[], "msp0", (&policy, 1), &|_| true, &decisions, &[]);
+    let (first, second) = (counts(&first), counts(&second));
+    assert_eq!(first.len(), 2 * 3 + MAX_SLOTS);
+    for ((name, before), (same, after)) in first.iter().zip(&second) {
+        assert_eq!(name, same);
+        assert_eq!(before == after, name.starts_with("slot"), "{name} in {before} and {after}");
+    }
 }
 
 #[test]
