@@ -6,6 +6,8 @@
 
 use crate::counters::{DropReason, Drops};
 use crate::node::MAX_AGE;
+use crate::outer;
+use crate::packet::{set_ecn, traffic_class};
 use crate::policy::{ClassId, MOST_COPIES, Priority};
 use crate::shape::Waiting;
 use crate::tunnel::PacketId;
@@ -118,6 +120,15 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) urgent: bool,
 }
 
+impl Kept {
+    /// It begins to wait.
+    fn waiting(&self, now: Instant, place: u64, copy: bool) -> Waiting {
+        let &Kept { ref packet, flow, urgent, until, .. } = self;
+        let marks = outer::takes_marks(packet);
+        Waiting { place, len: packet.len() as u16, flow, urgent, copy, marks, since: now, until }
+    }
+}
+
 /// The packets kept for one peer, the oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
@@ -136,12 +147,7 @@ pub(crate) struct Replay {
 /// How old a packet may become before it is of no use to its receiver, by its DSCP (RFC 4594): telephony, signalling of
 /// calls, interactive video and broadcast video are real time.
 fn max_age(packet: &[u8]) -> Duration {
-    let dscp = match packet {
-        [first, second, ..] if first >> 4 == 6 => (first << 2 | second >> 6) & 0x3f,
-        [_, second, ..] => second >> 2,
-        _ => 0,
-    };
-    match dscp {
+    match traffic_class(packet) >> 2 {
         // EF, VOICE-ADMIT, CS5, AF41 to AF43, CS4, CS3
         46 | 44 | 40 | 34 | 36 | 38 | 32 | 24 => REALTIME_MAX_AGE,
         _ => MAX_AGE,
@@ -213,8 +219,7 @@ impl Replay {
         let kept = &mut self.kept[at];
         let copy = kept.transmissions > 0 || kept.tried & !(1 << slot) != 0;
         kept.tried |= 1 << slot;
-        let len = kept.packet.len() as u16;
-        Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
+        Some(kept.waiting(now, place, copy))
     }
 
     /// The packet at `place` waits for whichever path has room.
@@ -222,8 +227,7 @@ impl Replay {
         let at = self.at(place)?;
         let kept = &mut self.kept[at];
         kept.queued = true;
-        let (len, copy) = (kept.packet.len() as u16, false);
-        Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
+        Some(kept.waiting(now, place, false))
     }
 
     /// The packet at `place` goes by the path of `slot`, with this place in its stream. `false`: it need not any more.
@@ -294,6 +298,13 @@ impl Replay {
             kept.tried &= !(1 << slot);
         }
         claimed
+    }
+
+    /// The packet at `place`, whose flow can be told so, has met congestion here.
+    pub(crate) fn mark(&mut self, place: u64) {
+        if let Some(at) = self.at(place) {
+            set_ecn(&mut self.kept[at].packet, outer::CE);
+        }
     }
 
     /// The path of `slot` will not carry the packet at `place`. Whether nobody will, and it is forgotten.

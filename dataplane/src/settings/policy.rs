@@ -27,7 +27,7 @@ use proto::policy::{
 };
 use serde::Deserialize;
 use std::path::PathBuf;
-use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Share, Zone};
+use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Share, Shown, Zone};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +54,10 @@ struct LinkTable {
     rate: RateTable,
     direction: Option<DirectionWord>,
     metered: Option<MeteredTable>,
+    /// The DSCP of its outer headers.
+    dscp: Option<Shown>,
+    /// Their ECN field.
+    ecn: Option<EcnWord>,
 }
 
 /// What it may carry in a month, and what happens then.
@@ -81,6 +85,13 @@ struct RateTable {
 enum DirectionWord {
     Up,
     Down,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum EcnWord {
+    Copy,
+    None,
 }
 
 #[derive(Deserialize)]

@@ -229,20 +229,31 @@ impl Peer {
         }
     }
 
+    /// Marks a kept packet, which the path of `slot` has made wait for too long.
+    pub(super) fn mark(&mut self, slot: u8, place: u64) {
+        self.replay.mark(place);
+        if let Some(path) = self.path_mut(slot) {
+            path.marks.made += 1;
+        }
+    }
+
     /// Sends what waits and need not wait any more.
     pub(super) fn release(&mut self, ctx: &mut Context<'_>) {
         for at in 0..self.paths.len() {
             let slot = self.paths[at].config.slot;
             while let Some(popped) = self.paths[at].pop_waiting(ctx.now) {
                 let (reason, waiting) = match popped {
-                    Popped::Send(waiting) => {
+                    Popped::Send(waiting) | Popped::Mark(waiting) => {
                         if self.replay.claim(&waiting, slot) {
+                            if matches!(popped, Popped::Mark(_)) {
+                                self.mark(slot, waiting.place);
+                            }
                             self.transmit(ctx, slot, waiting.place);
                         }
                         continue;
                     }
                     Popped::Aged(waiting) => (DropReason::Aged, waiting),
-                    Popped::Congestion(waiting) => (DropReason::Congestion, waiting),
+                    Popped::Drop(waiting) => (DropReason::Congestion, waiting),
                 };
                 if self.replay.give_up(waiting.place, slot) {
                     self.drops.add(reason);

@@ -19,6 +19,8 @@ pub(crate) struct Waiting {
     /// It was sent before, or another path has been asked to carry it as well. Who thinks that he is the only one to send it
     /// need not if he turns out not to be.
     pub(crate) copy: bool,
+    /// Its flow can be told by a mark to send less, and need lose nothing for it (RFC 3168).
+    pub(crate) marks: bool,
     /// Since when it waits.
     pub(crate) since: Instant,
     /// Until when it is of use at the other end.
@@ -32,8 +34,10 @@ pub(crate) enum Popped {
     Send(Waiting),
     /// It has waited for too long to be of use.
     Aged(Waiting),
-    /// Its flow is to be told to send less.
-    Congestion(Waiting),
+    /// It is its turn, and its flow is to be told to send less.
+    Mark(Waiting),
+    /// The same, and it is to be dropped, as its flow can be told in no other way.
+    Drop(Waiting),
 }
 
 /// How many flows have queues of their own. A home has some dozens at a time; two that meet in one share their turns.
@@ -59,8 +63,8 @@ struct CoDel {
 }
 
 impl CoDel {
-    /// Whether the packet at the head, which has waited for so long before `backlog` octets, is to be dropped.
-    fn drops(&mut self, now: Instant, waited: Duration, backlog: u64) -> bool {
+    /// Whether the packet at the head, which has waited for so long before `backlog` octets, is to be dropped or marked.
+    fn tells(&mut self, now: Instant, waited: Duration, backlog: u64) -> bool {
         let long = waited >= TARGET && backlog > QUANTUM as u64;
         let due = match self.first_above {
             _ if !long => {
@@ -211,17 +215,17 @@ impl Queue {
             let len = u64::from(head.len);
             let congestion = lasting.is_some_and(|wanted| {
                 let waited = now.since(head.since).saturating_sub(wanted);
-                flow.codel.drops(now, waited, flow.octets) && !head.copy
+                flow.codel.tells(now, waited, flow.octets) && !head.copy
             });
             flow.waiting.pop_front();
             flow.octets -= len;
             (self.packets, self.octets) = (self.packets - 1, self.octets - len);
             return Some(match congestion {
                 _ if aged(&head) => Popped::Aged(head),
-                true => Popped::Congestion(head),
-                false => {
+                true if !head.marks => Popped::Drop(head),
+                marked => {
                     flow.credit -= len as i64;
-                    Popped::Send(head)
+                    if marked { Popped::Mark(head) } else { Popped::Send(head) }
                 }
             });
         }
@@ -240,7 +244,7 @@ mod tests {
 
     fn packet(place: u64, flow: u8) -> Waiting {
         let (since, until) = (at(0), at(1000));
-        Waiting { place, len: 1000, flow, urgent: false, copy: false, since, until }
+        Waiting { place, len: 1000, flow, urgent: false, copy: false, marks: false, since, until }
     }
 
     fn pop(queue: &mut Queue, now: u64, lasting: bool) -> Option<Popped> {
@@ -304,16 +308,24 @@ mod tests {
         assert_eq!(queue.held(), (0, 0));
     }
 
-    /// A flow that sends 5 % too much for two seconds: when it is told, and how often.
-    fn told(lasting: bool, copy: bool) -> Vec<u64> {
+    /// A flow that sends 5 % too much for two seconds, in packets of this kind: when it is told.
+    fn told(lasting: bool, kind: Waiting) -> Vec<u64> {
         let (mut queue, mut told) = (Queue::default(), Vec::new());
         for ms in 0..2000 {
-            queue.push(Waiting { since: at(ms), until: at(ms + 1000), copy, ..packet(ms, 7) });
+            queue.push(Waiting { place: ms, since: at(ms), until: at(ms + 1000), ..kind });
             if ms % 20 == 0 {
                 continue;
             }
-            while let Some(Popped::Congestion(_)) = pop(&mut queue, ms, lasting) {
-                told.push(ms);
+            loop {
+                match pop(&mut queue, ms, lasting) {
+                    Some(Popped::Drop(_)) if !kind.marks => told.push(ms),
+                    Some(Popped::Mark(_)) if kind.marks => {
+                        told.push(ms);
+                        break;
+                    }
+                    Some(Popped::Send(_)) | None => break,
+                    other => panic!("{other:?}"),
+                }
             }
         }
         told
@@ -321,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_stands_is_shortened_flow_by_flow_as_codel_does() {
-        let told = told(true, false);
+        let told = told(true, packet(0, 7));
         // 5 ms of queue after 80 to 100 ms, and 100 ms more for which it may be so; then after 100 / sqrt(n) ms.
         assert!((180..210).contains(&told[0]), "{told:?}");
         let waits: Vec<_> = told.windows(2).take(3).map(|pair| pair[1] - pair[0]).collect();
@@ -332,9 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_that_understands_marks_is_told_by_them_and_loses_nothing() {
+        let (lost, marked) = (told(true, packet(0, 7)), told(true, Waiting { marks: true, ..packet(0, 7) }));
+        assert_eq!(lost[0], marked[0]);
+        assert!(marked.len() >= lost.len(), "a mark makes the queue no shorter by itself: {marked:?}");
+    }
+
+    #[test]
     fn nobody_is_told_while_the_room_is_only_not_known_nor_by_the_loss_of_a_copy() {
-        assert_eq!(told(false, false), []);
-        assert_eq!(told(true, true), []);
+        assert_eq!(told(false, packet(0, 7)), []);
+        assert_eq!(told(true, Waiting { copy: true, ..packet(0, 7) }), []);
     }
 
     proptest! {
@@ -352,7 +371,7 @@ mod tests {
                     model.entry((flow, urgent)).or_default().push_back(place);
                     octets += u64::from(len);
                     queue.push(Waiting { len, urgent, since: at(now), until: at(now + 500), ..packet(place, flow) });
-                } else if let Some(Popped::Send(out) | Popped::Aged(out) | Popped::Congestion(out)) = pop(&mut queue, now, true) {
+                } else if let Some(Popped::Send(out) | Popped::Aged(out) | Popped::Mark(out) | Popped::Drop(out)) = pop(&mut queue, now, true) {
                     // Real time has one order for all its flows.
                     let first = model.get_mut(&(out.flow, out.urgent)).and_then(VecDeque::pop_front);
                     prop_assert_eq!(first, Some(out.place));

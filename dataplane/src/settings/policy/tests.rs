@@ -1,6 +1,7 @@
 use super::words::codepoint;
 use super::*;
 use crate::settings::tests::with_file;
+use proto::outer::{Dscp, Ecn, Outer};
 use proto::policy::Policy;
 use std::path::Path;
 
@@ -120,6 +121,31 @@ fn the_manuals_example_of_a_direct_class_is_a_good_policy() {
     let films = &policy.classes()[0];
     assert_eq!((&*films.name, &films.direct), ("films", &Some(Direct { links: vec![0], otherwise: Otherwise::Any })));
     assert_eq!(policy.when_isolated(), WhenIsolated::Direct);
+}
+
+#[test]
+fn a_link_says_what_its_outer_headers_show() {
+    let outer = |text: &str| {
+        let text = format!("schema = 1\n[[link]]\nname = \"dsl\"\nslot = 0\n{text}\n");
+        with_file("policy.toml", &text, read).map(|policy| policy.links()[0].outer)
+    };
+    for (text, dscp, ecn) in [
+        ("", Dscp::Fixed(0), Ecn::Copy),
+        ("dscp = \"none\"\necn = \"copy\"", Dscp::Fixed(0), Ecn::Copy),
+        ("dscp = \"copy\"\necn = \"none\"", Dscp::Copy, Ecn::Clear),
+        ("dscp = \"af21\"", Dscp::Fixed(18), Ecn::Copy),
+        ("dscp = 63", Dscp::Fixed(63), Ecn::Copy),
+    ] {
+        assert_eq!(outer(text), Ok(Outer { dscp, ecn }), "{text}");
+    }
+    for (text, expected) in [
+        ("dscp = 64", "policy.toml:5:8: link[0].dscp: 64 is not understood: expected \"none\", \"copy\", a codepoint"),
+        ("dscp = \"coppy\"", "policy.toml:5:8: link[0].dscp: \"coppy\" is not understood: expected \"none\","),
+        ("ecn = \"ect\"", "policy.toml:5:7: link[0].ecn: unknown variant `ect`, expected `copy` or `none`"),
+    ] {
+        let error = outer(text).expect_err(text);
+        assert!(error.starts_with(expected), "{error}\nexpected: {expected}");
+    }
 }
 
 #[test]
