@@ -204,6 +204,7 @@ impl<'a> Simulation<'a> {
             delay: netem.delay.0 + beyond.delay,
             jitter: netem.jitter.0,
             ordered: netem.ordered,
+            ecn: netem.ecn,
             loss: match netem.bursts {
                 Some(Bursts { to_bad, to_good }) => Loss::Bursts { to_bad, to_good },
                 None => Loss::Random(netem.loss),
@@ -237,6 +238,7 @@ impl<'a> Simulation<'a> {
                 // The meter's size is that of the payload.
                 size: udp.size + 28,
                 dscp: udp.dscp,
+                ecn: udp.ecn,
                 start: start + udp.start.0,
                 end: start + udp.stop.unwrap_or(scenario.length).0,
             });
@@ -348,6 +350,7 @@ impl<'a> Simulation<'a> {
             let sent = world.reports()[id].sent;
             let (mut flow, next) = account(&arrivals, &schedule);
             count_tail(&mut flow, next, sent, &schedule);
+            world.arrivals(id).iter().for_each(|a| flow.note_class(udp.traffic_class(), a.traffic_class));
             StreamResult {
                 name: udp.name.clone(),
                 id: id as u32,
