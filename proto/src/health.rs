@@ -92,16 +92,22 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 struct Rtt {
     smoothed: Duration,
     variation: Duration,
+    least: Least<Duration>,
     sampled_at: Instant,
 }
 
 impl Rtt {
     fn sample(this: &mut Option<Rtt>, sample: Duration, now: Instant) {
         match this {
-            None => *this = Some(Rtt { smoothed: sample, variation: sample / 2, sampled_at: now }),
+            None => {
+                let mut least = Least::default();
+                least.sample(sample, now);
+                *this = Some(Rtt { smoothed: sample, variation: sample / 2, least, sampled_at: now });
+            }
             Some(rtt) => {
                 rtt.variation = (rtt.variation * 3 + rtt.smoothed.abs_diff(sample)) / 4;
                 rtt.smoothed = (rtt.smoothed * 7 + sample) / 8;
+                rtt.least.sample(sample, now);
                 rtt.sampled_at = now;
             }
         }
@@ -481,10 +487,12 @@ impl Health {
         self.sent.oldest_open().map(|at| at + self.patiences().min().unwrap_or(UNKNOWN_PATIENCE))
     }
 
-    /// By how much a packet that goes by this path may arrive later than one that goes by `other` at the same time.
+    /// By how much a packet that goes by this path may arrive later than one that goes by `other` at the same time. A queue
+    /// that the other one has now may be gone by then.
     pub(crate) fn later_than(&self, other: &Health) -> Duration {
         self.compare(other, |ours, theirs| {
-            (ours.smoothed + (ours.variation * 4).max(LEAST_MARGIN)).saturating_sub(theirs.smoothed)
+            let fastest = theirs.least.get().unwrap_or(theirs.smoothed);
+            (ours.smoothed + (ours.variation * 4).max(LEAST_MARGIN)).saturating_sub(fastest)
         })
     }
 
