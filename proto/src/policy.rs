@@ -213,6 +213,8 @@ pub enum Priority {
     Realtime,
     /// The rest: by turns, a flow at a time.
     Normal,
+    /// What nobody waits for (RFC 8622): when nothing else wants to go, and a sixteenth of what goes where that never is.
+    Background,
 }
 
 /// What a packet must be like. All that is said must hold; of a list, one element.

@@ -145,6 +145,11 @@ fn a_connection_has_the_sum_also_after_one_the_other_way() {
             line += &format!(" {:.0}", (octets - before) as f64 * 8e-6);
             before = octets;
         }
-        println!("{seed}: {line} down {:?} {:?} late {}", world.progress(down), world.progress(up), world.snapshot(Side::Core).peers[0].late);
+        println!(
+            "{seed}: {line} down {:?} {:?} late {}",
+            world.progress(down),
+            world.progress(up),
+            world.snapshot(Side::Core).peers[0].late
+        );
     }
 }

@@ -187,6 +187,7 @@ enum OtherwiseWord {
 enum PriorityWord {
     Realtime,
     Normal,
+    Background,
 }
 
 /// Reads and checks the files of a policy, of which there may be none.
@@ -281,6 +282,7 @@ impl ClassTable {
             priority: self.priority.map(|word| match word {
                 PriorityWord::Realtime => Priority::Realtime,
                 PriorityWord::Normal => Priority::Normal,
+                PriorityWord::Background => Priority::Background,
             }),
             direct: None,
         })

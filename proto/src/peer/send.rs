@@ -8,7 +8,7 @@ use crate::health::RECEIPT_INTERVAL;
 use crate::node::PathState;
 use crate::packet::IpView;
 use crate::path::Path;
-use crate::policy::{ClassId, Facts, Mode, Order, Preference};
+use crate::policy::{ClassId, Facts, Mode, Order, Preference, Priority};
 use crate::replay::{Moving, Outgoing, Sort, Ticket};
 use crate::schedule::{Course, MOVE_GRACE, draw};
 use crate::shape::Popped;
@@ -198,7 +198,7 @@ impl Peer {
         let Peer { paths, replay, drops, .. } = self;
         let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
         let Some(waiting) = replay.assign(ctx.now, place, slot) else { return };
-        if path.has_room(ctx.now, waiting.urgent) {
+        if path.has_room(ctx.now, waiting.priority == Priority::Realtime) {
             self.transmit(ctx, slot, place);
         } else if !path.make_wait(waiting) && replay.give_up(place, slot) {
             drops.add(DropReason::ReplayBound);

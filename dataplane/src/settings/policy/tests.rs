@@ -21,7 +21,8 @@ fn what_is_written_is_what_is_in_force() {
     let policy = policy(
         "[[class]]\nname = \"voice\"\nmatch = { dscp = [\"ef\", \"cs5\", 44] }\nlinks = [\"lte\", \"dsl\"]\n\
          priority = \"realtime\"\n[[class]]\nname = \"records\"\nmatch = { dst = \"192.0.2.1\", proto = \"tcp\", \
-         dport = [443, \"5000-5010\"] }\nup = { links = [\"lte\"], otherwise = \"drop\" }\n",
+         dport = [443, \"5000-5010\"] }\nup = { links = [\"lte\"], otherwise = \"drop\" }\n\
+         priority = \"background\"\n",
     );
     let policy = policy.expect("a good policy");
     let [voice, records, rest] = policy.classes() else { panic!("{policy:?}") };
@@ -30,7 +31,7 @@ fn what_is_written_is_what_is_in_force() {
     assert_eq!(records.matches.dst, ["192.0.2.1/32".parse().expect("a prefix")]);
     assert_eq!((&records.matches.proto, &records.matches.dport), (&vec![6], &vec![443..=443, 5000..=5010]));
     assert_eq!(records.up, Treatment { links: vec![1], otherwise: Otherwise::Drop, ..Treatment::default() });
-    assert_eq!(records.down, Treatment::default());
+    assert_eq!((&records.down, records.priority), (&Treatment::default(), Some(Priority::Background)));
     assert_eq!(&*rest.name, proto::policy::REST);
 }
 
