@@ -382,6 +382,7 @@ fn without_kernel(expect: &Expect) -> Option<Expect> {
         told_mtu: None,
         tcp_broken: None,
         tcp_completed: None,
+        tcp_sent_again: None,
         tcp_bytes: None,
         tcp_stall_ms: None,
         tcp_mbit: None,

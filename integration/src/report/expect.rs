@@ -101,6 +101,8 @@ pub struct Expect {
     pub tcp_broken: Option<Bar>,
     /// The same: downloads completed.
     pub tcp_completed: Option<Bar>,
+    /// The same: segments that their senders sent again.
+    pub tcp_sent_again: Option<Bar>,
     /// The same: octets received.
     pub tcp_bytes: Option<Bar>,
     /// The same: octets of content received between `from` and `until`, in megabits a second.

@@ -416,6 +416,7 @@ impl Judge<'_> {
             Ok((Some(entries.iter().map(|t| t.broken as f64).sum()), reasons))
         });
         self.maybe("downloads completed", COUNT, e.tcp_completed, sum(|t| t.completed));
+        self.maybe("sent again", Scale { unit: "segments", timed: false }, e.tcp_sent_again, sum(|t| t.retransmits));
         self.maybe("octets downloaded", OCTETS, e.tcp_bytes, sum(|t| t.bytes));
         self.maybe("goodput", Scale { unit: "Mbit/s", timed: true }, e.tcp_mbit, |j| {
             let (entries, (from, until)) = (entries(j)?, j.window()?);
