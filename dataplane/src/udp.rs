@@ -1,11 +1,15 @@
 //! UDP sockets in batches: many datagrams a system call, in both directions, with ECN and local addresses.
 
+mod message;
+
 use crate::engine::Counters;
 use crate::netlink;
+use message::Message;
 use proto::{Datagram, LinkId, Output, Transmit};
-use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
+use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
 use rustix::event::epoll;
 use socket2::{Domain, Protocol, Type};
+use std::cell::Cell;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +31,8 @@ const HANDED: usize = 128;
 pub struct Socket {
     io: UdpSocket,
     state: UdpSocketState,
+    /// The most datagrams that the kernel takes in one message; one, once the device has shown that it cannot cut them.
+    most: Cell<usize>,
     local: SocketAddr,
 }
 
@@ -56,17 +62,18 @@ impl Socket {
         }
         socket.set_send_buffer_size(BUFFER)?;
         socket.bind(&address.into())?;
-        let io = UdpSocket::from(socket);
-        let state = UdpSocketState::new((&io).into())?;
-        let local = io.local_addr()?;
-        Ok(Socket { io, state, local })
+        Self::of(socket.into())
     }
 
     /// The same socket once more: open until both are closed.
     pub fn share(&self) -> io::Result<Self> {
-        let io = self.io.try_clone()?;
+        Self::of(self.io.try_clone()?)
+    }
+
+    fn of(io: UdpSocket) -> io::Result<Self> {
         let state = UdpSocketState::new((&io).into())?;
-        Ok(Socket { io, state, local: self.local })
+        let (most, local) = (Cell::new(state.max_gso_segments()), io.local_addr()?);
+        Ok(Socket { io, state, most, local })
     }
 
     /// The address it is bound to.
@@ -81,6 +88,9 @@ impl Socket {
             Ok(()) => counters.udp_sent += run.len() as u64,
             // The device cannot segment, or a segment does not fit the path: one by one tells which do.
             Err(error) if run.len() > 1 && !is_full(&error) => {
+                if error.raw_os_error() == Some(libc::EIO) {
+                    self.most.set(1);
+                }
                 for transmit in run {
                     match self.send_message(transmit, &bytes[transmit.range.clone()], transmit.range.len()) {
                         Ok(()) => counters.udp_sent += 1,
@@ -93,14 +103,10 @@ impl Socket {
     }
 
     fn send_message(&self, to: &Transmit, contents: &[u8], segment: usize) -> io::Result<()> {
-        let message = quinn_udp::Transmit {
-            destination: to.to,
-            ecn: EcnCodepoint::from_bits(to.ecn),
-            contents,
-            segment_size: (segment < contents.len()).then_some(segment),
-            src_ip: to.from,
-        };
-        self.state.try_send((&self.io).into(), &message)
+        // A run has no more octets than 16 bits can count.
+        let segment = (segment < contents.len()).then_some(segment as u16);
+        let &Transmit { to, from, traffic_class, .. } = to;
+        Message { to, from, traffic_class, contents, segment }.send(&self.io)
     }
 }
 
@@ -192,22 +198,23 @@ impl Sockets {
                 rest = &rest[1..];
                 continue;
             };
-            let (run, after) = rest.split_at(run_length(rest, socket.state.max_gso_segments()));
+            let (run, after) = rest.split_at(run_length(rest, socket.most.get()));
             socket.send(out.bytes(), run, counters);
             rest = after;
         }
     }
 }
 
-/// How many of the first transmits can go out in one message: same addresses, side by side, of one length, of which
-/// only the last may fall short.
+/// How many of the first transmits can go out in one message: same addresses and marks, side by side, of one length,
+/// of which only the last may fall short.
 fn run_length(transmits: &[Transmit], most: usize) -> usize {
     let Some(first) = transmits.first() else { return 0 };
     let segment = first.range.len();
     let mut count = 1;
     for pair in transmits.windows(2).take(most.saturating_sub(1)) {
         let (previous, next) = (&pair[0], &pair[1]);
-        let same = (next.link, next.to, next.from, next.ecn) == (first.link, first.to, first.from, first.ecn);
+        let way = |of: &Transmit| (of.link, of.to, of.from, of.traffic_class);
+        let same = way(next) == way(first);
         let fits = next.range.len() <= segment && next.range.end - first.range.start <= LARGEST_RUN;
         let follows = previous.range.len() == segment && next.range.start == previous.range.end;
         if !(same && fits && follows) || next.range.is_empty() {
@@ -310,7 +317,7 @@ mod tests {
         let mut start = 0;
         let transmit = |&length| {
             start += length;
-            Transmit { link: LinkId(0), to, from: None, ecn: 2, range: start - length..start }
+            Transmit { link: LinkId(0), to, from: None, traffic_class: 46 << 2 | 2, range: start - length..start }
         };
         lengths.iter().map(transmit).collect()
     }
@@ -330,7 +337,7 @@ mod tests {
             |transmit: &mut Transmit| transmit.link = LinkId(1),
             |transmit: &mut Transmit| transmit.to.set_port(10),
             |transmit: &mut Transmit| transmit.from = Some(Ipv4Addr::LOCALHOST.into()),
-            |transmit: &mut Transmit| transmit.ecn = 0,
+            |transmit: &mut Transmit| transmit.traffic_class = 46 << 2,
             |transmit: &mut Transmit| transmit.range = transmit.range.start + 1..transmit.range.end,
         ] {
             let mut transmits = run(to, &[100, 100, 100]);

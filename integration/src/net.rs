@@ -29,6 +29,8 @@ pub struct Netem {
     pub loss: f64,
     /// Packets lost in bursts, and `loss` not looked at.
     pub bursts: Option<Bursts>,
+    /// Packets that would be lost so are marked instead, if they can be (RFC 3168).
+    pub ecn: bool,
     /// Bits per second; `None`: no limit.
     pub rate: Option<Rate>,
     /// Packets that wait or are under way at most; more are dropped.

@@ -356,6 +356,8 @@ pub struct Link {
     pub loss: Option<f64>,
     /// Lost in bursts instead.
     pub bursts: Option<Bursts>,
+    /// What would be lost so is marked as having met congestion instead, if it can be (RFC 3168).
+    pub ecn: Option<bool>,
     /// Bits per second.
     pub rate: Option<Rate>,
     /// Packets that wait or are under way at most.
@@ -397,6 +399,8 @@ pub struct Change {
     pub loss: Option<f64>,
     /// Lost in bursts instead.
     pub bursts: Option<Bursts>,
+    /// What would be lost so is marked as having met congestion instead, if it can be (RFC 3168).
+    pub ecn: Option<bool>,
     /// Bits per second.
     pub rate: Option<Rate>,
     /// Packets that wait or are under way at most.
@@ -448,6 +452,7 @@ impl Link {
             ordered: own.ordered.or(self.ordered).unwrap_or(true),
             loss: own.loss.or(self.loss).unwrap_or_default(),
             bursts: own.bursts.or(self.bursts.filter(|_| own.loss.is_none())),
+            ecn: own.ecn.or(self.ecn).unwrap_or(false),
             rate: own.rate.or(self.rate),
             limit: own.limit.or(self.limit).unwrap_or(DEFAULT_LIMIT),
         }
@@ -479,6 +484,7 @@ impl Change {
             ordered: self.ordered.unwrap_or(netem.ordered),
             loss: self.loss.unwrap_or(netem.loss),
             bursts: self.bursts.or(netem.bursts.filter(|_| self.loss.is_none())),
+            ecn: self.ecn.unwrap_or(netem.ecn),
             rate: self.rate.or(netem.rate),
             limit: self.limit.unwrap_or(netem.limit),
         }

@@ -205,6 +205,7 @@ impl<'a> Simulation<'a> {
             delay: netem.delay.0 + beyond.delay,
             jitter: netem.jitter.0,
             ordered: netem.ordered,
+            ecn: netem.ecn,
             loss: match netem.bursts {
                 Some(Bursts { to_bad, to_good }) => Loss::Bursts { to_bad, to_good },
                 None => Loss::Random(netem.loss),
@@ -238,6 +239,7 @@ impl<'a> Simulation<'a> {
                 // The meter's size is that of the payload.
                 size: udp.size + 28,
                 dscp: udp.dscp,
+                ecn: udp.ecn,
                 start: start + udp.start.0,
                 end: start + udp.stop.unwrap_or(scenario.length).0,
             });
@@ -349,6 +351,7 @@ impl<'a> Simulation<'a> {
             let sent = world.reports()[id].sent;
             let (mut flow, next) = account(&arrivals, &schedule);
             count_tail(&mut flow, next, sent, &schedule);
+            world.arrivals(id).iter().for_each(|a| flow.note_class(udp.traffic_class(), a.traffic_class));
             StreamResult {
                 name: udp.name.clone(),
                 id: id as u32,
@@ -380,6 +383,7 @@ fn without_kernel(expect: &Expect) -> Option<Expect> {
         told_mtu: None,
         tcp_broken: None,
         tcp_completed: None,
+        tcp_sent_again: None,
         tcp_bytes: None,
         tcp_stall_ms: None,
         tcp_mbit: None,

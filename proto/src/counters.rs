@@ -72,6 +72,8 @@ drop_reasons! {
     ReplayBound => "replay_bound",
     /// to a peer: its path has less room than is offered, and its flow is to send less
     Congestion => "congestion",
+    /// from a peer: the way was congested and marked it, and its flow cannot be told but by a loss (RFC 6040, section 4.2)
+    NotEcnCapable => "not_ecn_capable",
     /// from a peer: a link message that cannot be read
     LinkMessageMalformed => "link_message_malformed",
     /// from a peer: a version of the link messages that we don't speak

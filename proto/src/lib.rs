@@ -33,6 +33,7 @@ mod impairment;
 pub mod keys;
 mod mtu;
 pub mod node;
+pub mod outer;
 pub mod output;
 pub mod packet;
 mod path;

@@ -289,9 +289,9 @@ impl Node {
     fn initiator(&mut self, now: Instant, datagram: &Datagram<'_>, out: &mut Output) -> Result<PathRef, DropReason> {
         let gate = self.gate.as_mut().ok_or(DropReason::HandshakeInvalid)?;
         self.gate_tick.get_or_insert(now + GATE_TICK);
-        let route = Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 };
+        let route = Route { link: datagram.link, to: datagram.from, from: datagram.to };
         let mut key = Err(DropReason::HandshakeInvalid);
-        out.transmit(HANDSHAKE_MAX, |dst| match gate.initiator(datagram.data, datagram.from.ip(), dst) {
+        out.transmit(HANDSHAKE_MAX, 0, |dst| match gate.initiator(datagram.data, datagram.from.ip(), dst) {
             Ok(found) => {
                 key = Ok(found);
                 None
@@ -446,6 +446,7 @@ impl Node {
             routes: &self.routes,
             local: self.local.as_ref(),
             waited: Duration::ZERO,
+            ecn: 0,
             mtu: self.mtu,
             flow_key: self.flow_key,
             scratch: &mut self.scratch,

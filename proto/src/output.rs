@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 /// A datagram to send. Its bytes are in [`Output::bytes`]; consecutive ones with the same `link`, `to`, `from` and
-/// `ecn` lie side by side there, so that a run of equal lengths can go out in one GSO call as it lies.
+/// `traffic_class` lie side by side there, so that a run of equal lengths can go out in one GSO call as it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
     /// The way out of this host.
@@ -17,8 +17,8 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// The local address to send from; `None`: the socket's own.
     pub from: Option<IpAddr>,
-    /// The ECN bits of the outer header (RFC 3168): 0 to 3.
-    pub ecn: u8,
+    /// The octet of the outer header with its DSCP and its ECN field: see [`crate::outer`].
+    pub traffic_class: u8,
     /// Where it lies in [`Output::bytes`].
     pub range: Range<usize>,
 }
@@ -89,6 +89,7 @@ impl Output {
     pub(crate) fn transmit<T>(
         &mut self,
         max: usize,
+        traffic_class: u8,
         fill: impl FnOnce(&mut [u8]) -> Option<(usize, Route, T)>,
     ) -> Option<T> {
         if self.arena.len() < self.used + max {
@@ -97,7 +98,7 @@ impl Output {
         let (len, route, result) = fill(&mut self.arena[self.used..self.used + max])?;
         let range = self.used..self.used + len;
         self.used += len;
-        self.transmits.push(Transmit { link: route.link, to: route.to, from: route.from, ecn: route.ecn, range });
+        self.transmits.push(Transmit { link: route.link, to: route.to, from: route.from, traffic_class, range });
         Some(result)
     }
 
@@ -138,5 +139,4 @@ pub(crate) struct Route {
     pub(crate) link: LinkId,
     pub(crate) to: SocketAddr,
     pub(crate) from: Option<IpAddr>,
-    pub(crate) ecn: u8,
 }

@@ -139,10 +139,7 @@ impl IpView {
 
     /// The differentiated services codepoint (RFC 2474), 0 to 63.
     pub fn dscp(&self, packet: &[u8]) -> u8 {
-        match self.source {
-            IpAddr::V4(_) => packet[1] >> 2,
-            IpAddr::V6(_) => (packet[0] << 2 | packet[1] >> 6) & 0x3f,
-        }
+        traffic_class(packet) >> 2
     }
 
     /// The addresses of the packet that an ICMP error quotes: (source, destination). `None`: this is no ICMP error, or
@@ -258,6 +255,30 @@ pub fn clamp_mss(view: &IpView, packet: &mut [u8], mtu: u16) -> bool {
     false
 }
 
+/// The octet of a header with the differentiated services codepoint and the ECN field (drawn at [`crate::outer`]); of what is no
+/// IP packet, 0.
+pub(crate) fn traffic_class(packet: &[u8]) -> u8 {
+    match packet {
+        [first, second, ..] if first >> 4 == 6 => first << 4 | second >> 4,
+        [first, second, ..] if first >> 4 == 4 => *second,
+        _ => 0,
+    }
+}
+
+/// Sets the ECN field of a whole IP packet; the checksum of an IPv4 header follows.
+pub(crate) fn set_ecn(packet: &mut [u8], ecn: u8) {
+    match packet {
+        [first, second, ..] if *first >> 4 == 6 => *second = *second & !0x30 | ecn << 4,
+        [first, second, _, _, _, _, _, _, _, _, high, low, ..] if *first >> 4 == 4 => {
+            let old = u16::from_be_bytes([*first, *second]);
+            *second = *second & !0x03 | ecn;
+            let sum = update_checksum(u16::from_be_bytes([*high, *low]), old, u16::from_be_bytes([*first, *second]));
+            [*high, *low] = sum.to_be_bytes();
+        }
+        _ => {}
+    }
+}
+
 /// The Internet checksum after one 16-bit word has changed (RFC 1624, equation 3).
 fn update_checksum(sum: u16, old: u16, new: u16) -> u16 {
     let mut acc = u32::from(!sum) + u32::from(!old) + u32::from(new);
@@ -303,6 +324,38 @@ pub(crate) mod tests {
                 packet
             }
             _ => unreachable!("a packet has one family"),
+        }
+    }
+
+    #[test]
+    fn only_the_ecn_field_changes_and_the_checksum_with_it() {
+        for (source, destination) in [("192.0.2.1", "198.51.100.7"), ("2001:db8::1", "2001:db8:1::2")] {
+            let mut packet = udp(source.parse().expect("one"), destination.parse().expect("one"), 7, b"x");
+            let v4 = packet[0] >> 4 == 4;
+            // One's complement: a header with its checksum adds up to this (RFC 1071, section 1).
+            let sound = |packet: &[u8]| {
+                let words = packet[..20].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+                let sum = words.sum::<u32>();
+                !v4 || (sum & 0xffff) + (sum >> 16) == 0xffff
+            };
+            (packet[0], packet[1]) = if v4 { (0x45, 46 << 2) } else { (0x6b, 0x80 | 0x05) };
+            if v4 {
+                let sum = packet[..20].chunks(2).fold(0, |sum, w| sum + u32::from(u16::from_be_bytes([w[0], w[1]])));
+                packet[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+            }
+            assert!(sound(&packet) && traffic_class(&packet) == 46 << 2);
+            for ecn in [0b10, 0b11, 0b01, 0b00, 0b11] {
+                let before = packet.clone();
+                set_ecn(&mut packet, ecn);
+                assert_eq!(traffic_class(&packet), 46 << 2 | ecn);
+                assert!(sound(&packet), "ECN {ecn:02b}");
+                let others = |packet: &[u8]| [&packet[..1], &packet[2..10], &packet[12..]].concat();
+                assert_eq!(others(&packet), others(&before));
+            }
+            assert!(v4 || packet[1] & 0x0f == 0x05, "the flow label stays");
+        }
+        for short in 0..12 {
+            set_ecn(&mut vec![0x45; short], 3);
         }
     }
 

@@ -7,6 +7,7 @@ use crate::config::{PathConfig, PeerKind};
 use crate::health::{Health, Surroundings, Transition, Wants};
 use crate::mtu::Discovery;
 use crate::node::PathState;
+use crate::outer::Outer;
 use crate::output::Route;
 use crate::peer::Context;
 use crate::policy::Measured;
@@ -15,7 +16,7 @@ use crate::replay::{Replay, Ticket};
 use crate::schedule::Standing;
 use crate::sent::Judged;
 use crate::shape::{Load, Popped, Progress, Shaper, Waiting};
-use crate::snapshot::{PathSnapshot, Traffic};
+use crate::snapshot::{Marks, PathSnapshot, Traffic};
 use crate::tunnel::{HANDSHAKE_MAX, Keys, PathRef, Role, Suite, Tunnel};
 use crate::wire::{Hello, Item, MAX_MESSAGE, Receipt, Writer};
 use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
@@ -67,6 +68,11 @@ pub(crate) struct Path {
     pub(crate) told: Option<u64>,
     /// The peer has acknowledged a HELLO of ours.
     pub(crate) introduced: bool,
+    /// What the outer headers of its datagrams show.
+    pub(crate) outer: Outer,
+    /// The peer hands on to a packet what its outer header has met.
+    pub(crate) takes_marks: bool,
+    pub(crate) marks: Marks,
     /// The place of this path in the order of the box, where the box is the other end and has said it.
     wished: Option<u8>,
     /// How the path is asked while idle, if that is known: a box's by its uplink, a core's by HELLO.
@@ -112,6 +118,9 @@ impl Path {
             hellos: 0,
             told: None,
             introduced: false,
+            outer: Outer::default(),
+            takes_marks: false,
+            marks: Marks::default(),
             wished: None,
             keepalive: None,
             policy_hash: 0,
@@ -272,7 +281,7 @@ impl Path {
             preference: self.preference(),
             capped: self.capped,
             policy_hash: self.policy_hash,
-            capabilities: Hello::FRAGMENTS | Hello::COPIES | Hello::SEQUENCES,
+            capabilities: Hello::FRAGMENTS | Hello::COPIES | Hello::SEQUENCES | Hello::ECN,
             ..Hello::default()
         });
         let mut buffer = [0; MAX_MESSAGE];
@@ -400,7 +409,7 @@ impl Path {
         if self.route.is_some_and(|route| self.endpoints.contains(&route.to)) {
             return None;
         }
-        let route = self.endpoints.first().map(|&to| Route { link, to, from: None, ecn: 0 });
+        let route = self.endpoints.first().map(|&to| Route { link, to, from: None });
         if self.route == route {
             return None;
         }
@@ -544,6 +553,7 @@ impl Path {
             lost: self.health.lost(),
             waiting: Traffic { packets: self.shaper.held().0 as u64, bytes: self.shaper.held().1 },
             rate: self.shaper.rate().map(|octets| octets * 8),
+            marks: self.marks,
             mtu: self.mtu.measured().map(|_| self.packet_mtu(tun_mtu)),
             handshake_s: self.tunnel.session_since().map(|since| now.since(since).as_secs_f64()),
             tx: self.tx,

@@ -12,6 +12,7 @@ use crate::counters::{DropReason, Drops};
 use crate::flows::FlowTable;
 use crate::health::{Surroundings, Transition};
 use crate::node::{Event, PathState};
+use crate::outer::Outer;
 use crate::output::Output;
 use crate::path::Path;
 use crate::policy::{Class, ClassId, Direction, Policy};
@@ -48,6 +49,8 @@ pub(crate) struct Context<'a> {
     pub(crate) routes: &'a Routes<usize>,
     /// How long the datagram at hand has waited for this process.
     pub(crate) waited: Duration,
+    /// The ECN field of its outer header; of a packet in pieces, of all of them.
+    pub(crate) ecn: u8,
     /// This side's own prefixes; `None`: it stands for all that no peer has.
     pub(crate) local: Option<&'a Routes<()>>,
     /// The TUN's MTU.
@@ -176,7 +179,7 @@ impl Peer {
             armed: Armed::default(),
         };
         peer.numbering = peer.numbering();
-        peer.give_rates();
+        peer.tell_links();
         peer.tell_policy(now);
         peer
     }
@@ -185,13 +188,13 @@ impl Peer {
         if self.config.policy.bonds(self.direction()) { Sequence::ROOM as u16 } else { 0 }
     }
 
-    /// Tells each path what its link carries, where the policy does.
-    fn give_rates(&mut self) {
+    /// Tells each path what the policy says of its link: what it carries, and what its outer headers show.
+    fn tell_links(&mut self) {
         let direction = self.direction();
         for path in &mut self.paths {
-            let rate =
-                self.config.policy.links().get(usize::from(path.config.slot)).and_then(|link| link.rate(direction));
-            path.shaper.give(rate.map(|bits| bits / 8));
+            let link = self.config.policy.links().get(usize::from(path.config.slot));
+            path.shaper.give(link.and_then(|link| link.rate(direction)).map(|bits| bits / 8));
+            path.outer = link.map_or(Outer::default(), |link| link.outer);
         }
     }
 
@@ -241,7 +244,7 @@ impl Peer {
         self.numbering = self.numbering();
         (self.limits, self.views) = (self.config.policy.limits(), None);
         self.chooses_egress = self.config.policy.chooses_egress();
-        self.give_rates();
+        self.tell_links();
     }
 
     /// Each path tells the peer which policy is in force, if it has not.

@@ -16,6 +16,7 @@
 mod index;
 
 use crate::MAX_SLOTS;
+use crate::outer::Outer;
 use crate::packet::IpView;
 use index::Index;
 use ipnet::IpNet;
@@ -96,6 +97,8 @@ pub struct Link {
     pub only: Option<Direction>,
     /// How much it may carry; `None`: whatever comes.
     pub metered: Option<Metered>,
+    /// What the outer headers of its datagrams show, both ways.
+    pub outer: Outer,
 }
 
 /// A month's allowance of a link. What has been used of it, and what day it is, is for the box to know.
@@ -221,6 +224,8 @@ pub enum Priority {
     Realtime,
     /// The rest: by turns, a flow at a time.
     Normal,
+    /// What nobody waits for (RFC 8622): when nothing else wants to go, and a sixteenth of what goes where that never is.
+    Background,
 }
 
 /// What a packet must be like. All that is said must hold; of a list, one element.

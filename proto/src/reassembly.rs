@@ -9,6 +9,7 @@
 use crate::Instant;
 use crate::config::MOST_MTU;
 use crate::counters::{DropReason, Drops};
+use crate::outer::{NOT_ECT, joined};
 use crate::received::Window;
 use crate::wire::Fragment;
 use std::collections::VecDeque;
@@ -51,6 +52,8 @@ struct Buffer {
     bytes: Vec<u8>,
     /// Places of the octets that have come, as first and end; none touches another.
     pieces: Vec<(usize, usize)>,
+    /// What the outer headers of these have met.
+    ecn: u8,
 }
 
 #[derive(Debug)]
@@ -61,8 +64,15 @@ struct Partial {
 }
 
 impl Reassembly {
-    /// Takes a fragment, and returns the packet if that makes it whole. What is given up is counted in `drops`.
-    pub(crate) fn insert(&mut self, now: Instant, fragment: &Fragment<'_>, drops: &mut Drops) -> Option<&[u8]> {
+    /// Takes a fragment, whose outer header has this ECN field, and returns the packet, with that of all its fragments, if that
+    /// makes it whole. What is given up is counted in `drops`.
+    pub(crate) fn insert(
+        &mut self,
+        now: Instant,
+        fragment: &Fragment<'_>,
+        ecn: u8,
+        drops: &mut Drops,
+    ) -> Option<(&[u8], u8)> {
         self.expire(now, drops);
         self.last = now;
         let (first, total) = (usize::from(fragment.offset), usize::from(fragment.total));
@@ -86,7 +96,7 @@ impl Reassembly {
                 self.partial.len() - 1
             }
         };
-        let Buffer { bytes, pieces } = &mut self.partial[at].buffer;
+        let Buffer { bytes, pieces, ecn: met } = &mut self.partial[at].buffer;
         let agrees = bytes.len() == total
             && pieces.iter().filter(|piece| first < piece.1 && piece.0 < end).all(|&(its_first, its_end)| {
                 let (from, to) = (first.max(its_first), end.min(its_end));
@@ -102,6 +112,7 @@ impl Reassembly {
             return None;
         }
         bytes[first..end].copy_from_slice(fragment.content);
+        *met = joined(*met, ecn);
         let mut joined = (first, end);
         pieces.retain(|&(its_first, its_end)| {
             let touches = its_first <= joined.1 && joined.0 <= its_end;
@@ -116,7 +127,7 @@ impl Reassembly {
         }
         Self::life(&mut self.whole, fragment.id).insert(number);
         self.give_up(at);
-        self.spare.last().map(|buffer| buffer.bytes.as_slice())
+        self.spare.last().map(|buffer| (buffer.bytes.as_slice(), buffer.ecn))
     }
 
     /// Gives up what has waited too long. To be called now and then also where nothing comes.
@@ -156,10 +167,11 @@ impl Reassembly {
                 buffer.bytes.clear();
                 buffer.bytes.resize(len, 0);
                 buffer.pieces.clear();
+                buffer.ecn = NOT_ECT;
                 return buffer;
             }
             if self.held + len <= MOST_MEMORY {
-                let buffer = Buffer { bytes: vec![0; len], pieces: Vec::new() };
+                let buffer = Buffer { bytes: vec![0; len], pieces: Vec::new(), ecn: NOT_ECT };
                 self.held += buffer.bytes.capacity();
                 return buffer;
             }
@@ -177,6 +189,7 @@ impl Reassembly {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outer::CE;
     use proptest::prelude::*;
 
     fn packet(id: u32, len: usize) -> Vec<u8> {
@@ -211,21 +224,25 @@ mod tests {
                 .zip(draws.iter().cycle())
                 .flat_map(|(fragment, &(key, fate))| {
                     let copies = match fate { 0 => 0, 1 => 2, _ => 1 };
-                    (0..copies).map(move |copy: u32| (key.rotate_left(copy * 16), *fragment))
+                    let ecn = if fate == 2 { CE } else { NOT_ECT };
+                    (0..copies).map(move |copy: u32| (key.rotate_left(copy * 16), *fragment, ecn))
                 })
                 .collect();
-            arriving.sort_by_key(|(key, _)| *key);
+            arriving.sort_by_key(|(key, ..)| *key);
+            let marked = |id| arriving.iter().any(|(_, fragment, ecn)| fragment.id == id && *ecn == CE);
             let (mut reassembly, mut drops) = (Reassembly::default(), Drops::default());
             let mut whole = Vec::new();
-            for (_, fragment) in &arriving {
-                if let Some(bytes) = reassembly.insert(Instant::ZERO, fragment, &mut drops) {
+            for (_, fragment, ecn) in &arriving {
+                if let Some((bytes, ecn)) = reassembly.insert(Instant::ZERO, fragment, *ecn, &mut drops) {
                     prop_assert_eq!(bytes, &packets[fragment.id as usize]);
+                    let marked = marked(fragment.id);
+                    prop_assert_eq!(ecn, if marked { CE } else { NOT_ECT }, "a mark on any piece is one on the packet");
                     whole.push(fragment.id);
                 }
                 prop_assert!(memory(&reassembly) == reassembly.held && reassembly.held <= MOST_MEMORY);
             }
             for id in 0..packets.len() as u32 {
-                let came = |sent: &&Fragment<'_>| arriving.iter().any(|(_, fragment)| fragment == *sent);
+                let came = |sent: &&Fragment<'_>| arriving.iter().any(|(_, fragment, _)| fragment == *sent);
                 let all = sent.iter().filter(|fragment| fragment.id == id).all(|fragment| came(&fragment));
                 prop_assert_eq!(whole.contains(&id), all, "packet {}", id);
             }
@@ -242,7 +259,7 @@ mod tests {
                 now += Duration::from_millis(later);
                 let content = vec![id as u8; len];
                 let fragment = Fragment { id, offset: offset / 100 * 100, total, content: &content };
-                if let Some(whole) = reassembly.insert(now, &fragment, &mut drops) {
+                if let Some((whole, _)) = reassembly.insert(now, &fragment, NOT_ECT, &mut drops) {
                     prop_assert_eq!(whole.len(), usize::from(total));
                 }
                 prop_assert!(memory(&reassembly) == reassembly.held && reassembly.held <= MOST_MEMORY);
@@ -276,13 +293,13 @@ mod tests {
         ] {
             let (mut reassembly, mut drops) = (Reassembly::default(), Drops::default());
             for fragment in fragments {
-                assert_eq!(reassembly.insert(Instant::ZERO, fragment, &mut drops), None, "{why}");
+                assert_eq!(reassembly.insert(Instant::ZERO, fragment, NOT_ECT, &mut drops), None, "{why}");
             }
             assert_eq!((drops.get(reason), total(&drops)), (1, 1), "{why}");
         }
         let (mut reassembly, mut drops) = (Reassembly::default(), Drops::default());
         for at in 0..=MOST_PIECES as u16 {
-            reassembly.insert(Instant::ZERO, &piece(2 * at, 100, &[1]), &mut drops);
+            reassembly.insert(Instant::ZERO, &piece(2 * at, 100, &[1]), NOT_ECT, &mut drops);
         }
         assert_eq!(drops.get(DropReason::FragmentMalformed), 1, "too many");
     }
@@ -303,9 +320,9 @@ mod tests {
                 let first = usize::from(piece.offset);
                 have[first..first + piece.content.len()].fill(true);
                 let complete = have.iter().all(|&have| have) && whole == 0;
-                let came = reassembly.insert(Instant::ZERO, piece, &mut drops);
+                let came = reassembly.insert(Instant::ZERO, piece, NOT_ECT, &mut drops);
                 prop_assert_eq!(came.is_some(), complete, "piece {}", at);
-                if let Some(came) = came {
+                if let Some((came, _)) = came {
                     prop_assert_eq!(came, &packet);
                     whole += 1;
                 }
@@ -320,7 +337,7 @@ mod tests {
         let mut came = |id, at: usize| {
             let content = &[7; 50];
             let fragment = Fragment { id, offset: 50 * at as u16, total: 100, content };
-            reassembly.insert(Instant::ZERO, &fragment, &mut drops).is_some()
+            reassembly.insert(Instant::ZERO, &fragment, NOT_ECT, &mut drops).is_some()
         };
         let (old, new) = (u32::MAX - 1, 1 << 30);
         // The old life's numbers begin anew at zero in the middle of it.
@@ -340,11 +357,11 @@ mod tests {
         let half = |id| Fragment { id, offset: 0, total: 1_380, content: &[0; 690] };
         let fit = (MOST_MEMORY / 1_380) as u32;
         for id in 0..fit + 10 {
-            assert_eq!(reassembly.insert(Instant::ZERO, &half(id), &mut drops), None);
+            assert_eq!(reassembly.insert(Instant::ZERO, &half(id), NOT_ECT, &mut drops), None);
         }
         assert_eq!(drops.get(DropReason::FragmentOverflow), 10);
         let rest = |id| Fragment { id, offset: 690, total: 1_380, content: &[0; 690] };
-        assert!(reassembly.insert(Instant::ZERO, &rest(fit + 9), &mut drops).is_some(), "the newest are kept");
+        assert!(reassembly.insert(Instant::ZERO, &rest(fit + 9), NOT_ECT, &mut drops).is_some(), "the newest are kept");
         reassembly.expire(Instant::ZERO + PATIENCE, &mut drops);
         assert_eq!(drops.get(DropReason::FragmentTimeout), u64::from(fit) - 1);
     }

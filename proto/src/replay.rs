@@ -6,6 +6,8 @@
 
 use crate::counters::{DropReason, Drops};
 use crate::node::MAX_AGE;
+use crate::outer;
+use crate::packet::{set_ecn, traffic_class};
 use crate::policy::{ClassId, MOST_COPIES, Priority};
 use crate::shape::Waiting;
 use crate::tunnel::PacketId;
@@ -72,8 +74,7 @@ struct Kept {
     /// Its flow's queue where it waits.
     flow: u8,
     class: ClassId,
-    /// It is of a call or a game.
-    urgent: bool,
+    priority: Priority,
     /// All paths that it is given to are to carry it.
     everywhere: bool,
     /// It waits for whichever path has room.
@@ -118,6 +119,19 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) urgent: bool,
 }
 
+impl Kept {
+    fn is_urgent(&self) -> bool {
+        self.priority == Priority::Realtime
+    }
+
+    /// It begins to wait.
+    fn waiting(&self, now: Instant, place: u64, copy: bool) -> Waiting {
+        let &Kept { ref packet, flow, priority, until, .. } = self;
+        let marks = outer::takes_marks(packet);
+        Waiting { place, len: packet.len() as u16, flow, priority, copy, marks, since: now, until }
+    }
+}
+
 /// The packets kept for one peer, the oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
@@ -133,18 +147,15 @@ pub(crate) struct Replay {
     orphans: bool,
 }
 
-/// How old a packet may become before it is of no use to its receiver, by its DSCP (RFC 4594): telephony, signalling of
-/// calls, interactive video and broadcast video are real time.
-fn max_age(packet: &[u8]) -> Duration {
-    let dscp = match packet {
-        [first, second, ..] if first >> 4 == 6 => (first << 2 | second >> 6) & 0x3f,
-        [_, second, ..] => second >> 2,
-        _ => 0,
-    };
-    match dscp {
+/// What a packet itself asks for by its DSCP: telephony, signalling of calls, interactive video and broadcast video are real time
+/// (RFC 4594); lower effort (RFC 8622) and what was used for it before (RFC 8325, section 4.2.10) are background.
+fn by_dscp(packet: &[u8]) -> Priority {
+    match traffic_class(packet) >> 2 {
         // EF, VOICE-ADMIT, CS5, AF41 to AF43, CS4, CS3
-        46 | 44 | 40 | 34 | 36 | 38 | 32 | 24 => REALTIME_MAX_AGE,
-        _ => MAX_AGE,
+        46 | 44 | 40 | 34 | 36 | 38 | 32 | 24 => Priority::Realtime,
+        // LE, CS1
+        1 | 8 => Priority::Background,
+        _ => Priority::Normal,
     }
 }
 
@@ -163,11 +174,8 @@ impl Replay {
         buffer.extend_from_slice(packet);
         self.octets += packet.len();
         self.packets += 1;
-        let max_age = match sort.priority {
-            Some(Priority::Realtime) => REALTIME_MAX_AGE,
-            Some(Priority::Normal) => MAX_AGE,
-            None => max_age(packet),
-        };
+        let priority = sort.priority.unwrap_or_else(|| by_dscp(packet));
+        let max_age = if priority == Priority::Realtime { REALTIME_MAX_AGE } else { MAX_AGE };
         self.kept.push_back(Kept {
             packet: buffer,
             at: now,
@@ -175,7 +183,7 @@ impl Replay {
             origin: None,
             flow: sort.flow as u8,
             class: sort.class,
-            urgent: max_age == REALTIME_MAX_AGE,
+            priority,
             everywhere: false,
             queued: false,
             sequence: None,
@@ -209,7 +217,7 @@ impl Replay {
 
     /// Whether the packet at `place` is of a call or a game.
     pub(crate) fn is_urgent(&self, place: u64) -> bool {
-        self.at(place).is_some_and(|at| self.kept[at].urgent)
+        self.at(place).is_some_and(|at| self.kept[at].is_urgent())
     }
 
     /// Gives the packet at `place` to the path of `slot`: it is sent there next, or waits there like this.
@@ -218,8 +226,7 @@ impl Replay {
         let kept = &mut self.kept[at];
         let copy = kept.transmissions > 0 || kept.tried & !(1 << slot) != 0;
         kept.tried |= 1 << slot;
-        let len = kept.packet.len() as u16;
-        Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
+        Some(kept.waiting(now, place, copy))
     }
 
     /// The packet at `place` waits for whichever path has room.
@@ -227,8 +234,7 @@ impl Replay {
         let at = self.at(place)?;
         let kept = &mut self.kept[at];
         kept.queued = true;
-        let (len, copy) = (kept.packet.len() as u16, false);
-        Some(Waiting { place, len, flow: kept.flow, urgent: kept.urgent, copy, since: now, until: kept.until })
+        Some(kept.waiting(now, place, false))
     }
 
     /// The packet at `place` goes by the path of `slot`, with this place in its stream. `false`: it need not any more.
@@ -272,7 +278,7 @@ impl Replay {
             return false;
         }
         let ticket = Ticket::new(place, transmission);
-        let (origin, sequence, urgent) = (kept.origin, kept.sequence, kept.urgent);
+        let (origin, sequence, urgent) = (kept.origin, kept.sequence, kept.is_urgent());
         match send(Outgoing { packet: &kept.packet, origin, sequence, ticket, urgent }) {
             Some((origin, datagrams)) => {
                 kept.origin.get_or_insert(origin);
@@ -299,6 +305,13 @@ impl Replay {
             kept.tried &= !(1 << slot);
         }
         claimed
+    }
+
+    /// The packet at `place`, whose flow can be told so, has met congestion here.
+    pub(crate) fn mark(&mut self, place: u64) {
+        if let Some(at) = self.at(place) {
+            set_ecn(&mut self.kept[at].packet, outer::CE);
+        }
     }
 
     /// The path of `slot` will not carry the packet at `place`. Whether nobody will, and it is forgotten.
@@ -418,7 +431,7 @@ impl Replay {
             for at in 0..self.kept.len() {
                 let kept = &self.kept[at];
                 let wanted = kept.tried & good == 0 && (kept.tried & bad != 0 || kept.tried == 0);
-                if kept.packet.is_empty() || !wanted || kept.urgent != urgent || kept.queued {
+                if kept.packet.is_empty() || !wanted || kept.is_urgent() != urgent || kept.queued {
                     continue;
                 }
                 let (_, targets) = match ranked {

@@ -150,6 +150,9 @@ pub struct PathSnapshot {
     /// measured, outer IP headers not counted. `None`: it takes what is offered.
     #[serde(default)]
     pub rate: Option<u64>,
+    /// Packets that were told of congestion by a mark and not by a loss, since the start.
+    #[serde(default)]
+    pub marks: Marks,
     /// The largest inner packet that goes by it in one datagram, in octets: the TUN's MTU, or less on a narrow link, on
     /// which larger ones go as fragments. `None`: not known, or not asked for, as the peer knows no fragments.
     #[serde(default)]
@@ -160,6 +163,15 @@ pub struct PathSnapshot {
     pub tx: Traffic,
     /// The same, received and authenticated.
     pub rx: Traffic,
+}
+
+/// Congestion marks (RFC 3168).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
+    /// Made here, as packets waited for the path for too long.
+    pub made: u64,
+    /// Of datagrams that came by it: made by somebody on the way.
+    pub met: u64,
 }
 
 /// Packets and octets.

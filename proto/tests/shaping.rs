@@ -1,5 +1,6 @@
 //! Links that are full, their rates given or not: both ends shape to them, and a call does not notice.
 
+use proto::DropReason;
 use proto::policy::{Link, Policy};
 use proto::sim::{Flow, LinkModel, Side, World, WorldConfig, at, ms};
 use std::sync::Arc;
@@ -159,5 +160,24 @@ fn a_call_goes_by_another_link_too_while_the_queue_of_its_own_is_long() {
             assert!(most_of_them <= ms(40), "seed {seed}: {most_of_them:?}");
             assert!(octets >= 82_000_000, "seed {seed}: {octets} of 103,000,000");
         }
+    }
+}
+
+#[test]
+fn a_full_link_marks_the_flow_that_can_be_told_so_and_drops_of_the_other() {
+    for seed in 0..5 {
+        let mut world = world(20, &[(10, 50)], &[(10, 50)], seed);
+        // Each has half of the link and wants four fifths, for as long as what waits does not become too old.
+        let flow = Flow { interval: Duration::from_micros(1250), size: 1250, ..Flow::steady(Side::Box, 1500, 2700) };
+        let [told, deaf] = [Flow { ecn: 2, ..flow }, flow].map(|flow| world.add_flow(flow));
+        world.run_until(at(6000));
+        let marks = |flow: usize| world.arrivals(flow).iter().filter(|a| a.traffic_class & 3 == 3).count() as u64;
+        let reports = world.reports();
+        let drops = &world.snapshot(Side::Box).peers[0].drops;
+        assert_eq!(reports[told].received, reports[told].sent, "seed {seed}");
+        assert_eq!(reports[deaf].sent - reports[deaf].received, drops.get(DropReason::Congestion), "seed {seed}");
+        assert!(drops.get(DropReason::Congestion) > 10 && drops.get(DropReason::Aged) == 0, "seed {seed}: {drops:?}");
+        assert!(marks(told) > 10 && marks(deaf) == 0, "seed {seed}: {}", marks(told));
+        assert_eq!(world.snapshot(Side::Box).peers[0].paths[0].marks.made, marks(told), "seed {seed}");
     }
 }

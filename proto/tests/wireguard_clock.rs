@@ -23,7 +23,7 @@ fn world(links: usize) -> World {
 
 fn flows(world: &mut World, end: u64) {
     for from in [Side::Box, Side::Core] {
-        world.add_flow(Flow { from, interval: ms(10), size: 200, dscp: 0, start: at(1000), end: at(end) });
+        world.add_flow(Flow { from, interval: ms(10), size: 200, dscp: 0, ecn: 0, start: at(1000), end: at(end) });
     }
 }
 

@@ -28,7 +28,7 @@ use proto::policy::{
 };
 use serde::Deserialize;
 use std::path::PathBuf;
-use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Share, Zone};
+use words::{Codepoint, Days, Delay, Hours, Network, Ports, Protocol, Rate, Share, Shown, Zone};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,6 +55,10 @@ struct LinkTable {
     rate: RateTable,
     direction: Option<DirectionWord>,
     metered: Option<MeteredTable>,
+    /// The DSCP of its outer headers.
+    dscp: Option<Shown>,
+    /// Their ECN field.
+    ecn: Option<EcnWord>,
 }
 
 /// What it may carry in a month, and what happens then.
@@ -82,6 +86,13 @@ struct RateTable {
 enum DirectionWord {
     Up,
     Down,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum EcnWord {
+    Copy,
+    None,
 }
 
 #[derive(Deserialize)]
@@ -178,6 +189,7 @@ enum OtherwiseWord {
 enum PriorityWord {
     Realtime,
     Normal,
+    Background,
 }
 
 /// Who knows the core's egress choices by their names: the place of the TUN of each. The error says which there are, and a way
@@ -284,6 +296,7 @@ impl ClassTable {
             priority: self.priority.map(|word| match word {
                 PriorityWord::Realtime => Priority::Realtime,
                 PriorityWord::Normal => Priority::Normal,
+                PriorityWord::Background => Priority::Background,
             }),
             direct: None,
         })

@@ -172,7 +172,8 @@ fn month(arguments: &Arguments, seed: u64) -> Measured {
         let (begin, end) = (window[0].at.saturating_sub(BEFORE), window[window.len() - 1].at + AFTER);
         world.run_until(instant(begin));
         let interval = Duration::from_secs_f64(1.0 / arguments.rate as f64);
-        let flow = |from| Flow { from, interval, size: 1000, dscp: 0, start: instant(begin), end: instant(end) };
+        let flow =
+            |from| Flow { from, interval, size: 1000, dscp: 0, ecn: 0, start: instant(begin), end: instant(end) };
         let flows = SIDES.map(|from| world.add_flow(flow(from)));
         let mut used = Vec::new();
         for edge in window {
@@ -529,7 +530,7 @@ mod tests {
         };
         let arrival = |number: u64| {
             let sent_at = instant(offered(number));
-            Arrival { at: sent_at + ms(10), number, sent_at }
+            Arrival { at: sent_at + ms(10), number, sent_at, traffic_class: 0 }
         };
         let arrivals: Vec<Arrival> = (0..2000).filter(passes).map(arrival).collect();
         let mut added: Vec<Added> = edges.iter().map(|edge| what(edge, Some(0), &both, ms(50))).collect();

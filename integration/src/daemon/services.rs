@@ -74,7 +74,9 @@ pub(super) fn environment(script: Option<&Script>, folder: &Path, control: &Path
     let own = [("CONTROL", control.to_string_lossy()), ("LAB", lab.to_string_lossy())];
     let given = script.iter().flat_map(|script| &script.environment);
     let given = given.map(|(name, value)| (name.as_str(), value.as_str().into()));
-    let mut lines = format!("cd {}\n", quote(&folder.to_string_lossy()));
+    let folder_name = quote(&folder.to_string_lossy());
+    // A host with no daemon has none yet.
+    let mut lines = format!("mkdir -p {folder_name} && cd {folder_name}\n");
     for (name, value) in own.into_iter().chain(given) {
         let _ = writeln!(lines, "export {name}={}", quote(&value));
     }

@@ -138,6 +138,9 @@ fn check(entry: &Traffic) -> Result<(), SpecError> {
             if udp.dscp > 63 {
                 return Err(range(entry, "dscp", udp.dscp, "from 0 to 63"));
             }
+            if udp.ecn > 3 {
+                return Err(range(entry, "ecn", udp.ecn, "from 0 to 3"));
+            }
         }
         Traffic::Sizes(sizes) => {
             rate(sizes.rate)?;

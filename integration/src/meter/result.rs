@@ -73,8 +73,11 @@ pub struct Flow {
     pub reordered: u64,
     /// Packets that arrived here and were not this stream's: another's stream number, or octets changed on the way.
     pub misdelivered: u64,
-    /// Arrivals with another DSCP than the stream's.
+    /// Arrivals with another DSCP or ECN field than the stream's, but for marks of congestion.
     pub remarked: u64,
+    /// Arrivals that were marked as having met congestion on the way (RFC 3168).
+    #[serde(default)]
+    pub marked: u64,
     /// The longest time between two arrivals, from the stream's start (and the least delay of any packet) to the first and
     /// from the last to its end too.
     pub longest_gap: Gap,
@@ -90,6 +93,18 @@ pub struct Flow {
     pub delay_max_ms: f64,
     /// Over time.
     pub series: Series,
+}
+
+impl Flow {
+    /// Notes the octet of an arrival's header with DSCP and ECN field, where it was sent with this one.
+    pub(crate) fn note_class(&mut self, sent: u8, came: u8) {
+        const CE: u8 = 0b11;
+        match came ^ sent {
+            0 => {}
+            changed if came & CE == CE && changed & !CE == 0 => self.marked += 1,
+            _ => self.remarked += 1,
+        }
+    }
 }
 
 /// How packets of many sizes fared.

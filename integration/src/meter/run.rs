@@ -126,7 +126,7 @@ fn open(part: &End, spec: &MeterSpec, clock: Clock, end: Nanos, cells: &mut Vec<
         End::UdpReceive { id, local, udp } => {
             let schedule = schedule(udp.start, udp.stop, spec.length, udp.rate);
             let cell = cell(&udp.name, &schedule, false);
-            let receiver = Receiver::new(id, local, udp.dscp, schedule, cell)?;
+            let receiver = Receiver::new(id, local, udp.traffic_class(), schedule, cell)?;
             Box::new(move || receiver.run(clock, end))
         }
         End::Sweep { id, local, remote, sizes } => {

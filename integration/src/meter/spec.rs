@@ -173,6 +173,13 @@ pub enum Traffic {
     Watch(Watch),
 }
 
+impl Udp {
+    /// The octet of its packets' headers with DSCP and ECN field.
+    pub fn traffic_class(&self) -> u8 {
+        self.dscp << 2 | self.ecn
+    }
+}
+
 impl Traffic {
     /// The entry's name, by which expectations refer to it.
     pub fn name(&self) -> &str {
@@ -211,6 +218,9 @@ pub struct Udp {
     /// Differentiated services code point (RFC 2474), 0 to 63.
     #[serde(default)]
     pub dscp: u8,
+    /// ECN field (RFC 3168): 0 cannot be marked, 1 and 2 can (ECT(1), ECT(0)), 3 is marked (CE).
+    #[serde(default)]
+    pub ecn: u8,
     /// When the first packet goes.
     #[serde(default)]
     pub start: Span,

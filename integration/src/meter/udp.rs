@@ -28,9 +28,9 @@ pub(crate) fn bind(local: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Sets the DSCP of what the socket sends.
-fn set_dscp(socket: &Socket, local: SocketAddr, dscp: u8) -> io::Result<()> {
-    let octet = u32::from(dscp) << 2;
+/// Sets DSCP and ECN field of what the socket sends.
+fn set_traffic_class(socket: &Socket, local: SocketAddr, class: u8) -> io::Result<()> {
+    let octet = u32::from(class);
     if local.is_ipv4() { socket.set_tos_v4(octet) } else { socket.set_tclass_v6(octet) }
 }
 
@@ -54,7 +54,7 @@ impl Sender {
         schedule: Schedule,
     ) -> io::Result<Self> {
         let socket = bind(local)?;
-        set_dscp(&socket, local, udp.dscp)?;
+        set_traffic_class(&socket, local, udp.traffic_class())?;
         Ok(Sender { id, socket, remote, size: udp.size, schedule })
     }
 
@@ -77,7 +77,7 @@ impl Sender {
 pub(crate) struct Receiver {
     id: u32,
     socket: Socket,
-    dscp: u8,
+    traffic_class: u8,
     schedule: Schedule,
     cell: std::sync::Arc<Cell>,
 }
@@ -88,22 +88,22 @@ pub(crate) struct Arrivals {
     pub(crate) packets: Vec<Arrival>,
     /// Of another stream, or changed on the way.
     pub(crate) misdelivered: u64,
-    /// With another DSCP.
-    pub(crate) remarked: u64,
+    /// The octet of each one's header with DSCP and ECN field.
+    pub(crate) classes: Vec<u8>,
 }
 
 /// One datagram off a socket.
 struct Datagram {
     length: usize,
     at: Nanos,
-    dscp: Option<u8>,
+    traffic_class: Option<u8>,
 }
 
 impl Receiver {
     pub(crate) fn new(
         id: u32,
         local: SocketAddr,
-        dscp: u8,
+        traffic_class: u8,
         schedule: Schedule,
         cell: std::sync::Arc<Cell>,
     ) -> io::Result<Self> {
@@ -115,14 +115,15 @@ impl Receiver {
         } else {
             socket.set_recv_tclass_v6(true)?
         }
-        Ok(Receiver { id, socket, dscp, schedule, cell })
+        Ok(Receiver { id, socket, traffic_class, schedule, cell })
     }
 
     /// Receives until `end`, and tells how the stream fared.
     pub(crate) fn run(self, clock: Clock, end: Nanos) -> io::Result<EndResult> {
-        let Arrivals { packets, misdelivered, remarked } = self.collect(clock, end)?;
+        let Arrivals { packets, misdelivered, classes } = self.collect(clock, end)?;
         let (mut flow, next) = account(&packets, &self.schedule);
-        (flow.misdelivered, flow.remarked) = (misdelivered, remarked);
+        flow.misdelivered = misdelivered;
+        classes.into_iter().for_each(|class| flow.note_class(self.traffic_class, class));
         Ok(EndResult::Received { id: self.id, flow, next })
     }
 
@@ -138,7 +139,7 @@ impl Receiver {
                     Some(header) if header.stream == self.id && header.number < total => {
                         let delay = datagram.at - header.sent;
                         arrivals.packets.push(Arrival { at: datagram.at, number: header.number, delay });
-                        arrivals.remarked += u64::from(datagram.dscp.is_some_and(|dscp| dscp != self.dscp));
+                        arrivals.classes.extend(datagram.traffic_class);
                         self.cell.arrived(datagram.at, header.number, 1);
                     }
                     _ => arrivals.misdelivered += 1,
@@ -160,14 +161,14 @@ impl Receiver {
             Err(nix::Error::EAGAIN | nix::Error::EINTR) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let mut datagram = Datagram { length: message.bytes, at: clock.now(), dscp: None };
+        let mut datagram = Datagram { length: message.bytes, at: clock.now(), traffic_class: None };
         for control in message.cmsgs()? {
             match control {
                 ControlMessageOwned::ScmTimestampns(t) => {
                     datagram.at = clock.at_realtime(t.tv_sec() * 1_000_000_000 + t.tv_nsec());
                 }
-                ControlMessageOwned::Ipv4Tos(tos) => datagram.dscp = Some(tos >> 2),
-                ControlMessageOwned::Ipv6TClass(class) => datagram.dscp = Some((class as u8) >> 2),
+                ControlMessageOwned::Ipv4Tos(tos) => datagram.traffic_class = Some(tos),
+                ControlMessageOwned::Ipv6TClass(class) => datagram.traffic_class = Some(class as u8),
                 _ => {}
             }
         }

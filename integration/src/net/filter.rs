@@ -1,4 +1,5 @@
-//! What a link or a router drops in silence, as some ISPs do: large packets, a traffic class, a family, ICMP errors.
+//! What a link or a router drops in silence, as some ISPs do: large packets, a traffic class, a family, ICMP errors; and what a
+//! link marks as having met congestion.
 
 use crate::meter::Family;
 use crate::scenario::Direction;
@@ -8,7 +9,17 @@ use std::fmt::Write as _;
 /// A share is drawn in steps of a thousandth.
 const SHARES: u32 = 1_000;
 
-/// What a link drops: packets that meet all of the conditions. Neighbour discovery always passes: without it the link
+/// Which packets are marked as having met congestion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mark {
+    /// Those whose flows can be told so, as a sound queue does (RFC 3168).
+    Capable,
+    /// All, which no sound queue does.
+    All,
+}
+
+/// What a link drops, or marks: packets that meet all of the conditions. Neighbour discovery always passes: without it the link
 /// would be cut, which is another case.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +33,8 @@ pub struct Filter {
     /// WireGuard's handshake messages (types 1 to 3), and none of its data.
     #[serde(default)]
     pub handshakes: bool,
+    /// They are marked as having met congestion, and not dropped.
+    pub mark: Option<Mark>,
     /// Only so large a share of them, 0 to 1, drawn for each; without it, all.
     pub share: Option<f64>,
     /// Only packets of this direction.
@@ -31,9 +44,10 @@ pub struct Filter {
 impl Filter {
     /// What is wrong with it, if anything is.
     pub fn problem(&self) -> Option<&'static str> {
-        if self.longer_than.is_none() && self.dscp.is_none() && self.family.is_none() && !self.handshakes {
+        let any = self.longer_than.is_some() || self.dscp.is_some() || self.family.is_some() || self.handshakes;
+        if !any && self.mark.is_none() {
             return Some(
-                "a filter needs `longer_than`, `dscp`, `family` or `handshakes`; to drop everything, cut the link",
+                "a filter needs `longer_than`, `dscp`, `family`, `handshakes` or `mark`; to drop everything, cut the link",
             );
         }
         if self.share.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
@@ -65,7 +79,11 @@ impl Filter {
         if let Some(share) = self.share {
             let _ = write!(rule, " numgen random mod {SHARES} < {}", (share * f64::from(SHARES)).round());
         }
-        Some(rule + " counter drop\n")
+        Some(match self.mark {
+            None => rule + " counter drop\n",
+            Some(Mark::Capable) => format!("{rule} {name} ecn != not-ect counter {name} ecn set ce\n"),
+            Some(Mark::All) => format!("{rule} counter {name} ecn set ce\n"),
+        })
     }
 }
 
@@ -121,6 +139,10 @@ mod tests {
         let script = arriving("wan0", Direction::Up, Some(&handshakes));
         let rule = "meta protocol ip meta l4proto udp @th,64,8 1-3 numgen random mod 1000 < 700 counter drop";
         assert!(script.contains(rule) && handshakes.problem().is_none(), "{script}");
+        let queue = Filter { mark: Some(Mark::Capable), ..Filter::default() };
+        let script = arriving("wan0", Direction::Up, Some(&queue));
+        assert!(script.contains("meta protocol ip ip ecn != not-ect counter ip ecn set ce"), "{script}");
+        assert!(queue.problem().is_none() && !script.contains("drop"), "{script}");
         assert!(Filter { share: Some(7.0), ..handshakes }.problem().is_some());
         assert!(Filter::default().problem().is_some() && class.problem().is_none());
     }

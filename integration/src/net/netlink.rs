@@ -31,6 +31,7 @@ const TCA_NETEM_REORDER: u16 = 3;
 const TCA_NETEM_LOSS: u16 = 5;
 const NETEM_LOSS_GE: u16 = 2;
 const TCA_NETEM_RATE: u16 = 6;
+const TCA_NETEM_ECN: u16 = 7;
 const TCA_NETEM_RATE64: u16 = 8;
 const TCA_NETEM_LATENCY64: u16 = 10;
 const TCA_NETEM_JITTER64: u16 = 11;
@@ -192,6 +193,7 @@ fn options(netem: &Netem) -> Vec<u8> {
         attribute(&mut out, TCA_NETEM_RATE64, &rate.to_ne_bytes());
     }
     attribute(&mut out, TCA_NETEM_RATE, &bytes);
+    attribute(&mut out, TCA_NETEM_ECN, &u32::from(netem.ecn).to_ne_bytes());
     attribute(&mut out, TCA_NETEM_LATENCY64, &nanos(netem.delay).to_ne_bytes());
     attribute(&mut out, TCA_NETEM_JITTER64, &nanos(netem.jitter).to_ne_bytes());
     out

@@ -71,8 +71,12 @@ pub struct Expect {
     pub reordered: Option<Bar>,
     /// Stream: packets that came to the wrong receiver, or changed on the way.
     pub misdelivered: Option<Bar>,
-    /// Stream: packets whose DSCP was changed.
+    /// Stream: packets whose DSCP or ECN field was changed, but for marks of congestion.
     pub remarked: Option<Bar>,
+    /// Stream: packets that were marked on the way as having met congestion.
+    pub marked: Option<Bar>,
+    /// The same, as a share of those that arrived, in percent.
+    pub marked_percent: Option<Bar>,
     /// Stream or ping: median delay (for a ping: round-trip time), in milliseconds.
     pub delay_p50_ms: Option<Bar>,
     /// The 95th percentile.
@@ -97,6 +101,8 @@ pub struct Expect {
     pub tcp_broken: Option<Bar>,
     /// The same: downloads completed.
     pub tcp_completed: Option<Bar>,
+    /// The same: segments that their senders sent again.
+    pub tcp_sent_again: Option<Bar>,
     /// The same: octets received.
     pub tcp_bytes: Option<Bar>,
     /// The same: octets of content received between `from` and `until`, in megabits a second.

@@ -192,7 +192,13 @@ impl Judge<'_> {
         self.maybe("duplicated", PACKETS, e.duplicated, count(|f| f.duplicated));
         self.maybe("out of order", PACKETS, e.reordered, count(|f| f.reordered));
         self.maybe("misdelivered", PACKETS, e.misdelivered, count(|f| f.misdelivered));
-        self.maybe("with another DSCP", PACKETS, e.remarked, count(|f| f.remarked));
+        self.maybe("with another DSCP or ECN field", PACKETS, e.remarked, count(|f| f.remarked));
+        self.maybe("marked", PACKETS, e.marked, count(|f| f.marked));
+        self.maybe("marked", Scale { unit: "%", timed: false }, e.marked_percent, |j| {
+            let flow = j.flow()?.flow;
+            let share = (flow.received > 0).then(|| flow.marked as f64 * 100.0 / flow.received as f64);
+            Ok((share, String::new()))
+        });
         self.maybe("median delay", MILLIS, e.delay_p50_ms, delay(|f| f.delay_p50_ms));
         self.maybe("delay, 95th percentile", MILLIS, e.delay_p95_ms, delay(|f| f.delay_p95_ms));
         self.maybe("delay, 99th percentile", MILLIS, e.delay_p99_ms, delay(|f| f.delay_p99_ms));
@@ -410,6 +416,7 @@ impl Judge<'_> {
             Ok((Some(entries.iter().map(|t| t.broken as f64).sum()), reasons))
         });
         self.maybe("downloads completed", COUNT, e.tcp_completed, sum(|t| t.completed));
+        self.maybe("sent again", Scale { unit: "segments", timed: false }, e.tcp_sent_again, sum(|t| t.retransmits));
         self.maybe("octets downloaded", OCTETS, e.tcp_bytes, sum(|t| t.bytes));
         self.maybe("goodput", Scale { unit: "Mbit/s", timed: true }, e.tcp_mbit, |j| {
             let (entries, (from, until)) = (entries(j)?, j.window()?);

@@ -59,7 +59,7 @@ impl Path {
         eliciting: bool,
         ticket: Ticket,
     ) -> Option<PacketId> {
-        let id = self.send_numbered(ctx, plaintext, eliciting, ticket)?;
+        let id = self.send_numbered(ctx, plaintext, self.outer.of_own(), eliciting, ticket)?;
         self.charge_own(ctx.now, plaintext.len() + OVERHEAD);
         Some(id)
     }
@@ -87,29 +87,32 @@ impl Path {
         ticket: Ticket,
         eliciting: bool,
     ) -> Option<PacketId> {
+        let class = self.outer.of_packet(packet, self.takes_marks);
         if trailer.is_empty() {
-            return self.send_numbered(ctx, packet, eliciting, ticket);
+            return self.send_numbered(ctx, packet, class, eliciting, ticket);
         }
         let mut both = std::mem::take(ctx.scratch);
         both.clear();
         both.extend_from_slice(packet);
         both.extend_from_slice(trailer);
-        let id = self.send_numbered(ctx, &both, eliciting, ticket);
+        let id = self.send_numbered(ctx, &both, class, eliciting, ticket);
         *ctx.scratch = both;
         id
     }
 
+    /// `class`: the octet of the outer header.
     fn send_numbered(
         &mut self,
         ctx: &mut Context<'_>,
         plaintext: &[u8],
+        class: u8,
         eliciting: bool,
         ticket: Ticket,
     ) -> Option<PacketId> {
         let route = self.route?;
         let room = (plaintext.len() + OVERHEAD).max(HANDSHAKE_MAX);
         let (tunnel, now) = (&mut self.tunnel, ctx.now);
-        let sealed = ctx.out.transmit(room, |dst| {
+        let sealed = ctx.out.transmit(room, class, |dst| {
             let sealed = tunnel.seal(plaintext, now, dst)?;
             Some((sealed.len, route, sealed))
         });
@@ -135,6 +138,7 @@ impl Path {
     fn send_fragments(&mut self, ctx: &mut Context<'_>, packet: &[u8], id: u32, marks: Marks, ticket: Ticket) -> u8 {
         let size = self.mtu.size();
         let room = size - marks.room() as u16;
+        let class = self.outer.of_packet(packet, self.takes_marks);
         let mut buffer = std::mem::take(ctx.scratch);
         let mut sent = 0;
         for fragment in Fragment::cut(packet, id, room) {
@@ -142,7 +146,7 @@ impl Path {
             let mut message = Writer::new(&mut buffer);
             marks.add_to(&mut message);
             message.add(&Item::Fragment(fragment));
-            if self.send_numbered(ctx, message.finish(), true, ticket).is_none() {
+            if self.send_numbered(ctx, message.finish(), class, true, ticket).is_none() {
                 break;
             }
             sent += 1;
@@ -230,7 +234,7 @@ impl Path {
         let indices = ctx.indices.of(self.at);
         let (tunnel, now) = (&mut self.tunnel, ctx.now);
         let mut number = None;
-        let written = ctx.out.transmit(HANDSHAKE_MAX.max(OVERHEAD), |dst| {
+        let written = ctx.out.transmit(HANDSHAKE_MAX.max(OVERHEAD), self.outer.of_own(), |dst| {
             let (len, id) = write(tunnel.as_mut(), now, indices, dst);
             number = id;
             (len > 0).then_some(())?;

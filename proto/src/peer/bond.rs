@@ -244,7 +244,11 @@ impl Peer {
             match queue.pop(ctx.now, latency, lasting.then_some(latest), |_| true) {
                 Some(Popped::Send(waiting)) => self.send_bonded(ctx, members, &member, &waiting),
                 Some(Popped::Aged(waiting)) => self.drop_bonded(&waiting, DropReason::Aged),
-                Some(Popped::Congestion(waiting)) => self.drop_bonded(&waiting, DropReason::Congestion),
+                Some(Popped::Mark(waiting)) => {
+                    self.mark(member.slot, waiting.place);
+                    self.send_bonded(ctx, members, &member, &waiting);
+                }
+                Some(Popped::Drop(waiting)) => self.drop_bonded(&waiting, DropReason::Congestion),
                 None => break,
             }
         }

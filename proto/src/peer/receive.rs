@@ -4,6 +4,7 @@ use super::{Context, Peer};
 use crate::Instant;
 use crate::counters::DropReason;
 use crate::node::{Datagram, MAX_AGE};
+use crate::outer;
 use crate::output::Route;
 use crate::packet::{IpView, clamp_mss};
 use crate::policy::{Direction, Facts};
@@ -24,7 +25,7 @@ impl Peer {
         // A responder answers to where the initiation came from and remembers nothing of it: an old initiation, played
         // again from elsewhere, moves no endpoint. An initiator confirms to where the answer came from, if it knows that
         // address for the peer's.
-        let back = Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 };
+        let back = Route { link: datagram.link, to: datagram.from, from: datagram.to };
         let route = match role {
             Role::Responder => Some(back),
             Role::Initiator if path.endpoints.contains(&datagram.from) => Some(Route { from: None, ..back }),
@@ -52,17 +53,18 @@ impl Peer {
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
         let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
-        ctx.waited = datagram.waited;
+        (ctx.waited, ctx.ecn) = (datagram.waited, datagram.ecn);
         let path = self.path_mut(slot).ok_or(DropReason::UnknownSession)?;
         let buffer = ctx.out.lend(datagram.data.len());
         let opened = path.tunnel.open(datagram.data, ctx.now, ctx.indices.of(path.at), buffer)?;
         path.rx.add(datagram.data.len());
+        path.marks.met += u64::from(datagram.ecn == outer::CE);
         if opened.established {
             path.on_session(ctx, kind, role, epoch);
         }
         // A packet that was overtaken by others tells where the peer was, not where it is.
         if role == Role::Responder && opened.current && path.received.is_newest(id) {
-            path.move_to(Route { link: datagram.link, to: datagram.from, from: datagram.to, ecn: 0 });
+            path.move_to(Route { link: datagram.link, to: datagram.from, from: datagram.to });
         }
         path.health.on_heard(ctx.now);
         let transition = if receipts { None } else { path.health.on_session(ctx.now, true) };
@@ -165,6 +167,7 @@ impl Peer {
         if view.quoted(packet).is_some_and(|(_, destination)| !own(destination)) {
             return Err(DropReason::PeerQuote);
         }
+        outer::decapsulate(packet, ctx.ecn).ok_or(DropReason::NotEcnCapable)?;
         // A SYN's MSS governs the segments that go back to its sender: those take our direction of the path.
         let used = self.paths.iter().filter(|path| self.carrying & 1 << path.config.slot != 0);
         let mtu = used.map(|path| path.packet_mtu(ctx.mtu)).min().unwrap_or(ctx.mtu);
@@ -219,7 +222,9 @@ impl Peer {
         fragment: &Fragment<'_>,
         (copy, sequence): (Option<wire::Copy>, Option<Sequence>),
     ) -> Result<(), DropReason> {
-        let Some(packet) = self.reassembly.insert(ctx.now, fragment, &mut self.drops) else { return Ok(()) };
+        let whole = self.reassembly.insert(ctx.now, fragment, ctx.ecn, &mut self.drops);
+        let Some((packet, ecn)) = whole else { return Ok(()) };
+        ctx.ecn = ecn;
         self.reassembled += 1;
         let len = packet.len();
         ctx.out.lend(len).copy_from_slice(packet);
@@ -292,6 +297,7 @@ impl Peer {
             self.deliver_resequenced(ctx);
         }
         self.capabilities = hello.capabilities;
+        self.paths.iter_mut().for_each(|path| path.takes_marks = hello.capabilities & Hello::ECN != 0);
         self.policy_hash = hello.policy_hash;
         if let Some(path) = self.path_mut(slot) {
             path.on_hello(ctx, hello);

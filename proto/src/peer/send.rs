@@ -8,7 +8,7 @@ use crate::health::RECEIPT_INTERVAL;
 use crate::node::PathState;
 use crate::packet::IpView;
 use crate::path::Path;
-use crate::policy::{ClassId, Facts, Mode, Order, Preference};
+use crate::policy::{ClassId, Facts, Mode, Order, Preference, Priority};
 use crate::replay::{Moving, Outgoing, Sort, Ticket};
 use crate::schedule::{Course, MOVE_GRACE, draw};
 use crate::shape::Popped;
@@ -207,7 +207,7 @@ impl Peer {
         let Peer { paths, replay, drops, .. } = self;
         let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
         let Some(waiting) = replay.assign(ctx.now, place, slot) else { return };
-        if path.has_room(ctx.now, waiting.urgent) {
+        if path.has_room(ctx.now, waiting.priority == Priority::Realtime) {
             self.transmit(ctx, slot, place);
         } else if !path.make_wait(waiting) && replay.give_up(place, slot) {
             drops.add(DropReason::ReplayBound);
@@ -238,20 +238,31 @@ impl Peer {
         }
     }
 
+    /// Marks a kept packet, which the path of `slot` has made wait for too long.
+    pub(super) fn mark(&mut self, slot: u8, place: u64) {
+        self.replay.mark(place);
+        if let Some(path) = self.path_mut(slot) {
+            path.marks.made += 1;
+        }
+    }
+
     /// Sends what waits and need not wait any more.
     pub(super) fn release(&mut self, ctx: &mut Context<'_>) {
         for at in 0..self.paths.len() {
             let slot = self.paths[at].config.slot;
             while let Some(popped) = self.paths[at].pop_waiting(ctx.now) {
                 let (reason, waiting) = match popped {
-                    Popped::Send(waiting) => {
+                    Popped::Send(waiting) | Popped::Mark(waiting) => {
                         if self.replay.claim(&waiting, slot) {
+                            if matches!(popped, Popped::Mark(_)) {
+                                self.mark(slot, waiting.place);
+                            }
                             self.transmit(ctx, slot, waiting.place);
                         }
                         continue;
                     }
                     Popped::Aged(waiting) => (DropReason::Aged, waiting),
-                    Popped::Congestion(waiting) => (DropReason::Congestion, waiting),
+                    Popped::Drop(waiting) => (DropReason::Congestion, waiting),
                 };
                 if self.replay.give_up(waiting.place, slot) {
                     self.drops.add(reason);

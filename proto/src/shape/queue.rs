@@ -1,7 +1,8 @@
-//! What waits for a path: real time first, and the rest by turns, a flow at a time, with as short a queue as each flow can
-//! be taught (RFC 8290: fair queueing with CoDel).
+//! What waits for a path: real time first, background last, and what is of one tier by turns, a flow at a time, with as short a
+//! queue as each flow can be taught (RFC 8290: fair queueing with CoDel).
 
 use crate::Instant;
+use crate::policy::Priority;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -14,11 +15,13 @@ pub(crate) struct Waiting {
     pub(crate) len: u16,
     /// Its flow's queue.
     pub(crate) flow: u8,
-    /// It is of a call or a game.
-    pub(crate) urgent: bool,
+    /// Its tier.
+    pub(crate) priority: Priority,
     /// It was sent before, or another path has been asked to carry it as well. Who thinks that he is the only one to send it
     /// need not if he turns out not to be.
     pub(crate) copy: bool,
+    /// Its flow can be told by a mark to send less, and need lose nothing for it (RFC 3168).
+    pub(crate) marks: bool,
     /// Since when it waits.
     pub(crate) since: Instant,
     /// Until when it is of use at the other end.
@@ -32,8 +35,10 @@ pub(crate) enum Popped {
     Send(Waiting),
     /// It has waited for too long to be of use.
     Aged(Waiting),
-    /// Its flow is to be told to send less.
-    Congestion(Waiting),
+    /// It is its turn, and its flow is to be told to send less.
+    Mark(Waiting),
+    /// The same, and it is to be dropped, as its flow can be told in no other way.
+    Drop(Waiting),
 }
 
 /// How many flows have queues of their own. A home has some dozens at a time; two that meet in one share their turns.
@@ -59,8 +64,8 @@ struct CoDel {
 }
 
 impl CoDel {
-    /// Whether the packet at the head, which has waited for so long before `backlog` octets, is to be dropped.
-    fn drops(&mut self, now: Instant, waited: Duration, backlog: u64) -> bool {
+    /// Whether the packet at the head, which has waited for so long before `backlog` octets, is to be dropped or marked.
+    fn tells(&mut self, now: Instant, waited: Duration, backlog: u64) -> bool {
         let long = waited >= TARGET && backlog > QUANTUM as u64;
         let due = match self.first_above {
             _ if !long => {
@@ -110,15 +115,91 @@ struct Flow {
     codel: CoDel,
 }
 
-/// The packets that wait for one path.
+/// What waits of one tier, a queue for each flow.
 #[derive(Debug, Default)]
-pub(crate) struct Queue {
-    urgent: VecDeque<Waiting>,
+struct Tier {
     /// Made when something waits.
     flows: Vec<Flow>,
     /// Flows that have just begun to wait have the first turn, so that what sends little waits little.
     new: VecDeque<u8>,
     old: VecDeque<u8>,
+    packets: usize,
+}
+
+impl Tier {
+    fn push(&mut self, packet: Waiting) {
+        if self.flows.is_empty() {
+            self.flows.resize_with(FLOWS, Flow::default);
+        }
+        self.packets += 1;
+        let flow = &mut self.flows[usize::from(packet.flow)];
+        flow.octets += u64::from(packet.len);
+        flow.waiting.push_back(packet);
+        if !std::mem::replace(&mut flow.listed, true) {
+            flow.credit = QUANTUM;
+            self.new.push_back(packet.flow);
+        }
+    }
+
+    /// The packet whose turn it is.
+    fn next(&mut self) -> Option<Waiting> {
+        loop {
+            let (list, is_new) = if self.new.is_empty() { (&mut self.old, false) } else { (&mut self.new, true) };
+            let at = *list.front()?;
+            let flow = &mut self.flows[usize::from(at)];
+            if flow.credit <= 0 {
+                flow.credit += QUANTUM;
+                list.pop_front();
+                self.old.push_back(at);
+                continue;
+            }
+            if let Some(&head) = flow.waiting.front() {
+                return Some(head);
+            }
+            list.pop_front();
+            // One round among the old ones keeps a flow from being new with each of its packets.
+            if is_new && !self.old.is_empty() {
+                self.old.push_back(at);
+            } else {
+                flow.listed = false;
+            }
+        }
+    }
+
+    /// Takes that packet, which [`Tier::next`] has just named. `lasting`: see [`Queue::pop`].
+    fn take(&mut self, now: Instant, head: Waiting, aged: bool, lasting: Option<Duration>) -> Popped {
+        let flow = &mut self.flows[usize::from(head.flow)];
+        let told = lasting.is_some_and(|wanted| {
+            let waited = now.since(head.since).saturating_sub(wanted);
+            flow.codel.tells(now, waited, flow.octets) && !head.copy
+        });
+        flow.waiting.pop_front();
+        flow.octets -= u64::from(head.len);
+        self.packets -= 1;
+        match told {
+            _ if aged => Popped::Aged(head),
+            true if !head.marks => Popped::Drop(head),
+            marked => {
+                flow.credit -= i64::from(head.len);
+                if marked { Popped::Mark(head) } else { Popped::Send(head) }
+            }
+        }
+    }
+}
+
+/// What background has where the rest, but for real time, wants all: a sixteenth of that, as the lowest tin of CAKE, and as real
+/// time leaves to others. None at all would be lower effort as well (RFC 8622, section 3), but connections that get nothing for
+/// minutes break, and what they have sent was in vain.
+const BACKGROUND_SHARE: u64 = 16;
+
+/// The packets that wait for one path.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    urgent: VecDeque<Waiting>,
+    normal: Tier,
+    background: Tier,
+    /// Octets that the rest has sent while background waited, and for which that had no turn yet.
+    before: u64,
     packets: usize,
     octets: u64,
 }
@@ -136,8 +217,9 @@ impl Queue {
 
     /// Octets that wait of the flow whose turn is next; of real time, none.
     pub(crate) fn next_flow(&self) -> u64 {
-        let next = self.new.front().or(self.old.front()).filter(|_| self.urgent.is_empty());
-        next.map_or(0, |at| self.flows[usize::from(*at)].octets)
+        let tier = if self.normal.packets > 0 { &self.normal } else { &self.background };
+        let next = tier.new.front().or(tier.old.front()).filter(|_| self.urgent.is_empty());
+        next.map_or(0, |at| tier.flows[usize::from(*at)].octets)
     }
 
     /// Whether something waits that is urgent, or something that is not.
@@ -149,19 +231,10 @@ impl Queue {
     pub(crate) fn push(&mut self, packet: Waiting) {
         self.packets += 1;
         self.octets += u64::from(packet.len);
-        if packet.urgent {
-            self.urgent.push_back(packet);
-            return;
-        }
-        if self.flows.is_empty() {
-            self.flows.resize_with(FLOWS, Flow::default);
-        }
-        let flow = &mut self.flows[usize::from(packet.flow)];
-        flow.octets += u64::from(packet.len);
-        flow.waiting.push_back(packet);
-        if !std::mem::replace(&mut flow.listed, true) {
-            flow.credit = QUANTUM;
-            self.new.push_back(packet.flow);
+        match packet.priority {
+            Priority::Realtime => self.urgent.push_back(packet),
+            Priority::Normal => self.normal.push(packet),
+            Priority::Background => self.background.push(packet),
         }
     }
 
@@ -177,54 +250,37 @@ impl Queue {
     ) -> Option<Popped> {
         // By a path that takes longer than half of its life a packet is late in any case, and not for having waited.
         let aged = |packet: &Waiting| now + latency.min(packet.until.since(packet.since) / 2) > packet.until;
-        if let Some(head) = self.urgent.front()
-            && (aged(head) || admits(true))
-        {
-            let popped = if aged(head) { Popped::Aged(*head) } else { Popped::Send(*head) };
-            (self.packets, self.octets) = (self.packets - 1, self.octets - u64::from(head.len));
-            self.urgent.pop_front();
-            return Some(popped);
-        }
-        loop {
-            let (list, is_new) = if self.new.is_empty() { (&mut self.old, false) } else { (&mut self.new, true) };
-            let at = *list.front()?;
-            let flow = &mut self.flows[usize::from(at)];
-            if flow.credit <= 0 {
-                flow.credit += QUANTUM;
-                list.pop_front();
-                self.old.push_back(at);
-                continue;
+        let urgent = self.urgent.front().copied().filter(|head| aged(head) || admits(true));
+        let head = match urgent {
+            Some(head) => head,
+            None => self.next().filter(|head| aged(head) || admits(false))?,
+        };
+        let popped = match head.priority {
+            Priority::Realtime => {
+                self.urgent.pop_front();
+                if aged(&head) { Popped::Aged(head) } else { Popped::Send(head) }
             }
-            let Some(&head) = flow.waiting.front() else {
-                list.pop_front();
-                // One round among the old ones keeps a flow from being new with each of its packets.
-                if is_new && !self.old.is_empty() {
-                    self.old.push_back(at);
-                } else {
-                    flow.listed = false;
-                }
-                continue;
+            Priority::Normal => self.normal.take(now, head, aged(&head), lasting),
+            Priority::Background => self.background.take(now, head, aged(&head), lasting),
+        };
+        let len = u64::from(head.len);
+        (self.packets, self.octets) = (self.packets - 1, self.octets - len);
+        if matches!(popped, Popped::Send(_) | Popped::Mark(_)) {
+            self.before = match head.priority {
+                _ if self.background.packets == 0 => 0,
+                // That would take from the rest what a call has.
+                Priority::Realtime => self.before,
+                Priority::Normal => self.before + len,
+                Priority::Background => self.before.saturating_sub(len * (BACKGROUND_SHARE - 1)),
             };
-            if !aged(&head) && !admits(false) {
-                return None;
-            }
-            let len = u64::from(head.len);
-            let congestion = lasting.is_some_and(|wanted| {
-                let waited = now.since(head.since).saturating_sub(wanted);
-                flow.codel.drops(now, waited, flow.octets) && !head.copy
-            });
-            flow.waiting.pop_front();
-            flow.octets -= len;
-            (self.packets, self.octets) = (self.packets - 1, self.octets - len);
-            return Some(match congestion {
-                _ if aged(&head) => Popped::Aged(head),
-                true => Popped::Congestion(head),
-                false => {
-                    flow.credit -= len as i64;
-                    Popped::Send(head)
-                }
-            });
         }
+        Some(popped)
+    }
+
+    /// The packet whose turn it is of what is not urgent.
+    fn next(&mut self) -> Option<Waiting> {
+        let due = |head: &Waiting| self.before >= u64::from(head.len) * (BACKGROUND_SHARE - 1);
+        self.background.next().filter(due).or_else(|| self.normal.next()).or_else(|| self.background.next())
     }
 }
 
@@ -238,9 +294,11 @@ mod tests {
         Instant::from_nanos(ms * 1_000_000)
     }
 
+    const TIERS: [Priority; 3] = [Priority::Realtime, Priority::Normal, Priority::Background];
+
     fn packet(place: u64, flow: u8) -> Waiting {
         let (since, until) = (at(0), at(1000));
-        Waiting { place, len: 1000, flow, urgent: false, copy: false, since, until }
+        Waiting { place, len: 1000, flow, priority: Priority::Normal, copy: false, marks: false, since, until }
     }
 
     fn pop(queue: &mut Queue, now: u64, lasting: bool) -> Option<Popped> {
@@ -264,7 +322,7 @@ mod tests {
             queue.push(packet(place, 7));
         }
         queue.push(packet(4, 8));
-        queue.push(Waiting { urgent: true, ..packet(5, 7) });
+        queue.push(Waiting { priority: Priority::Realtime, ..packet(5, 7) });
         assert_eq!(sent(&mut queue), [5, 0, 1, 4, 2, 3], "a turn is a full packet, and may end in the midst of one");
         assert_eq!(queue.held(), (0, 0));
     }
@@ -287,8 +345,8 @@ mod tests {
     fn without_room_only_what_is_too_old_goes_and_real_time_has_its_own() {
         let mut queue = Queue::default();
         queue.push(packet(0, 7));
-        queue.push(Waiting { until: at(100), urgent: true, ..packet(1, 7) });
-        queue.push(Waiting { urgent: true, ..packet(2, 7) });
+        queue.push(Waiting { until: at(100), priority: Priority::Realtime, ..packet(1, 7) });
+        queue.push(Waiting { priority: Priority::Realtime, ..packet(2, 7) });
         let pop = |queue: &mut Queue, ms, urgent| {
             queue.pop(at(ms), Duration::from_millis(20), Some(Duration::ZERO), |u| u && urgent)
         };
@@ -304,16 +362,24 @@ mod tests {
         assert_eq!(queue.held(), (0, 0));
     }
 
-    /// A flow that sends 5 % too much for two seconds: when it is told, and how often.
-    fn told(lasting: bool, copy: bool) -> Vec<u64> {
+    /// A flow that sends 5 % too much for two seconds, in packets of this kind: when it is told.
+    fn told(lasting: bool, kind: Waiting) -> Vec<u64> {
         let (mut queue, mut told) = (Queue::default(), Vec::new());
         for ms in 0..2000 {
-            queue.push(Waiting { since: at(ms), until: at(ms + 1000), copy, ..packet(ms, 7) });
+            queue.push(Waiting { place: ms, since: at(ms), until: at(ms + 1000), ..kind });
             if ms % 20 == 0 {
                 continue;
             }
-            while let Some(Popped::Congestion(_)) = pop(&mut queue, ms, lasting) {
-                told.push(ms);
+            loop {
+                match pop(&mut queue, ms, lasting) {
+                    Some(Popped::Drop(_)) if !kind.marks => told.push(ms),
+                    Some(Popped::Mark(_)) if kind.marks => {
+                        told.push(ms);
+                        break;
+                    }
+                    Some(Popped::Send(_)) | None => break,
+                    other => panic!("{other:?}"),
+                }
             }
         }
         told
@@ -321,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_stands_is_shortened_flow_by_flow_as_codel_does() {
-        let told = told(true, false);
+        let told = told(true, packet(0, 7));
         // 5 ms of queue after 80 to 100 ms, and 100 ms more for which it may be so; then after 100 / sqrt(n) ms.
         assert!((180..210).contains(&told[0]), "{told:?}");
         let waits: Vec<_> = told.windows(2).take(3).map(|pair| pair[1] - pair[0]).collect();
@@ -332,29 +398,63 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_that_understands_marks_is_told_by_them_and_loses_nothing() {
+        let (lost, marked) = (told(true, packet(0, 7)), told(true, Waiting { marks: true, ..packet(0, 7) }));
+        assert_eq!(lost[0], marked[0]);
+        assert!(marked.len() >= lost.len(), "a mark makes the queue no shorter by itself: {marked:?}");
+    }
+
+    #[test]
     fn nobody_is_told_while_the_room_is_only_not_known_nor_by_the_loss_of_a_copy() {
-        assert_eq!(told(false, false), []);
-        assert_eq!(told(true, true), []);
+        assert_eq!(told(false, packet(0, 7)), []);
+        assert_eq!(told(true, Waiting { copy: true, ..packet(0, 7) }), []);
+    }
+
+    #[test]
+    fn background_goes_last_and_has_a_sixteenth_where_the_rest_wants_all() {
+        let mut queue = Queue::default();
+        for place in 0..4 {
+            queue.push(Waiting { priority: Priority::Background, ..packet(place, 7) });
+        }
+        queue.push(packet(4, 8));
+        queue.push(Waiting { priority: Priority::Realtime, ..packet(5, 7) });
+        assert_eq!(sent(&mut queue), [5, 4, 0, 1, 2, 3]);
+        for place in 0..1600 {
+            let priority = if place % 2 == 0 { Priority::Background } else { Priority::Normal };
+            queue.push(Waiting { priority, ..packet(place, 7) });
+        }
+        let first: Vec<u64> = sent(&mut queue).into_iter().take(800).collect();
+        assert_eq!(first.iter().filter(|place| *place % 2 == 0).count(), 800 / 16);
+        // A call is not counted: it would take from the rest what it has itself.
+        for place in 0..160 {
+            queue.push(Waiting { priority: Priority::Background, ..packet(place, 7) });
+            queue.push(Waiting { priority: Priority::Realtime, ..packet(1000 + place, 7) });
+        }
+        queue.push(packet(5000, 8));
+        assert_eq!(sent(&mut queue)[160], 5000);
     }
 
     proptest! {
         /// Whatever comes and goes: all that was pushed comes out once, a flow's packets in their order.
         #[test]
         fn what_goes_in_comes_out_once_and_in_order(
-            steps in proptest::collection::vec((any::<bool>(), 0u8..4, 1u16..2000, any::<bool>()), 1..300),
+            steps in proptest::collection::vec((any::<bool>(), 0u8..4, 1u16..2000, 0usize..3), 1..300),
         ) {
-            let (mut queue, mut model) = (Queue::default(), BTreeMap::<(u8, bool), VecDeque<u64>>::new());
+            let (mut queue, mut model) = (Queue::default(), BTreeMap::<(u8, usize), VecDeque<u64>>::new());
             let (mut octets, mut now) = (0, 0);
-            for (place, (push, flow, len, urgent)) in steps.into_iter().enumerate() {
+            for (place, (push, flow, len, tier)) in steps.into_iter().enumerate() {
                 now += 10;
                 if push {
                     let place = place as u64;
-                    model.entry((flow, urgent)).or_default().push_back(place);
+                    model.entry((flow, tier)).or_default().push_back(place);
                     octets += u64::from(len);
-                    queue.push(Waiting { len, urgent, since: at(now), until: at(now + 500), ..packet(place, flow) });
-                } else if let Some(Popped::Send(out) | Popped::Aged(out) | Popped::Congestion(out)) = pop(&mut queue, now, true) {
+                    let priority = TIERS[tier];
+                    queue.push(Waiting { len, priority, since: at(now), until: at(now + 500), ..packet(place, flow) });
+                } else if let Some(popped) = pop(&mut queue, now, true) {
+                    let (Popped::Send(out) | Popped::Aged(out) | Popped::Mark(out) | Popped::Drop(out)) = popped;
+                    let tier = TIERS.iter().position(|tier| *tier == out.priority).expect("one of them");
                     // Real time has one order for all its flows.
-                    let first = model.get_mut(&(out.flow, out.urgent)).and_then(VecDeque::pop_front);
+                    let first = model.get_mut(&(out.flow, tier)).and_then(VecDeque::pop_front);
                     prop_assert_eq!(first, Some(out.place));
                     octets -= u64::from(out.len);
                 }

@@ -16,6 +16,8 @@ pub struct LinkModel {
     pub ordered: bool,
     /// How datagrams are lost.
     pub loss: Loss,
+    /// Those that can be marked as having met congestion (RFC 3168) are marked instead.
+    pub ecn: bool,
     /// Bits a second; 0: without limit.
     pub rate: u64,
     /// Octets that wait where there is a rate; what comes beyond is lost.
@@ -95,6 +97,7 @@ impl Default for LinkModel {
             jitter: Duration::ZERO,
             ordered: true,
             loss: Loss::Random(0.0),
+            ecn: false,
             rate: 0,
             queue: 256 * 1024,
             duplicate: 0.0,
@@ -154,21 +157,26 @@ impl Direction {
         }
     }
 
-    /// When an IP packet of `len` octets that is sent now arrives; the second is for its double. Empty: it is lost.
+    /// When an IP packet of `len` octets that is sent now arrives; the second is for its double. Empty: it is lost. `ecn`: the
+    /// field of its header, before and after.
     pub(super) fn pass(
         &mut self,
         now: Instant,
         len: usize,
+        ecn: &mut u8,
         radio: &mut Radio,
         rng: &mut StdRng,
     ) -> [Option<Instant>; 2] {
-        let lost = match self.model.loss {
+        let mut lost = match self.model.loss {
             Loss::Random(p) => p > 0.0 && rng.random_bool(p),
             Loss::Bursts { to_bad, to_good } => {
                 self.bad = if self.bad { !rng.random_bool(to_good) } else { rng.random_bool(to_bad) };
                 self.bad
             }
         };
+        if lost && self.model.ecn && *ecn != 0 {
+            (lost, *ecn) = (false, 3);
+        }
         if self.cut || lost || len > self.model.mtu {
             return [None, None];
         }
@@ -225,7 +233,7 @@ mod tests {
     fn stream(model: LinkModel, seconds: u64) -> Vec<Instant> {
         let (mut direction, mut radio) = (Direction::new(model, 7), Radio::default());
         let mut rng = StdRng::seed_from_u64(1);
-        (0..seconds * 1000).filter_map(|sent| direction.pass(at(sent), 100, &mut radio, &mut rng)[0]).collect()
+        (0..seconds * 1000).filter_map(|sent| direction.pass(at(sent), 100, &mut 0, &mut radio, &mut rng)[0]).collect()
     }
 
     #[test]
@@ -255,8 +263,8 @@ mod tests {
         let alone = |times: &[u64]| {
             let (mut direction, mut radio) = (Direction::new(model, 3), Radio::default());
             let mut rng = StdRng::seed_from_u64(1);
-            direction.pass(at(0), 100, &mut radio, &mut rng);
-            let mut sent = |&sent: &u64| direction.pass(at(sent), 100, &mut radio, &mut rng)[0];
+            direction.pass(at(0), 100, &mut 0, &mut radio, &mut rng);
+            let mut sent = |&sent: &u64| direction.pass(at(sent), 100, &mut 0, &mut radio, &mut rng)[0];
             times.iter().filter_map(&mut sent).last()
         };
         for last in [1000, 1010, 1500, 60_000] {
@@ -269,7 +277,7 @@ mod tests {
         let model = LinkModel { asleep: Some(Sleep { after: ms(5000), wakes_in: ms(300) }), ..LinkModel::default() };
         let (mut up, mut down) = (Direction::new(model, 1), Direction::new(model, 2));
         let (mut radio, mut rng) = (Radio::default(), StdRng::seed_from_u64(1));
-        let mut pass = |direction: &mut Direction, sent| direction.pass(at(sent), 100, &mut radio, &mut rng)[0];
+        let mut pass = |direction: &mut Direction, sent| direction.pass(at(sent), 100, &mut 0, &mut radio, &mut rng)[0];
         for (sent, arrives, why) in [
             (1000, 1310, "asleep at first"),
             (1100, 1310, "behind the first"),

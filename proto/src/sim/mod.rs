@@ -128,6 +128,8 @@ struct InFlight {
     from: SocketAddr,
     /// The address it was sent to.
     to_address: SocketAddr,
+    /// The ECN field of its header.
+    ecn: u8,
     data: Vec<u8>,
 }
 
@@ -488,7 +490,7 @@ impl World {
     pub fn inject(&mut self, to: Side, link: usize, from: SocketAddr, data: &[u8]) {
         let now = self.now;
         let to_address = self.config.core_addresses[0];
-        self.put_in_flight(now, InFlight { to, link, from, to_address, data: data.to_vec() });
+        self.put_in_flight(now, InFlight { to, link, from, to_address, ecn: 0, data: data.to_vec() });
     }
 
     /// Gives an end a packet from its TUN. `false`: there is no process to take it, or it stands still and the queue is full.
@@ -586,7 +588,7 @@ impl World {
             Side::Box => (LinkId(datagram.link as u16), None),
             Side::Core => (LinkId(0), Some(datagram.to_address.ip())),
         };
-        let view = Datagram { link, from: datagram.from, to, ecn: 0, waited, data: &datagram.data };
+        let view = Datagram { link, from: datagram.from, to, ecn: datagram.ecn, waited, data: &datagram.data };
         let end = &mut self.ends[datagram.to as usize];
         end.node.handle_datagrams(self.now, [view], &mut end.out);
         self.settle(datagram.to);
@@ -636,11 +638,11 @@ impl World {
             // Outer headers: IPv4 or IPv6, and UDP.
             let len = data.len() + if transmit.to.is_ipv6() { 48 } else { 28 };
             let direction = &mut self.links[link][side as usize];
-            for at in direction.pass(now, len, &mut self.radios[link], &mut self.rng).into_iter().flatten() {
-                self.put_in_flight(
-                    at,
-                    InFlight { to: side.other(), link, from, to_address: transmit.to, data: data.to_vec() },
-                );
+            let mut ecn = transmit.traffic_class & 3;
+            let arrivals = direction.pass(now, len, &mut ecn, &mut self.radios[link], &mut self.rng);
+            for at in arrivals.into_iter().flatten() {
+                let (to, to_address, data) = (side.other(), transmit.to, data.to_vec());
+                self.put_in_flight(at, InFlight { to, link, from, to_address, ecn, data });
             }
         }
         out.clear();

@@ -16,6 +16,8 @@ pub struct Flow {
     pub size: usize,
     /// Its DSCP: 0 to 63.
     pub dscp: u8,
+    /// Its ECN field (RFC 3168): 0 to 3.
+    pub ecn: u8,
     /// When the first is sent.
     pub start: Instant,
     /// When no more are sent.
@@ -25,7 +27,7 @@ pub struct Flow {
 impl Flow {
     /// A packet of 1,000 octets each millisecond, from one time to another, in milliseconds since the start of the world.
     pub fn steady(from: Side, start: u64, end: u64) -> Flow {
-        Flow { from, interval: ms(1), size: 1000, dscp: 0, start: at(start), end: at(end) }
+        Flow { from, interval: ms(1), size: 1000, dscp: 0, ecn: 0, start: at(start), end: at(end) }
     }
 }
 
@@ -69,6 +71,8 @@ pub struct Arrival {
     pub number: u64,
     /// When it was offered.
     pub sent_at: Instant,
+    /// The octet of its header with DSCP and ECN field.
+    pub traffic_class: u8,
 }
 
 #[derive(Debug)]
@@ -117,7 +121,7 @@ impl Traffic {
         running.sent_at.push(now);
         let next = now + running.flow.interval;
         let mut packet = packet(running.flow.from, at as u32, number, running.flow.size);
-        packet[1] = running.flow.dscp << 2;
+        packet[1] = running.flow.dscp << 2 | running.flow.ecn;
         Some((running.flow.from, packet, (next < running.flow.end).then_some(next)))
     }
 
@@ -134,7 +138,8 @@ impl Traffic {
         let number = body[8..16].iter().fold(0u64, |acc, &b| acc << 8 | u64::from(b));
         let Some(running) = self.flows.get_mut(flow).filter(|running| running.flow.from != at) else { return };
         let Some(seen) = running.seen.get_mut(number as usize) else { return };
-        running.arrivals.push(Arrival { at: now, number, sent_at: running.sent_at[number as usize] });
+        let sent_at = running.sent_at[number as usize];
+        running.arrivals.push(Arrival { at: now, number, sent_at, traffic_class: packet[1] });
         if std::mem::replace(seen, true) {
             running.report.duplicated += 1;
             return;

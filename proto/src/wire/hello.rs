@@ -91,6 +91,8 @@ impl Hello {
     pub const COPIES: u32 = 1 << 1;
     /// The capability to put packets back in order that go by several paths.
     pub const SEQUENCES: u32 = 1 << 2;
+    /// The capability to hand on to a packet what its outer header has met (RFC 6040, section 4.2).
+    pub const ECN: u32 = 1 << 3;
 
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let room = room.get_mut(..LEN)?;

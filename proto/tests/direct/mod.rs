@@ -17,6 +17,11 @@ pub(crate) struct Direct {
     pub(crate) by_tun: [usize; 4],
     /// Datagrams that are larger are lost.
     pub(crate) largest: usize,
+    /// What the way makes of the ECN field of a datagram; the octets of the outer headers that it saw; those of the packets
+    /// that came to each end.
+    pub(crate) ecn: fn(u8) -> u8,
+    pub(crate) outer: Vec<u8>,
+    pub(crate) inner: [Vec<u8>; 2],
     outs: [Output; 2],
 }
 
@@ -69,8 +74,17 @@ impl Direct {
         let uplink = Uplink { endpoints: vec![ADDRESSES[CORE].into()], preference: 0, keepalive: Keepalive::default() };
         ends[BOX].set_uplink(Instant::ZERO, LinkId(0), Some(uplink));
         let outs = [Output::new(0), Output::new(0)];
-        let mut direct =
-            Direct { now: Instant::ZERO, ends, delivered: [0; 2], by_tun: [0; 4], largest: usize::MAX, outs };
+        let mut direct = Direct {
+            now: Instant::ZERO,
+            ends,
+            delivered: [0; 2],
+            by_tun: [0; 4],
+            largest: usize::MAX,
+            ecn: |ecn| ecn,
+            outer: Vec::new(),
+            inner: Default::default(),
+            outs,
+        };
         direct.run_for(Duration::from_millis(1000));
         for (end, node) in direct.ends.iter().enumerate() {
             assert!(node.snapshot(direct.now).peers[0].reachable, "end {end}");
@@ -109,17 +123,22 @@ impl Direct {
                 while self.ends[end].poll_event().is_some() {}
                 let [of_box, of_core] = &mut self.outs;
                 let (from, to) = if end == BOX { (of_box, of_core) } else { (of_core, of_box) };
-                self.delivered[end] += from.deliveries().flatten().count();
+                for packet in from.deliveries().flatten() {
+                    self.delivered[end] += 1;
+                    self.inner[end].push(packet[1]);
+                }
                 if end == CORE {
                     let counts = from.deliveries().map(|packets| packets.len());
                     self.by_tun.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
                 }
+                self.outer.extend(from.transmits().iter().map(|transmit| transmit.traffic_class));
+                let met = self.ecn;
                 let fitting = from.transmits().iter().filter(|transmit| transmit.range.len() <= self.largest);
                 let datagrams = fitting.map(|transmit| Datagram {
                     link: LinkId(0),
                     from: ADDRESSES[end].into(),
                     to: None,
-                    ecn: 0,
+                    ecn: met(transmit.traffic_class & 3),
                     waited: Duration::ZERO,
                     data: &from.bytes()[transmit.range.clone()],
                 });

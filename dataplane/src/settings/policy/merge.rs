@@ -9,10 +9,11 @@
 //! Elsewhere both hold: a packet that both want is of the requirement's class. A default gives way without a word, to all that
 //! stands in its place. Two files that count the same contradict each other as two lines of one file do.
 
-use super::words::{Rate, Zone};
-use super::{Choices, ClassTable, DirectionWord, File, LinkTable, MeteredTable, Reader, hash};
+use super::words::{Rate, Shown, Zone};
+use super::{Choices, ClassTable, DirectionWord, EcnWord, File, LinkTable, MeteredTable, Reader, hash};
 use crate::settings::{Document, Place, SettingsError, Text};
 use proto::MAX_SLOTS;
+use proto::outer::{Dscp, Ecn, Outer};
 use proto::policy::{Class, Direction, Link, Policy, REST, WhenIsolated};
 use serde::Deserialize;
 use std::fmt::{self, Display};
@@ -114,6 +115,8 @@ struct LinkSaid<'a> {
     rate_down: Option<Said<'a, u64>>,
     only: Option<Said<'a, Direction>>,
     metered: Option<Said<'a, &'a MeteredTable>>,
+    dscp: Option<Said<'a, Dscp>>,
+    ecn: Option<Said<'a, Ecn>>,
 }
 
 impl<'a> LinkSaid<'a> {
@@ -122,6 +125,11 @@ impl<'a> LinkSaid<'a> {
         let only = table.direction.map(|word| match word {
             DirectionWord::Up => Direction::Up,
             DirectionWord::Down => Direction::Down,
+        });
+        let dscp = table.dscp.as_ref().map(|Shown(dscp)| *dscp);
+        let ecn = table.ecn.map(|word| match word {
+            EcnWord::Copy => Ecn::Copy,
+            EcnWord::None => Ecn::Clear,
         });
         let rate = |rate: Option<Text<Rate>>| rate.map(|Text(Rate(rate))| rate);
         if let Some(slot) = table.slot.filter(|slot| usize::from(*slot) >= MAX_SLOTS) {
@@ -132,6 +140,8 @@ impl<'a> LinkSaid<'a> {
         say(&mut self.rate_up, rate(table.rate.up), sheet, at("rate.up"))?;
         say(&mut self.rate_down, rate(table.rate.down), sheet, at("rate.down"))?;
         say(&mut self.only, only, sheet, at("direction"))?;
+        say(&mut self.dscp, dscp, sheet, at("dscp"))?;
+        say(&mut self.ecn, ecn, sheet, at("ecn"))?;
         say(&mut self.metered, table.metered.as_ref(), sheet, at("metered"))
     }
 }
@@ -147,9 +157,9 @@ fn links(sheets: &[Sheet]) -> Result<Vec<LinkSaid<'_>>, SettingsError> {
                 return Err(sheet.document.error(&format!("{key}.name"), problem));
             }
             let place = links.iter().position(|link| link.name == table.name).unwrap_or_else(|| {
-                let (slot, rate_up, rate_down, only, metered) = (None, None, None, None, None);
+                let (slot, rate_up, rate_down, only, metered, dscp, ecn) = Default::default();
                 let first = (sheet, key.clone());
-                links.push(LinkSaid { name: &table.name, first, slot, rate_up, rate_down, only, metered });
+                links.push(LinkSaid { name: &table.name, first, slot, rate_up, rate_down, only, metered, dscp, ecn });
                 links.len() - 1
             });
             links[place].say(table, sheet, &key)?;
@@ -273,6 +283,10 @@ pub(super) fn merge(mut sheets: Vec<Sheet>, choices: Choices<'_>) -> Result<Read
             rate_down: link.rate_down.as_ref().map(|said| said.value),
             only: link.only.as_ref().map(|said| said.value),
             metered: metered.transpose()?,
+            outer: Outer {
+                dscp: link.dscp.as_ref().map_or_else(Dscp::default, |said| said.value),
+                ecn: link.ecn.as_ref().map_or_else(Ecn::default, |said| said.value),
+            },
         };
     }
     let rules: Vec<Rule> =

@@ -1,6 +1,7 @@
 use super::words::codepoint;
 use super::*;
 use crate::settings::tests::with_file;
+use proto::outer::{Dscp, Ecn, Outer};
 use proto::policy::Policy;
 use std::path::Path;
 
@@ -20,7 +21,8 @@ fn what_is_written_is_what_is_in_force() {
     let policy = policy(
         "[[class]]\nname = \"voice\"\nmatch = { dscp = [\"ef\", \"cs5\", 44] }\nlinks = [\"lte\", \"dsl\"]\n\
          priority = \"realtime\"\n[[class]]\nname = \"records\"\nmatch = { dst = \"192.0.2.1\", proto = \"tcp\", \
-         dport = [443, \"5000-5010\"] }\nup = { links = [\"lte\"], otherwise = \"drop\" }\n",
+         dport = [443, \"5000-5010\"] }\nup = { links = [\"lte\"], otherwise = \"drop\" }\n\
+         priority = \"background\"\n",
     );
     let policy = policy.expect("a good policy");
     let [voice, records, rest] = policy.classes() else { panic!("{policy:?}") };
@@ -29,7 +31,7 @@ fn what_is_written_is_what_is_in_force() {
     assert_eq!(records.matches.dst, ["192.0.2.1/32".parse().expect("a prefix")]);
     assert_eq!((&records.matches.proto, &records.matches.dport), (&vec![6], &vec![443..=443, 5000..=5010]));
     assert_eq!(records.up, Treatment { links: vec![1], otherwise: Otherwise::Drop, ..Treatment::default() });
-    assert_eq!(records.down, Treatment::default());
+    assert_eq!((&records.down, records.priority), (&Treatment::default(), Some(Priority::Background)));
     assert_eq!(&*rest.name, proto::policy::REST);
 }
 
@@ -149,6 +151,31 @@ fn the_manuals_examples_of_direct_classes_and_egress_choices_are_good_policies()
     let films = &policy.classes()[0];
     assert_eq!((&*films.name, &films.direct), ("films", &Some(Direct { links: vec![0], otherwise: Otherwise::Any })));
     assert_eq!(policy.when_isolated(), WhenIsolated::Direct);
+}
+
+#[test]
+fn a_link_says_what_its_outer_headers_show() {
+    let outer = |text: &str| {
+        let text = format!("schema = 1\n[[link]]\nname = \"dsl\"\nslot = 0\n{text}\n");
+        with_file("policy.toml", &text, read).map(|policy| policy.links()[0].outer)
+    };
+    for (text, dscp, ecn) in [
+        ("", Dscp::Fixed(0), Ecn::Copy),
+        ("dscp = \"none\"\necn = \"copy\"", Dscp::Fixed(0), Ecn::Copy),
+        ("dscp = \"copy\"\necn = \"none\"", Dscp::Copy, Ecn::Clear),
+        ("dscp = \"af21\"", Dscp::Fixed(18), Ecn::Copy),
+        ("dscp = 63", Dscp::Fixed(63), Ecn::Copy),
+    ] {
+        assert_eq!(outer(text), Ok(Outer { dscp, ecn }), "{text}");
+    }
+    for (text, expected) in [
+        ("dscp = 64", "policy.toml:5:8: link[0].dscp: 64 is not understood: expected \"none\", \"copy\", a codepoint"),
+        ("dscp = \"coppy\"", "policy.toml:5:8: link[0].dscp: \"coppy\" is not understood: expected \"none\","),
+        ("ecn = \"ect\"", "policy.toml:5:7: link[0].ecn: unknown variant `ect`, expected `copy` or `none`"),
+    ] {
+        let error = outer(text).expect_err(text);
+        assert!(error.starts_with(expected), "{error}\nexpected: {expected}");
+    }
 }
 
 #[test]

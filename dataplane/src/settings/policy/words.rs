@@ -3,6 +3,7 @@
 use crate::calendar;
 use crate::settings::{Several, Text, Written};
 use ipnet::IpNet;
+use proto::outer;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use std::net::IpAddr;
@@ -72,13 +73,34 @@ impl<'de> Deserialize<'de> for Ports {
     }
 }
 
+/// A codepoint has six bits.
+const MOST_CODEPOINT: u64 = 63;
+
 /// A differentiated services codepoint.
 pub(super) struct Codepoint(pub(super) u8);
 
 impl<'de> Deserialize<'de> for Codepoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expected = "\"ef\", \"va\", \"le\", \"df\", \"cs0\" to \"cs7\", \"af11\" to \"af43\" or a number up to 63";
-        number_or_word(deserializer, 63, codepoint, expected).map(|number| Codepoint(number as u8))
+        number_or_word(deserializer, MOST_CODEPOINT, codepoint, expected).map(|number| Codepoint(number as u8))
+    }
+}
+
+/// What outer headers have as their DSCP.
+pub(super) struct Shown(pub(super) outer::Dscp);
+
+impl<'de> Deserialize<'de> for Shown {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let fixed = |number: u64| (number <= MOST_CODEPOINT).then_some(outer::Dscp::Fixed(number as u8));
+        let word = |text: &str| match text {
+            "none" => fixed(0),
+            "copy" => Some(outer::Dscp::Copy),
+            name => codepoint(name).and_then(fixed),
+        };
+        let expected = "\"none\", \"copy\", a codepoint such as \"af21\" or a number up to 63";
+        let read = value.as_u64().and_then(fixed).or_else(|| word(value.as_str()?));
+        read.map(Shown).ok_or_else(|| D::Error::custom(format!("{value} is not understood: expected {expected}")))
     }
 }
 

@@ -15,6 +15,7 @@ fn report(kernel: Kernel) -> Report {
     let flow = Flow {
         received: 960,
         lost: 40,
+        marked: 24,
         longest_gap: gap,
         gaps: vec![gap],
         delay_p99_ms: 12.0,
@@ -34,8 +35,15 @@ fn report(kernel: Kernel) -> Report {
     // Two seconds at full speed, then at half of it.
     let octets = (0..1_000).map(|bin| if bin < 200 { 100 } else { 50 }).collect();
     let series = Series { bin_ms: 10.0, received: octets, ..Series::default() };
-    let tcp =
-        TcpResult { name: "web".into(), connections: 2, completed: 1, unfinished: 1, series, ..TcpResult::default() };
+    let tcp = TcpResult {
+        name: "web".into(),
+        connections: 2,
+        completed: 1,
+        unfinished: 1,
+        retransmits: 3,
+        series,
+        ..TcpResult::default()
+    };
     let spoof = AttackResult { name: "spoof".into(), id: 3, sent: 50, ..AttackResult::default() };
     let watch = |at: &str, seen: &[(&str, u64)]| WatchResult {
         name: format!("watch-{at}"),
@@ -199,6 +207,9 @@ fn deadlines_are_asserted_in_virtual_time_only() {
 fn tcp_nodes_and_attacks() {
     assert_eq!(expect!("tcp_broken": { "max": 0 }), (Pass, Some(0.0)));
     assert_eq!(expect!("tcp": "web", "tcp_completed": { "min": 2 }), (Fail, Some(1.0)));
+    assert_eq!(expect!("tcp": "web", "tcp_sent_again": { "max": 0 }), (Fail, Some(3.0)));
+    assert_eq!(expect!("stream": "down", "marked_percent": { "max": 2.5 }), (Pass, Some(2.5)));
+    assert_eq!(expect!("stream": "down", "marked": { "max": 0 }), (Fail, Some(24.0)));
     assert_eq!(expect!("stream": "down", "tcp_broken": { "max": 0 }), (Error, None));
     // 1 -> 2 -> 4, then a restart and 1 more.
     assert_eq!(expect!("node": "box", "path_changes": { "max": 4 }), (Pass, Some(4.0)));
