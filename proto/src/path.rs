@@ -162,18 +162,12 @@ impl Path {
 
     /// Makes a packet wait. `false`: too many do.
     pub(crate) fn make_wait(&mut self, packet: Waiting) -> bool {
-        let load = self.load();
-        self.shaper.push(packet, load)
+        self.shaper.push(packet)
     }
 
     /// Whether a packet may be sent at once.
     pub(crate) fn has_room(&self, now: Instant, urgent: bool) -> bool {
         self.shaper.admits(now, self.load(), urgent)
-    }
-
-    /// Whether what is sent now would wait in a queue on the way that is to go first.
-    pub(crate) fn has_long_queue(&self, now: Instant) -> bool {
-        self.shaper.has_long_queue(now, self.load())
     }
 
     /// How long a packet takes to arrive, as far as is known.
@@ -194,8 +188,7 @@ impl Path {
 
     /// Whether something waits that would go by this path, as by others, if it had room.
     pub(crate) fn want_room(&mut self, now: Instant, wanted: bool) {
-        let load = self.load();
-        self.shaper.set_wanted(now, load, wanted);
+        self.shaper.set_wanted(now, wanted);
     }
 
     /// When it has room again for that, if no receipt comes before.
