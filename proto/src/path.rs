@@ -162,7 +162,8 @@ impl Path {
 
     /// Makes a packet wait. `false`: too many do.
     pub(crate) fn make_wait(&mut self, packet: Waiting) -> bool {
-        self.shaper.push(packet)
+        let load = self.load();
+        self.shaper.push(packet, load)
     }
 
     /// Whether a packet may be sent at once.
@@ -188,7 +189,8 @@ impl Path {
 
     /// Whether something waits that would go by this path, as by others, if it had room.
     pub(crate) fn want_room(&mut self, now: Instant, wanted: bool) {
-        self.shaper.set_wanted(now, wanted);
+        let load = self.load();
+        self.shaper.set_wanted(now, load, wanted);
     }
 
     /// When it has room again for that, if no receipt comes before.
