@@ -162,8 +162,7 @@ impl Path {
 
     /// Makes a packet wait. `false`: too many do.
     pub(crate) fn make_wait(&mut self, packet: Waiting) -> bool {
-        let load = self.load();
-        self.shaper.push(packet, load)
+        self.shaper.push(packet)
     }
 
     /// Whether a packet may be sent at once.
@@ -189,8 +188,7 @@ impl Path {
 
     /// Whether something waits that would go by this path, as by others, if it had room.
     pub(crate) fn want_room(&mut self, now: Instant, wanted: bool) {
-        let load = self.load();
-        self.shaper.set_wanted(now, load, wanted);
+        self.shaper.set_wanted(now, wanted);
     }
 
     /// When it has room again for that, if no receipt comes before.

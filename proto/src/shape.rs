@@ -78,10 +78,10 @@ impl Shaper {
     }
 
     /// Makes a packet wait. `false`: too many do.
-    pub(crate) fn push(&mut self, packet: Waiting, load: Load) -> bool {
+    pub(crate) fn push(&mut self, packet: Waiting) -> bool {
         let (waiting, _) = self.queue.held();
         if waiting == 0 {
-            self.room.begin_to_wait(packet.since, load);
+            self.room.begin_to_wait(packet.since);
         }
         if packet.copy {
             self.failover = Some(packet.since);
@@ -122,10 +122,10 @@ impl Shaper {
     }
 
     /// Whether something waits elsewhere that would go by this path if it had room.
-    pub(crate) fn set_wanted(&mut self, now: Instant, load: Load, wanted: bool) {
-        // The queue that a path has while it is shared is our own: see [`Room::begin_to_wait`].
+    pub(crate) fn set_wanted(&mut self, now: Instant, wanted: bool) {
+        // While it is shared something waits now and then, and its rounds go on.
         if wanted && !self.wanted && !self.is_shared(now) && self.queue.held().0 == 0 {
-            self.room.begin_to_wait(now, load);
+            self.room.begin_to_wait(now);
         }
         self.wanted = wanted;
     }

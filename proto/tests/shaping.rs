@@ -1,4 +1,4 @@
-//! Links that are full, their rates given or not: both ends shape to them, and a call does not notice.
+//! Links whose rates are given: both ends shape to them, a call does not notice, and failover loses nothing.
 
 use proto::DropReason;
 use proto::policy::{Link, Policy};
@@ -117,7 +117,6 @@ fn a_call_hardly_notices_that_the_rate_changes_which_nobody_has_said() {
         assert!(share >= 0.9, "seed {seed}: {share}");
     }
 }
-
 #[test]
 fn a_full_link_marks_the_flow_that_can_be_told_so_and_drops_of_the_other() {
     for seed in 0..5 {

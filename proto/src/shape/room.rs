@@ -1,14 +1,19 @@
 //! How much may be under way on a path: a window that grows until the path shows a queue, and then the path's rate.
 //!
 //! ```text
-//!             what is offered waits, and a queue grows on the way or loses much
+//!             a queue grows on the way, or loses much of what is offered
 //!   [Open] ---------------------------------------------------------------------> [Held]
 //!     ^                                                                              |
-//!     +-------- nothing has waited for a second, or the given rate arrives ----------+
+//!     +-------- nothing has waited for a second, or the given rate arrives, ---------+
+//!               or the queue stays although less is sent: it is not ours
 //! ```
 //! Open is RFC 9002's slow start, for a bundle and not for one flow. Held is what BBR does (its model is described in
-//! draft-ietf-ccwg-bbr, sections 4 and 5): the most that arrived in any of the last rounds is the rate, two rounds of
-//! eight ask for a quarter more and the next one drains what they have put in the queue; where a path is shared, one.
+//! draft-ietf-ccwg-bbr, sections 4 and 5): the most that arrived in any of the last rounds is the rate; two rounds of
+//! eight ask for a quarter more, and the next one drains what they have put in the queue.
+//!
+//! A TCP connection fills the queue of a link with what it may have under way, and none of it waits here: so a path is held
+//! as soon as its queue stands, and what the connection has too much of waits here from then on, where a call overtakes it.
+//! Whether the queue is ours at all the first drain tells.
 //!
 //! Where the operator has given the rate, there is nothing to learn: an open path sends at that rate from its first packet
 //! on, and never above it. Should the link carry less, its queue tells, and the path is held to what arrives.
@@ -44,11 +49,15 @@ const QUEUE: Duration = Duration::from_millis(16);
 /// Twice as much is a queue that has to go: the rate has fallen.
 const LONG_QUEUE: Duration = Duration::from_millis(32);
 
-/// Where another path could take a part, less of a queue is reason enough, if it stands: a TCP connection alone fills the
-/// queue of a link with what it has under way, and nothing need wait here.
+/// Where another path could take a part, less of a queue is reason enough, if it stands.
 const SHARED_QUEUE: Duration = Duration::from_millis(5);
-/// For so many receipts in a row, or 32 ms: jitter comes and goes.
-const SHARED_ROW: u32 = 4;
+
+/// A queue stands that so many receipts in a row have shown, or 32 ms: jitter comes and goes. Where something waits here, two
+/// do: then it grows.
+const ROW: u32 = 4;
+
+/// A queue that is less by so much when half has been sent for a round is ours, or a third of it: a round is 24 ms at least.
+const DRAINED: Duration = Duration::from_millis(4);
 
 /// The least time over which a rate is measured: three receipts.
 const LEAST_ROUND: Duration = Duration::from_millis(24);
@@ -179,15 +188,27 @@ impl Round {
     }
 }
 
+/// Half is sent since then.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    since: Instant,
+    /// The longest that a packet waited that was sent before.
+    queued: Duration,
+    /// The round is one of packets that were all sent after that.
+    counts: bool,
+}
+
 /// How much may be under way on one path.
 #[derive(Debug)]
 pub(crate) struct Room {
     window: u64,
     phase: Phase,
     round: Option<Round>,
-    /// How much longer than the fastest of late packets took when nothing waited here: the way may have become longer, or
-    /// others fill its queue, and to hold back here helps against neither.
+    /// How much longer than the fastest of late packets take whatever is sent: the way may have become longer, or others fill
+    /// its queue, and to hold back here helps against neither.
     base: Duration,
+    /// Less is sent since a queue was seen, to find out whether it is ours.
+    trial: Option<Trial>,
     /// What was under way when the path was taken for silent: it takes no room any more.
     written_off: u64,
     /// The last receipt for something new, or when something began to wait.
@@ -217,6 +238,7 @@ impl Default for Room {
             phase: Phase::Open { queued: 0 },
             round: None,
             base: Duration::ZERO,
+            trial: None,
             written_off: 0,
             progress: Instant::ZERO,
             scarce: Instant::ZERO,
@@ -325,9 +347,8 @@ impl Room {
     }
 
     /// Something begins to wait.
-    pub(crate) fn begin_to_wait(&mut self, now: Instant, load: Load) {
+    pub(crate) fn begin_to_wait(&mut self, now: Instant) {
         self.progress = self.progress.max(now);
-        self.base = load.queued;
         if matches!(self.phase, Phase::Open { .. }) {
             // What arrived before was what was offered, and says nothing of what the path takes.
             self.round = None;
@@ -438,32 +459,36 @@ impl Room {
         let whole = if was_stuck { self.stuck.is_none() } else { round.is_whole(progress.least_rtt) };
         let slack = self.base + progress.least_rtt / 8;
         let mut over = whole;
+        let unhold = self.is_held() && (self.is_others(progress, &round, whole, &mut over) || ample);
         match self.phase {
             Phase::Open { queued } => {
-                let seen = waits && progress.queued > QUEUE + slack;
+                // What fills the queue is not what so little is under way of.
+                let seen = progress.queued > QUEUE + slack && (waits || progress.under_way > LEAST_WINDOW);
                 let queued = if seen || (shared && progress.queued > SHARED_QUEUE + slack) { queued + 1 } else { 0 };
                 if waits && queued == 0 {
                     self.window = (self.window + progress.octets).min(MOST_WINDOW);
                 }
                 // A way that always loses some carries its rate all the same, if that is known; a policer loses more.
                 let much = if self.given.is_some() { 5 } else { 20 };
-                let row = if seen { 2 } else { SHARED_ROW };
+                let row = if seen && waits { 2 } else { ROW };
                 let full = queued >= row || ((waits || shared) && round.loses(much));
                 match round.rate().filter(|_| full) {
                     Some(rate) => {
                         self.hold([rate; ROUNDS], DRAIN, progress.least_rtt);
-                        over = true;
+                        (self.scarce, over) = (now, true);
+                        self.trial = seen.then(|| Trial { since: now, queued: progress.queued, counts: false });
                     }
                     None => {
                         self.phase = Phase::Open { queued };
                         // Nothing need have waited before: what arrives from now on, while there is a queue, is the rate.
-                        over |= shared && queued == 1;
+                        over |= (shared || !waits) && queued == 1;
                     }
                 }
             }
-            Phase::Held { .. } if ample => {
+            Phase::Held { .. } if unhold => {
                 let window = self.window.max(FIRST_WINDOW);
-                *self = Room { window, progress: now, used: self.used, first_used: self.first_used, ..self.anew() };
+                let &mut Room { base, used, first_used, .. } = self;
+                *self = Room { window, base, progress: now, used, first_used, ..self.anew() };
                 return;
             }
             Phase::Held { mut rates, mut at } => {
@@ -495,6 +520,25 @@ impl Room {
             }
         }
         self.round = Some(if over { Round::after(progress) } else { round });
+    }
+
+    /// Whether the queue that was seen stays although less is sent. Then it is what the way is like, and what is seen beyond
+    /// it tells of the next one. `over`: the round is to end.
+    fn is_others(&mut self, progress: &Progress, round: &Round, whole: bool, over: &mut bool) -> bool {
+        let Some(trial) = &mut self.trial else { return false };
+        if progress.oldest < trial.since {
+            trial.queued = trial.queued.max(progress.queued);
+        } else if !trial.counts {
+            (trial.counts, *over) = (true, true);
+        } else if whole {
+            let stays = round.queued + DRAINED > trial.queued;
+            self.trial = None;
+            if stays {
+                self.base = round.queued;
+            }
+            return stays;
+        }
+        false
     }
 
     fn hold(&mut self, rates: [u64; ROUNDS], at: usize, least_rtt: Duration) {
