@@ -162,12 +162,18 @@ impl Path {
 
     /// Makes a packet wait. `false`: too many do.
     pub(crate) fn make_wait(&mut self, packet: Waiting) -> bool {
-        self.shaper.push(packet)
+        let load = self.load();
+        self.shaper.push(packet, load)
     }
 
     /// Whether a packet may be sent at once.
     pub(crate) fn has_room(&self, now: Instant, urgent: bool) -> bool {
         self.shaper.admits(now, self.load(), urgent)
+    }
+
+    /// Whether what is sent now would wait in a queue on the way that is to go first.
+    pub(crate) fn has_long_queue(&self, now: Instant) -> bool {
+        self.shaper.has_long_queue(now, self.load())
     }
 
     /// How long a packet takes to arrive, as far as is known.
@@ -188,7 +194,8 @@ impl Path {
 
     /// Whether something waits that would go by this path, as by others, if it had room.
     pub(crate) fn want_room(&mut self, now: Instant, wanted: bool) {
-        self.shaper.set_wanted(now, wanted);
+        let load = self.load();
+        self.shaper.set_wanted(now, load, wanted);
     }
 
     /// When it has room again for that, if no receipt comes before.

@@ -215,6 +215,11 @@ impl Replay {
         }
     }
 
+    /// Whether the packet at `place` is of a call or a game.
+    pub(crate) fn is_urgent(&self, place: u64) -> bool {
+        self.at(place).is_some_and(|at| self.kept[at].is_urgent())
+    }
+
     /// Gives the packet at `place` to the path of `slot`: it is sent there next, or waits there like this.
     pub(crate) fn assign(&mut self, now: Instant, place: u64, slot: u8) -> Option<Waiting> {
         let at = self.at(place)?;

@@ -78,10 +78,10 @@ impl Shaper {
     }
 
     /// Makes a packet wait. `false`: too many do.
-    pub(crate) fn push(&mut self, packet: Waiting) -> bool {
+    pub(crate) fn push(&mut self, packet: Waiting, load: Load) -> bool {
         let (waiting, _) = self.queue.held();
         if waiting == 0 {
-            self.room.begin_to_wait(packet.since);
+            self.room.begin_to_wait(packet.since, load);
         }
         if packet.copy {
             self.failover = Some(packet.since);
@@ -100,7 +100,7 @@ impl Shaper {
         self.room.on_timeout(now, load);
         let Shaper { room, queue, failover, .. } = self;
         failover.take_if(|at| now.since(*at) >= FAILOVER || queue.held().0 == 1);
-        let lasting = room.is_held() || (room.given().is_some() && failover.is_none());
+        let lasting = room.is_known(queue.held().1) || (room.given().is_some() && failover.is_none());
         let lasting = lasting.then_some(Duration::ZERO);
         queue.pop(now, load.latency, lasting, |urgent| room.admits(now, load, urgent))
     }
@@ -122,10 +122,10 @@ impl Shaper {
     }
 
     /// Whether something waits elsewhere that would go by this path if it had room.
-    pub(crate) fn set_wanted(&mut self, now: Instant, wanted: bool) {
+    pub(crate) fn set_wanted(&mut self, now: Instant, load: Load, wanted: bool) {
         // While it is shared something waits now and then, and its rounds go on.
         if wanted && !self.wanted && !self.is_shared(now) && self.queue.held().0 == 0 {
-            self.room.begin_to_wait(now);
+            self.room.begin_to_wait(now, load);
         }
         self.wanted = wanted;
     }
@@ -165,6 +165,11 @@ impl Shaper {
     /// What is offered fills a queue on the way: what is lost there is nobody's fault but the flows'.
     pub(crate) fn overflows(&self, load: Load) -> bool {
         self.queue.held().0 > 0 && self.room.has_queue(load)
+    }
+
+    /// What is sent now would wait in a queue on the way that has to go.
+    pub(crate) fn has_long_queue(&self, now: Instant, load: Load) -> bool {
+        self.room.has_long_queue(now, load)
     }
 
     /// The path carries less than is offered, as far as is known by its queue.

@@ -1,4 +1,4 @@
-//! Links whose rates are given: both ends shape to them, a call does not notice, and failover loses nothing.
+//! Links that are full, their rates given or not: both ends shape to them, and a call does not notice.
 
 use proto::DropReason;
 use proto::policy::{Link, Policy};
@@ -117,6 +117,52 @@ fn a_call_hardly_notices_that_the_rate_changes_which_nobody_has_said() {
         assert!(share >= 0.9, "seed {seed}: {share}");
     }
 }
+
+/// A call beside four TCP connections each way for forty seconds, over a link of which nobody has said what it carries and which
+/// has a queue of so many octets, and perhaps another link. The rate becomes another each ten seconds. Of the call and of the
+/// connections, up and down: the 99th percentile of the delays, and the octets.
+fn beside_tcp(queue: usize, other: bool, mbit: [u64; 4], seed: u64) -> [(Duration, u64); 2] {
+    let model = |mbit: u64| LinkModel { delay: ms(10), rate: mbit * MBIT, queue, ..LinkModel::default() };
+    let links = [model(mbit[0]), LinkModel { delay: ms(15), ..LinkModel::default() }];
+    let mut world = World::new(WorldConfig::new(if other { &links } else { &links[..1] }, seed));
+    for from in [Side::Box, Side::Core] {
+        world.add_flow(Flow { interval: ms(10), size: 200, dscp: 46, ..Flow::steady(from, 1500, 41_500) });
+    }
+    world.run_until(at(1500));
+    let sides = [Side::Box, Side::Core].into_iter().cycle().take(8);
+    let connections: Vec<_> = sides.map(|from| world.add_tcp(from, at(41_500))).collect();
+    for (phase, mbit) in mbit.into_iter().enumerate() {
+        world.set_model(0, Side::Box, model(mbit));
+        world.set_model(0, Side::Core, model(mbit));
+        world.run_until(at(11_500 + seed * 37 + 10_000 * phase as u64));
+    }
+    [0, 1].map(|way| {
+        let octets = connections.iter().skip(way).step_by(2).map(|of| world.progress(*of).octets);
+        (delays(&world, way)[1], octets.sum())
+    })
+}
+
+#[test]
+fn a_call_does_not_stand_in_the_queue_that_tcp_makes_of_a_link() {
+    for seed in 0..4 {
+        // A queue of 200 ms at 40 Mbit/s.
+        for (most_of_them, octets) in beside_tcp(1_000_000, false, [40; 4], seed) {
+            assert!(most_of_them <= ms(40), "seed {seed}: {most_of_them:?}");
+            assert!(octets >= 160_000_000, "seed {seed}: {octets} of 183,000,000");
+        }
+    }
+}
+
+#[test]
+fn a_call_goes_by_another_link_too_while_the_queue_of_its_own_is_long() {
+    for seed in 0..4 {
+        for (most_of_them, octets) in beside_tcp(100_000, true, [40, 5, 40, 5], seed) {
+            assert!(most_of_them <= ms(40), "seed {seed}: {most_of_them:?}");
+            assert!(octets >= 82_000_000, "seed {seed}: {octets} of 103,000,000");
+        }
+    }
+}
+
 #[test]
 fn a_full_link_marks_the_flow_that_can_be_told_so_and_drops_of_the_other() {
     for seed in 0..5 {

@@ -153,11 +153,20 @@ impl Peer {
             self.offer_copies(ctx, place, (class, slot), copies);
             return;
         }
-        let doubtful = self.path_mut(slot).is_some_and(|path| path.health.state() == PathState::Suspect);
+        let (now, urgent) = (ctx.now, self.replay.is_urgent(place));
+        let of = |slot: u8| self.paths.iter().find(move |path| path.config.slot == slot);
+        let doubtful = of(slot).is_some_and(|path| path.health.state() == PathState::Suspect);
+        let slow = urgent && of(slot).is_some_and(|path| path.has_long_queue(now));
+        // What is suspected may be dead, and the other may be dead as well and not be known to be. And what a call sends into a
+        // queue that is to be emptied first comes too late, if not by another path as well: that is worth its few octets
+        // where they cost nothing.
+        let helps =
+            |other: &u8| of(*other).is_some_and(|path| doubtful || !(path.metered() || path.has_long_queue(now)));
+        let other = (doubtful || slow)
+            .then(|| self.ranked(now, class).into_iter().flatten().find(|other| *other != slot && helps(other)))
+            .flatten();
         self.offer(ctx, slot, place);
-        // What is suspected may be dead, and the other may be dead as well and not be known to be.
-        if doubtful && let Some(other) = self.ranked(ctx.now, class).into_iter().flatten().find(|other| *other != slot)
-        {
+        if let Some(other) = other {
             self.offer(ctx, other, place);
         }
     }

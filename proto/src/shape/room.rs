@@ -56,8 +56,15 @@ const SHARED_QUEUE: Duration = Duration::from_millis(5);
 /// do: then it grows.
 const ROW: u32 = 4;
 
-/// A queue that is less by so much when half has been sent for a round is ours, or a third of it: a round is 24 ms at least.
-const DRAINED: Duration = Duration::from_millis(4);
+/// A queue that gets shorter by so much from one receipt to the next goes by itself: a quarter of their interval.
+const GOES: Duration = Duration::from_millis(2);
+
+/// What is sent, in eighths of the rate, to find out whether a queue is ours: so little less that what waits for it meanwhile
+/// is not late by more than a quarter of a round trip.
+const TRIAL: u64 = 7;
+/// After a round trip of that a queue is less by an eighth of it, if it is ours, and ours or most of it if it is less by one part
+/// of so many.
+const DRAINED: u32 = 16;
 
 /// The least time over which a rate is measured: three receipts.
 const LEAST_ROUND: Duration = Duration::from_millis(24);
@@ -136,6 +143,8 @@ enum Phase {
     Open {
         /// Receipts in a row that have shown a queue.
         queued: u32,
+        /// How long it was by the last of them.
+        last: Duration,
     },
     Held {
         /// Octets a second that arrived in the last rounds.
@@ -153,14 +162,15 @@ struct Round {
     octets: u64,
     packets: u32,
     lost: u32,
-    /// The least that a packet waited.
+    /// The least that a packet waited, and the most.
     queued: Duration,
+    longest: Duration,
 }
 
 impl Round {
     fn after(progress: &Progress) -> Self {
         let (began_us, queued) = (progress.received_us, Duration::MAX);
-        Round { began_us, lasted_us: 0, octets: 0, packets: 0, lost: 0, queued }
+        Round { began_us, lasted_us: 0, octets: 0, packets: 0, lost: 0, queued, longest: Duration::ZERO }
     }
 
     fn extend(&mut self, progress: &Progress) {
@@ -168,6 +178,7 @@ impl Round {
         self.packets += progress.packets;
         self.lost += progress.lost;
         self.queued = self.queued.min(progress.queued);
+        self.longest = self.longest.max(progress.queued);
         // Modulo 2^32; what seems to be before the beginning is a receipt that another has overtaken.
         let since = progress.received_us.wrapping_sub(self.began_us);
         self.lasted_us = self.lasted_us.max(if since <= u32::MAX / 2 { since } else { 0 });
@@ -188,13 +199,15 @@ impl Round {
     }
 }
 
-/// Half is sent since then.
+/// A little less is sent since then.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     since: Instant,
+    /// A round trip with the queue.
+    takes: Duration,
     /// The longest that a packet waited that was sent before.
     queued: Duration,
-    /// The round is one of packets that were all sent after that.
+    /// The round is one of packets that were all sent a round trip after that or later.
     counts: bool,
 }
 
@@ -207,8 +220,12 @@ pub(crate) struct Room {
     /// How much longer than the fastest of late packets take whatever is sent: the way may have become longer, or others fill
     /// its queue, and to hold back here helps against neither.
     base: Duration,
+    /// The same when something began to wait here: a stall may have made it, and it goes by itself.
+    began: Duration,
     /// Less is sent since a queue was seen, to find out whether it is ours.
     trial: Option<Trial>,
+    /// Something waited here when the path was held last.
+    sure: bool,
     /// What was under way when the path was taken for silent: it takes no room any more.
     written_off: u64,
     /// The last receipt for something new, or when something began to wait.
@@ -235,10 +252,12 @@ impl Default for Room {
     fn default() -> Self {
         Room {
             window: FIRST_WINDOW,
-            phase: Phase::Open { queued: 0 },
+            phase: Phase::Open { queued: 0, last: Duration::ZERO },
             round: None,
             base: Duration::ZERO,
+            began: Duration::ZERO,
             trial: None,
+            sure: false,
             written_off: 0,
             progress: Instant::ZERO,
             scarce: Instant::ZERO,
@@ -276,9 +295,25 @@ impl Room {
         load.queued > QUEUE + self.base + load.least_rtt / 8
     }
 
+    /// What was sent last has waited long, or is late.
+    pub(crate) fn has_long_queue(&self, now: Instant, load: Load) -> bool {
+        load.queued > self.long(load.least_rtt) || self.is_late(now, load.oldest, load.least_rtt, load.under_way)
+    }
+
+    /// A packet that has waited for longer was in a queue that has to go.
+    fn long(&self, least_rtt: Duration) -> Duration {
+        LONG_QUEUE + self.base + least_rtt / 8
+    }
+
     /// The link carries less than is offered, or than was given.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self.phase, Phase::Held { .. })
+    }
+
+    /// The same, and what waits here, so many octets, waits for its own flow's sake: whether a queue was ours that stood while
+    /// nothing waited only a queue here proves.
+    pub(crate) fn is_known(&self, waiting: u64) -> bool {
+        self.is_held() && self.trial.is_none() && (self.sure || waiting > FIRST_WINDOW)
     }
 
     /// Whether a packet may go while `under_way` octets are; one that is `urgent` has a quarter more, and need not wait
@@ -296,6 +331,7 @@ impl Room {
     fn is_stuck(&self, now: Instant, load: Load) -> bool {
         !self.shared
             && self.is_held()
+            && self.trial.is_none()
             && (self.stuck.is_some() || self.is_late(now, load.oldest, load.least_rtt, load.under_way))
     }
 
@@ -347,8 +383,9 @@ impl Room {
     }
 
     /// Something begins to wait.
-    pub(crate) fn begin_to_wait(&mut self, now: Instant) {
+    pub(crate) fn begin_to_wait(&mut self, now: Instant, load: Load) {
         self.progress = self.progress.max(now);
+        self.began = load.queued;
         if matches!(self.phase, Phase::Open { .. }) {
             // What arrived before was what was offered, and says nothing of what the path takes.
             self.round = None;
@@ -421,7 +458,11 @@ impl Room {
             Phase::Held { at, .. } => {
                 let gains = if self.shared { &SHARED_GAINS } else { &GAINS };
                 let least = LEAST_WINDOW * 1_000_000 / (least_rtt + RECEIPT_INTERVAL + LEAST_ROUND).as_micros() as u64;
-                let pace = (self.rate().unwrap_or(0) * gains[at] / 4).max(least);
+                let pace = match self.trial {
+                    Some(_) => self.rate().unwrap_or(0) / 8 * TRIAL,
+                    None => self.rate().unwrap_or(0) * gains[at] / 4,
+                };
+                let pace = pace.max(least);
                 let pace = self.given.map_or(pace, |given| pace.min(given));
                 (pace, octets_in(BURST, pace))
             }
@@ -436,9 +477,10 @@ impl Room {
         if let Some(open) = self.stuck {
             self.stuck = open.checked_sub(progress.octets + progress.lost_octets).filter(|open| *open > LEAST_WINDOW);
         } else if self.is_held()
+            && self.trial.is_none()
             && !shared
             && progress.under_way > LEAST_WINDOW
-            && (progress.queued > LONG_QUEUE + self.base + progress.least_rtt / 8
+            && (progress.queued > self.long(progress.least_rtt)
                 || self.is_late(now, progress.oldest, progress.least_rtt, progress.under_way))
         {
             // From this one on the receiver's clock tells how fast the rest arrives.
@@ -456,30 +498,42 @@ impl Room {
         };
         round.extend(progress);
         self.base = self.base.min(progress.queued);
+        self.began = self.began.min(progress.queued);
         let whole = if was_stuck { self.stuck.is_none() } else { round.is_whole(progress.least_rtt) };
         let slack = self.base + progress.least_rtt / 8;
         let mut over = whole;
         let unhold = self.is_held() && (self.is_others(progress, &round, whole, &mut over) || ample);
         match self.phase {
-            Phase::Open { queued } => {
-                // What fills the queue is not what so little is under way of.
-                let seen = progress.queued > QUEUE + slack && (waits || progress.under_way > LEAST_WINDOW);
-                let queued = if seen || (shared && progress.queued > SHARED_QUEUE + slack) { queued + 1 } else { 0 };
+            Phase::Open { queued, last } => {
+                // It grows while something waits, or stands while nothing does: one that goes by itself a stall has made, and
+                // one that little is under way in somebody else.
+                let grows = waits && progress.queued > QUEUE + slack + self.began;
+                let stands = !waits
+                    && progress.queued > QUEUE + slack
+                    && progress.queued + GOES >= last
+                    && progress.under_way > FIRST_WINDOW;
+                let shows = grows || stands || (shared && progress.queued > SHARED_QUEUE + slack);
+                let queued = if shows { queued + 1 } else { 0 };
                 if waits && queued == 0 {
                     self.window = (self.window + progress.octets).min(MOST_WINDOW);
                 }
                 // A way that always loses some carries its rate all the same, if that is known; a policer loses more.
                 let much = if self.given.is_some() { 5 } else { 20 };
-                let row = if seen && waits { 2 } else { ROW };
+                let row = if grows { 2 } else { ROW };
                 let full = queued >= row || ((waits || shared) && round.loses(much));
                 match round.rate().filter(|_| full) {
                     Some(rate) => {
+                        // What is under way comes at this rate in the time that it takes, unless the rate has fallen.
+                        let takes = (progress.least_rtt + progress.queued).max(RECEIPT_INTERVAL);
+                        let falls = rate < progress.under_way * 500_000 / takes.as_micros() as u64;
+                        let trial = Trial { since: now, takes, queued: progress.queued, counts: false };
+                        self.trial = (stands && !falls).then_some(trial);
+                        self.sure = !stands;
                         self.hold([rate; ROUNDS], DRAIN, progress.least_rtt);
                         (self.scarce, over) = (now, true);
-                        self.trial = seen.then(|| Trial { since: now, queued: progress.queued, counts: false });
                     }
                     None => {
-                        self.phase = Phase::Open { queued };
+                        self.phase = Phase::Open { queued, last: progress.queued };
                         // Nothing need have waited before: what arrives from now on, while there is a queue, is the rate.
                         over |= (shared || !waits) && queued == 1;
                     }
@@ -491,6 +545,7 @@ impl Room {
                 *self = Room { window, base, progress: now, used, first_used, ..self.anew() };
                 return;
             }
+            Phase::Held { .. } if self.trial.is_some() => {}
             Phase::Held { mut rates, mut at } => {
                 if let Some(rate) = round.rate().filter(|_| whole) {
                     let known = rates.into_iter().max().unwrap_or(0);
@@ -499,11 +554,13 @@ impl Room {
                     at = match at {
                         SHOW | CLIMB if more => CLIMB,
                         CLIMB => DRAIN,
+                        // Where nobody asked for more there is nothing to drain.
+                        SHOW if !waits && round.queued <= SHARED_QUEUE + slack => DRAIN + 1,
                         _ => (at + 1) % ROUNDS,
                     };
                     // What is lost after that may have been sent before.
                     let loses = at != DRAIN + 1 && round.loses(5);
-                    if round.queued > LONG_QUEUE + slack || loses || (was_stuck && rate < known) {
+                    if round.queued > self.long(progress.least_rtt) || loses || (was_stuck && rate < known) {
                         // What arrives is all there is, and the queue is to be emptied.
                         (rates, at) = ([rate; ROUNDS], DRAIN);
                     } else if waits || rate > known {
@@ -514,7 +571,7 @@ impl Room {
                     // All that may be sent arrives, and fills no queue.
                     let all = self.given.is_some_and(|given| rate + given / 32 >= given);
                     if all && round.queued <= QUEUE + slack {
-                        self.phase = Phase::Open { queued: 0 };
+                        self.phase = Phase::Open { queued: 0, last: Duration::ZERO };
                     }
                 }
             }
@@ -528,10 +585,12 @@ impl Room {
         let Some(trial) = &mut self.trial else { return false };
         if progress.oldest < trial.since {
             trial.queued = trial.queued.max(progress.queued);
+        } else if progress.oldest < trial.since + trial.takes {
+            // It is getting less, if it is ours.
         } else if !trial.counts {
             (trial.counts, *over) = (true, true);
         } else if whole {
-            let stays = round.queued + DRAINED > trial.queued;
+            let stays = round.longest + trial.takes / DRAINED > trial.queued;
             self.trial = None;
             if stays {
                 self.base = round.queued;
@@ -543,7 +602,9 @@ impl Room {
 
     fn hold(&mut self, rates: [u64; ROUNDS], at: usize, least_rtt: Duration) {
         self.phase = Phase::Held { rates, at };
-        let window = octets_in(least_rtt + RECEIPT_INTERVAL + SLACK, self.rate().unwrap_or(0));
+        // As long as it is not known whose the queue is, there is place for it.
+        let queued = self.trial.map_or(Duration::ZERO, |trial| trial.queued);
+        let window = octets_in(least_rtt + queued + RECEIPT_INTERVAL + SLACK, self.rate().unwrap_or(0));
         self.window = window.clamp(LEAST_WINDOW, MOST_WINDOW);
     }
 }

@@ -38,7 +38,7 @@ impl Path {
     fn new(rtt_ms: u64, mbit: u64, queue_ms: u64) -> Path {
         let mut room = Room::default();
         let now = Instant::from_nanos(60_000_000_000);
-        room.begin_to_wait(now);
+        room.begin_to_wait(now, IDLE);
         Path {
             room,
             now,
