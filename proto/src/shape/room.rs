@@ -59,6 +59,12 @@ const ROW: u32 = 4;
 /// A queue that gets shorter by so much from one receipt to the next goes by itself: a quarter of their interval.
 const GOES: Duration = Duration::from_millis(2);
 
+/// Where nothing has arrived for so long, three receipts' time, and what arrives then took as much longer, the way became longer or
+/// stood still: a queue grows with what arrives from it.
+const GAP_US: u32 = 24_000;
+/// Unless packets arrive seldom anyway: then it is so many times as long as they are apart.
+const GAP_OF_USUAL: u32 = 4;
+
 /// What is sent, in eighths of the rate, to find out whether a queue is ours: so little less that what waits for it meanwhile
 /// is not late by more than a quarter of a round trip.
 const TRIAL: u64 = 7;
@@ -199,6 +205,15 @@ impl Round {
     }
 }
 
+/// What the receipt before told.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    received_us: u32,
+    queued: Duration,
+    /// How far apart packets arrive, smoothed.
+    apart_us: u32,
+}
+
 /// A little less is sent since then.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
@@ -217,6 +232,7 @@ pub(crate) struct Room {
     window: u64,
     phase: Phase,
     round: Option<Round>,
+    before: Option<Before>,
     /// How much longer than the fastest of late packets take whatever is sent: the way may have become longer, or others fill
     /// its queue, and to hold back here helps against neither.
     base: Duration,
@@ -254,6 +270,7 @@ impl Default for Room {
             window: FIRST_WINDOW,
             phase: Phase::Open { queued: 0, last: Duration::ZERO },
             round: None,
+            before: None,
             base: Duration::ZERO,
             began: Duration::ZERO,
             trial: None,
@@ -473,6 +490,7 @@ impl Room {
     pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress, waits: bool, shared: bool) {
         self.progress = now;
         self.shared = shared;
+        self.notice_gap(progress);
         let was_stuck = self.stuck.is_some();
         if let Some(open) = self.stuck {
             self.stuck = open.checked_sub(progress.octets + progress.lost_octets).filter(|open| *open > LEAST_WINDOW);
@@ -577,6 +595,26 @@ impl Room {
             }
         }
         self.round = Some(if over { Round::after(progress) } else { round });
+    }
+
+    /// A way that becomes longer brings nothing for as long as it has become longer: that is no queue.
+    fn notice_gap(&mut self, progress: &Progress) {
+        let &Progress { received_us, queued, packets, .. } = progress;
+        let Some(before) = &mut self.before else {
+            self.before = Some(Before { received_us, queued, apart_us: 0 });
+            return;
+        };
+        let since_us = received_us.wrapping_sub(before.received_us);
+        if since_us > u32::MAX / 2 {
+            // An earlier one, that was overtaken.
+            return;
+        }
+        if since_us >= GAP_US.max(before.apart_us.saturating_mul(GAP_OF_USUAL)) {
+            self.base += queued.saturating_sub(before.queued);
+        }
+        let apart_us = since_us / packets.max(1);
+        let apart_us = if before.apart_us == 0 { apart_us } else { before.apart_us / 8 * 7 + apart_us / 8 };
+        *before = Before { received_us, queued, apart_us };
     }
 
     /// Whether the queue that was seen stays although less is sent. Then it is what the way is like, and what is seen beyond
