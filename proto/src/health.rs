@@ -329,6 +329,8 @@ impl Health {
             let sample = now.since(sent_at).saturating_sub(delay);
             Rtt::sample(rtt, sample, now);
             self.least.sample(sample, now);
+        }
+        if let Some(sent_at) = learnt.largest_sent_at {
             self.quality.on_received(sent_at, receipt.received_us, now);
         }
         for _ in 0..learnt.acknowledged {

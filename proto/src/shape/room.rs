@@ -59,11 +59,13 @@ const ROW: u32 = 4;
 /// A queue that gets shorter by so much from one receipt to the next goes by itself: a quarter of their interval.
 const GOES: Duration = Duration::from_millis(2);
 
-/// Where nothing has arrived for so long, three receipts' time, and what arrives then took as much longer, the way became longer or
-/// stood still: a queue grows with what arrives from it.
-const GAP_US: u32 = 24_000;
-/// Unless packets arrive seldom anyway: then it is so many times as long as they are apart.
-const GAP_OF_USUAL: u32 = 4;
+/// A queue gets longer by what arrives from it, so at the rate at which things arrive. What got longer while so many times less
+/// arrived than does now is the way.
+const LESS: u64 = 2;
+
+/// A queue of our own has what is under way in it. What is longer than that would be at this rate, in octets a second, is the way:
+/// 256 kbit/s, less than any link that is worth having has.
+const LEAST_RATE: u64 = 32_000;
 
 /// What is sent, in eighths of the rate, to find out whether a queue is ours: so little less that what waits for it meanwhile
 /// is not late by more than a quarter of a round trip.
@@ -205,13 +207,47 @@ impl Round {
     }
 }
 
-/// What the receipt before told.
-#[derive(Clone, Copy, Debug)]
-struct Before {
-    received_us: u32,
-    queued: Duration,
-    /// How far apart packets arrive, smoothed.
-    apart_us: u32,
+/// At which rate things arrived while packets began to take longer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Growth {
+    /// When the newest packet had arrived by the receipt before.
+    received_us: Option<u32>,
+    /// What is acknowledged since then.
+    octets: u64,
+    /// The longest that one took since there was no queue.
+    peak: Duration,
+    /// By how much that has grown, in microseconds, and the same times the rates.
+    grown: u64,
+    at_rates: u128,
+}
+
+impl Growth {
+    /// `none`: as long as this there is no queue.
+    fn extend(&mut self, progress: &Progress, none: Duration) {
+        self.octets += progress.octets;
+        let since = progress.received_us.wrapping_sub(self.received_us.unwrap_or(progress.received_us));
+        if (1..=u32::MAX / 2).contains(&since) {
+            let rate = self.octets * 1_000_000 / u64::from(since);
+            let more = progress.queued.saturating_sub(self.peak).as_micros() as u64;
+            self.grown += more;
+            self.at_rates += u128::from(more) * u128::from(rate);
+            self.peak = self.peak.max(progress.queued);
+            (self.received_us, self.octets) = (Some(progress.received_us), 0);
+        }
+        self.received_us.get_or_insert(progress.received_us);
+        if progress.queued <= none {
+            self.begin_anew(progress.queued);
+        }
+    }
+
+    fn begin_anew(&mut self, peak: Duration) {
+        *self = Growth { peak, grown: 0, at_rates: 0, ..*self };
+    }
+
+    /// Whether the way became longer, and not a queue, if `rate` arrives now.
+    fn is_of_the_way(&self, rate: u64) -> bool {
+        self.grown > 0 && self.at_rates / u128::from(self.grown) * u128::from(LESS) < u128::from(rate)
+    }
 }
 
 /// A little less is sent since then.
@@ -232,7 +268,7 @@ pub(crate) struct Room {
     window: u64,
     phase: Phase,
     round: Option<Round>,
-    before: Option<Before>,
+    growth: Growth,
     /// How much longer than the fastest of late packets take whatever is sent: the way may have become longer, or others fill
     /// its queue, and to hold back here helps against neither.
     base: Duration,
@@ -270,7 +306,7 @@ impl Default for Room {
             window: FIRST_WINDOW,
             phase: Phase::Open { queued: 0, last: Duration::ZERO },
             round: None,
-            before: None,
+            growth: Growth::default(),
             base: Duration::ZERO,
             began: Duration::ZERO,
             trial: None,
@@ -490,7 +526,7 @@ impl Room {
     pub(crate) fn on_progress(&mut self, now: Instant, progress: &Progress, waits: bool, shared: bool) {
         self.progress = now;
         self.shared = shared;
-        self.notice_gap(progress);
+        self.growth.extend(progress, QUEUE + self.base + progress.least_rtt / 8);
         let was_stuck = self.stuck.is_some();
         if let Some(open) = self.stuck {
             self.stuck = open.checked_sub(progress.octets + progress.lost_octets).filter(|open| *open > LEAST_WINDOW);
@@ -515,7 +551,9 @@ impl Room {
             return;
         };
         round.extend(progress);
-        self.base = self.base.min(progress.queued);
+        // Neither more than was measured, nor less than what is under way can explain.
+        let most_of_ours = Duration::from_micros((progress.under_way + progress.octets) * 1_000_000 / LEAST_RATE);
+        self.base = self.base.max(progress.queued.saturating_sub(most_of_ours)).min(progress.queued);
         self.began = self.began.min(progress.queued);
         let whole = if was_stuck { self.stuck.is_none() } else { round.is_whole(progress.least_rtt) };
         let slack = self.base + progress.least_rtt / 8;
@@ -540,6 +578,10 @@ impl Room {
                 let row = if grows { 2 } else { ROW };
                 let full = queued >= row || ((waits || shared) && round.loses(much));
                 match round.rate().filter(|_| full) {
+                    Some(rate) if self.growth.is_of_the_way(rate) => {
+                        self.take_for_the_way(round.queued);
+                        (self.phase, over) = (Phase::Open { queued: 0, last: progress.queued }, true);
+                    }
                     Some(rate) => {
                         // What is under way comes at this rate in the time that it takes, unless the rate has fallen.
                         let takes = (progress.least_rtt + progress.queued).max(RECEIPT_INTERVAL);
@@ -567,6 +609,10 @@ impl Room {
             Phase::Held { mut rates, mut at } => {
                 if let Some(rate) = round.rate().filter(|_| whole) {
                     let known = rates.into_iter().max().unwrap_or(0);
+                    if round.queued > QUEUE + slack && self.growth.is_of_the_way(rate) {
+                        self.take_for_the_way(round.queued);
+                    }
+                    let slack = self.base + progress.least_rtt / 8;
                     // Where there was more, and no queue for it, there may be much more.
                     let more = waits && rate > known + known / 8 && round.queued <= QUEUE + slack;
                     at = match at {
@@ -597,24 +643,10 @@ impl Room {
         self.round = Some(if over { Round::after(progress) } else { round });
     }
 
-    /// A way that becomes longer brings nothing for as long as it has become longer: that is no queue.
-    fn notice_gap(&mut self, progress: &Progress) {
-        let &Progress { received_us, queued, packets, .. } = progress;
-        let Some(before) = &mut self.before else {
-            self.before = Some(Before { received_us, queued, apart_us: 0 });
-            return;
-        };
-        let since_us = received_us.wrapping_sub(before.received_us);
-        if since_us > u32::MAX / 2 {
-            // An earlier one, that was overtaken.
-            return;
-        }
-        if since_us >= GAP_US.max(before.apart_us.saturating_mul(GAP_OF_USUAL)) {
-            self.base += queued.saturating_sub(before.queued);
-        }
-        let apart_us = since_us / packets.max(1);
-        let apart_us = if before.apart_us == 0 { apart_us } else { before.apart_us / 8 * 7 + apart_us / 8 };
-        *before = Before { received_us, queued, apart_us };
+    /// The way takes so much longer than the fastest of late.
+    fn take_for_the_way(&mut self, queued: Duration) {
+        self.base = queued;
+        self.growth.begin_anew(queued);
     }
 
     /// Whether the queue that was seen stays although less is sent. Then it is what the way is like, and what is seen beyond
@@ -642,7 +674,9 @@ impl Room {
         self.phase = Phase::Held { rates, at };
         // As long as it is not known whose the queue is, there is place for it.
         let queued = self.trial.map_or(Duration::ZERO, |trial| trial.queued);
-        let window = octets_in(least_rtt + queued + RECEIPT_INTERVAL + SLACK, self.rate().unwrap_or(0));
+        // Where there was more, what asks for still more must have the room for it.
+        let round_trip = (least_rtt + RECEIPT_INTERVAL) * if at == CLIMB { 5 } else { 4 } / 4;
+        let window = octets_in(round_trip + queued + SLACK, self.rate().unwrap_or(0));
         self.window = window.clamp(LEAST_WINDOW, MOST_WINDOW);
     }
 }
