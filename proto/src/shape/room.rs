@@ -13,7 +13,7 @@
 //!
 //! A TCP connection fills the queue of a link with what it may have under way, and none of it waits here: so a path is held
 //! as soon as its queue stands, and what the connection has too much of waits here from then on, where a call overtakes it.
-//! Whether the queue is ours at all the first drain tells.
+//! Whether the queue is ours at all is found out by sending a little less for a while.
 //!
 //! Where the operator has given the rate, there is nothing to learn: an open path sends at that rate from its first packet
 //! on, and never above it. Should the link carry less, its queue tells, and the path is held to what arrives.
