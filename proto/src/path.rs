@@ -354,8 +354,8 @@ impl Path {
                     (len, true)
                 }
                 Judged::Lost(len, ticket) => {
-                    // A queue that was full is the flow's own to notice.
-                    if !queue && *repairs >= REPAIR_COSTS {
+                    // A queue that was full is the flow's own to notice. A call has not filled it.
+                    if (!queue || replay.was_urgent(ticket)) && *repairs >= REPAIR_COSTS {
                         *repairs -= REPAIR_COSTS;
                         replay.forget_try(ticket, slot);
                     } else {

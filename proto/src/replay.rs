@@ -220,6 +220,11 @@ impl Replay {
         self.at(place).is_some_and(|at| self.kept[at].is_urgent())
     }
 
+    /// The same of what this transmission was of.
+    pub(crate) fn was_urgent(&self, ticket: Ticket) -> bool {
+        ticket.parts().is_some_and(|(place, _)| self.is_urgent(place))
+    }
+
     /// Gives the packet at `place` to the path of `slot`: it is sent there next, or waits there like this.
     pub(crate) fn assign(&mut self, now: Instant, place: u64, slot: u8) -> Option<Waiting> {
         let at = self.at(place)?;

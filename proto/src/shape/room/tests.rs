@@ -268,3 +268,54 @@ fn a_path_that_has_room_again_is_not_held() {
     }
     assert_eq!(path.room.rate(), None);
 }
+
+/// A receipt each 8 ms for what arrives at so many octets a second, with the last packet so late.
+fn receipts(growth: &mut Growth, at_us: &mut u32, rate: u64, delays_ms: impl IntoIterator<Item = u64>) {
+    for delay in delays_ms {
+        *at_us += 8_000;
+        growth.extend(&told(rate * 8 / 1000, *at_us, delay), QUEUE);
+    }
+}
+
+fn told(octets: u64, received_us: u32, queued_ms: u64) -> Progress {
+    Progress {
+        octets,
+        packets: (octets / PACKET) as u32,
+        lost: 0,
+        lost_octets: 0,
+        under_way: 100_000,
+        oldest: Instant::ZERO,
+        received_us,
+        queued: Duration::from_millis(queued_ms),
+        least_rtt: Duration::from_millis(20),
+    }
+}
+
+#[test]
+fn a_queue_grows_at_the_rate_at_which_things_arrive_and_a_way_while_next_to_nothing_does() {
+    let rate = 625_000;
+    let (mut growth, mut at_us) = (Growth::default(), 0);
+    receipts(&mut growth, &mut at_us, rate, (0..20).map(|n| n * 7));
+    assert!(!growth.is_of_the_way(rate), "a link of 5 Mbit/s that is offered more: {growth:?}");
+
+    let (mut growth, mut at_us) = (Growth::default(), 0);
+    receipts(&mut growth, &mut at_us, rate, [0; 20]);
+    at_us += 150_000;
+    receipts(&mut growth, &mut at_us, rate, [150; 20]);
+    assert!(growth.is_of_the_way(rate), "{growth:?}");
+    // And then there is a queue as well.
+    growth.begin_anew(Duration::from_millis(150));
+    receipts(&mut growth, &mut at_us, rate, (150..200).step_by(7));
+    assert!(!growth.is_of_the_way(rate), "{growth:?}");
+}
+
+#[test]
+fn what_so_little_under_way_cannot_explain_is_the_way() {
+    let mut room = Room::default();
+    for n in 0..100 {
+        let queued = if n < 50 { 0 } else { 250 };
+        let question = Progress { under_way: 80, ..told(80, n * 200_000, queued) };
+        room.on_progress(Instant::ZERO, &question, false, false);
+    }
+    assert!(room.base >= Duration::from_millis(240), "{room:?}");
+}
