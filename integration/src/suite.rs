@@ -113,8 +113,11 @@ fn logged(command: &mut Command, log: &Path) -> Result<(), String> {
 
 /// Those that the simulator can run, with many seeds.
 fn simulated(all: &[Loaded], tally: &mut Tally) {
-    for loaded in all {
-        let Ok(simulation) = Simulation::of(loaded) else { continue };
+    let can = |loaded| Some((loaded, Simulation::of(loaded).ok()?));
+    let (mut jobs, tally) = (all.iter().filter_map(can).collect::<Vec<_>>(), Mutex::new(tally));
+    // The longest first, so that the last ones to end are short.
+    jobs.sort_by_key(|(loaded, _)| std::cmp::Reverse(loaded.scenario.length));
+    at_once(AT_ONCE, jobs, |(loaded, simulation)| {
         let begun = Instant::now();
         let missed = (1..=RUNS_IN_THE_SIMULATOR).find_map(|seed| {
             let report = simulation.run(seed);
@@ -123,8 +126,21 @@ fn simulated(all: &[Loaded], tally: &mut Tally) {
             Some(format!("{missed:?}\nagain: {again}"))
         });
         let name = format!("{} ({RUNS_IN_THE_SIMULATOR} seeds, simulator)", loaded.name);
-        tally.note(&name, begun.elapsed(), missed.map_or(Ok(()), Err));
-    }
+        lock(&tally).note(&name, begun.elapsed(), missed.map_or(Ok(()), Err));
+    });
+}
+
+/// Does each job, in this order, so many at once.
+fn at_once<T: Send>(workers: usize, jobs: Vec<T>, each: impl Fn(T) + Sync) {
+    let waiting = Mutex::new(VecDeque::from(jobs));
+    let work = || {
+        // Not in the condition of the loop: the lock would be held as long as the job takes.
+        let next = || lock(&waiting).pop_front();
+        while let Some(job) = next() {
+            each(job);
+        }
+    };
+    std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
 }
 
 /// All of them with the real daemons, [`AT_ONCE`] guests at a time.
@@ -153,23 +169,19 @@ fn in_a_kernel(all: &[Loaded], logs: &Path, tally: &mut Tally) -> Result<()> {
         );
     }
     order.sort_by_key(|loaded| std::cmp::Reverse(loaded.scenario.length));
-    let waiting = Mutex::new(VecDeque::from(order));
     let tally = Mutex::new(tally);
-    let work = || {
-        while let Some(loaded) = lock(&waiting).pop_front() {
-            let (seed, runs) = seeds(all, loaded);
-            let log: PathBuf = logs.join(format!("{}.log", loaded.name));
-            let mut command = Command::new(&program);
-            // Quiet, so that the end of the output is why a run failed, and not how it went.
-            command.args(["run", &loaded.name, "--quiet", "--runs", &runs.to_string(), "--seed", &seed.to_string()]);
-            let begun = Instant::now();
-            let outcome = logged(&mut command, &log);
-            lock(&tally).note(&format!("{} ({runs} in {})", loaded.name, place.kernel), begun.elapsed(), outcome);
-        }
-    };
     // On the native kernel time is real, and a second run beside the first would be a disturbance.
-    let at_once = if place.kernel == Kernel::Native { 1 } else { AT_ONCE };
-    std::thread::scope(|scope| (0..at_once).for_each(|_| drop(scope.spawn(work))));
+    let workers = if place.kernel == Kernel::Native { 1 } else { AT_ONCE };
+    at_once(workers, order, |loaded| {
+        let (seed, runs) = seeds(all, loaded);
+        let log: PathBuf = logs.join(format!("{}.log", loaded.name));
+        let mut command = Command::new(&program);
+        // Quiet, so that the end of the output is why a run failed, and not how it went.
+        command.args(["run", &loaded.name, "--quiet", "--runs", &runs.to_string(), "--seed", &seed.to_string()]);
+        let begun = Instant::now();
+        let outcome = logged(&mut command, &log);
+        lock(&tally).note(&format!("{} ({runs} in {})", loaded.name, place.kernel), begun.elapsed(), outcome);
+    });
     Ok(())
 }
 
