@@ -89,6 +89,16 @@ pub struct PathConfig {
     pub link: Option<LinkId>,
 }
 
+impl PathConfig {
+    /// The path's number among those of its peer: see [`crate::MAX_PATHS`].
+    pub(crate) fn number(&self) -> u8 {
+        match self.kind {
+            TunnelKind::WireGuard => self.slot,
+            TunnelKind::Quic => self.slot + MAX_SLOTS as u8,
+        }
+    }
+}
+
 /// How an uplink of a box can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {

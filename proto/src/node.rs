@@ -85,10 +85,10 @@ pub enum Event {
         peer: PeerId,
         /// The class of the policy.
         class: Arc<str>,
-        /// The slot they took.
-        from: Option<u8>,
-        /// The slot they take.
-        to: Option<u8>,
+        /// The path they took.
+        from: Option<PathId>,
+        /// The path they take.
+        to: Option<PathId>,
     },
 }
 
@@ -267,8 +267,8 @@ impl Node {
         self.settle_before(now, touched, path.peer, out);
         self.with_peer(path.peer, now, out, |peer, ctx| {
             let outcome = match header {
-                Header::Data(id) => peer.on_data(ctx, path.slot, id, datagram),
-                _ => peer.on_handshake(ctx, path.slot, datagram),
+                Header::Data(id) => peer.on_data(ctx, path.path, id, datagram),
+                _ => peer.on_handshake(ctx, path.path, datagram),
             };
             match outcome {
                 // What anybody can send is nobody's: a peer's own counters tell of what it did itself.

@@ -135,6 +135,16 @@ impl Path {
         }
     }
 
+    /// By what it is told from the others of its bundle: see [`crate::MAX_PATHS`].
+    pub(crate) fn number(&self) -> u8 {
+        self.at.path
+    }
+
+    /// The name that the outside knows it by.
+    pub(crate) fn id(&self, peer: PeerId) -> PathId {
+        PathId { peer, slot: self.config.slot, tunnel: self.config.kind }
+    }
+
     /// Takes the next packet that waited and need not any more.
     pub(crate) fn pop_waiting(&mut self, now: Instant) -> Option<Popped> {
         let load = self.load();
@@ -267,7 +277,7 @@ impl Path {
     pub(crate) fn say_hello(&mut self, ctx: &mut Context<'_>, answer: bool) {
         let hello = Item::Hello(Hello {
             answer,
-            slot: self.config.slot,
+            path: self.number(),
             middlebox: ctx.identity.middlebox,
             pop: ctx.identity.pop,
             epoch: ctx.epoch,
@@ -324,7 +334,7 @@ impl Path {
         }
     }
 
-    /// Takes a receipt for packets of this path, which came by the path of slot `via`.
+    /// Takes a receipt for packets of this path, which came by the path of number `via`.
     pub(crate) fn on_receipt(
         &mut self,
         receipt: &Receipt,
@@ -336,8 +346,8 @@ impl Path {
         let queue = self.health.has_own_queue() || self.shaper.is_held();
         let load = self.load();
         let (oldest, overflows) = (load.oldest, self.shaper.overflows(load));
-        let (slot, introduced, mtu, repairs) =
-            (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
+        let (number, introduced, mtu, repairs) =
+            (self.number(), &mut self.introduced, &mut self.mtu, &mut self.repairs);
         let (mut octets, mut packets, mut lost, mut lost_octets) = (0, 0, 0, 0);
         let transition = self.health.on_receipt(receipt, via, now, |judged| {
             let (len, arrived) = match judged {
@@ -352,7 +362,7 @@ impl Path {
                     // A queue that was full is the flow's own to notice.
                     if !queue && *repairs >= REPAIR_COSTS {
                         *repairs -= REPAIR_COSTS;
-                        replay.forget_try(ticket, slot);
+                        replay.forget_try(ticket, number);
                     } else {
                         replay.on_lost(ticket, now);
                     }
@@ -361,7 +371,7 @@ impl Path {
                 }
                 // What a break has swallowed is sent again.
                 Judged::LostInARow(ticket) => {
-                    replay.forget_try(ticket, slot);
+                    replay.forget_try(ticket, number);
                     return false;
                 }
             };
@@ -449,7 +459,7 @@ impl Path {
     /// What it has to offer to flows that are balanced.
     pub(crate) fn berth(&self, now: Instant) -> Berth {
         let delivered = self.health.quality().delivery_rate(now) / 8;
-        Berth { slot: self.config.slot, rate: self.shaper.rate(), delivered }
+        Berth { path: self.number(), rate: self.shaper.rate(), delivered }
     }
 
     /// What it is like, if that is known. `fastest`: the round trip and [`crate::quality::Quality::transit_us`] of the path with
@@ -531,7 +541,7 @@ impl Path {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let rtt = self.health.rtt();
         PathSnapshot {
-            id: PathId { peer, slot: self.config.slot },
+            id: self.id(peer),
             state: self.health.state(),
             reason: self.health.reason().to_owned(),
             since_s: now.since(self.health.since()).as_secs_f64(),

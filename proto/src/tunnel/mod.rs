@@ -207,12 +207,13 @@ pub struct Indices {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct PathRef {
     pub(crate) peer: usize,
-    pub(crate) slot: u8,
+    /// The path's number: see [`crate::MAX_PATHS`].
+    pub(crate) path: u8,
 }
 
 impl Indices {
     pub(crate) fn new(rng: StdRng) -> Self {
-        Indices { owners: HashMap::new(), rng, current: PathRef { peer: 0, slot: 0 } }
+        Indices { owners: HashMap::new(), rng, current: PathRef { peer: 0, path: 0 } }
     }
 
     /// Says for which path the next ones are drawn.
