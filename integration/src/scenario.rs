@@ -52,6 +52,9 @@ pub struct Scenario {
     /// Our daemons are started; without, only the network and what is not ours stands.
     #[serde(default = "yes")]
     pub daemons: bool,
+    /// What the tunnels of its boxes are.
+    #[serde(default)]
+    pub tunnel: Tunnel,
     /// The hosts whose daemons are started at the beginning; without it, all of them.
     pub start: Option<Vec<String>>,
     /// What the wall clock shows before the daemons start; without it, the right time. Only in a guest.
@@ -72,6 +75,30 @@ pub struct Scenario {
     /// What must come of it.
     #[serde(default)]
     pub expect: Vec<Expect>,
+}
+
+/// What the tunnels of a scenario's boxes are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tunnel {
+    /// WireGuard on each uplink.
+    #[default]
+    WireGuard,
+    /// QUIC on each uplink.
+    Quic,
+    /// On each uplink what works.
+    Auto,
+}
+
+impl Tunnel {
+    /// As the box's configuration names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tunnel::WireGuard => "wireguard",
+            Tunnel::Quic => "quic",
+            Tunnel::Auto => "auto",
+        }
+    }
 }
 
 /// Long enough for a cut and what follows it.

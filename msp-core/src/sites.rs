@@ -8,7 +8,7 @@ use dataplane::settings::{self, Document, Schema, SettingsError, Several, Text};
 use ipnet::IpNet;
 use proto::config::ConfigError;
 use proto::policy::Policy;
-use proto::{MAX_SLOTS, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey};
+use proto::{MAX_SLOTS, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey, TunnelKind};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::io;
@@ -292,7 +292,7 @@ impl Middlebox {
 
 /// A path that the peer opens, wherever it is.
 fn path_to(slot: u8, preference: Option<u8>, local_key: &SecretKey, remote_key: PublicKey) -> PathConfig {
-    PathConfig { slot, preference, local_key: local_key.clone(), remote_key, link: None }
+    PathConfig { slot, kind: TunnelKind::WireGuard, preference, local_key: local_key.clone(), remote_key, link: None }
 }
 
 /// Is this what a site can have and a core can announce? The error completes "PREFIX …".

@@ -2,7 +2,7 @@
 
 use crate::keys::{PublicKey, SecretKey};
 use crate::policy::Policy;
-use crate::tunnel::{HANDSHAKE_MAX, OVERHEAD};
+use crate::tunnel::{HANDSHAKE_MAX, OVERHEAD, TunnelKind};
 use crate::{LinkId, MAX_SLOTS, PeerId};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
@@ -77,6 +77,8 @@ pub struct PeerConfig {
 pub struct PathConfig {
     /// The box's uplink slot, 0 to 7.
     pub slot: u8,
+    /// What its tunnel is.
+    pub kind: TunnelKind,
     /// Lower is preferred; ties go to the lower slot. A box's follows its [`Uplink`]. `None` at a core: as the box says
     /// in HELLO, and until then by slot.
     pub preference: Option<u8>,

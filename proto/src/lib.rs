@@ -62,6 +62,7 @@ pub use keys::{PublicKey, SecretKey};
 pub use node::{Datagram, Deadline, Event, Node, PathState};
 pub use output::{Output, Transmit};
 pub use time::Instant;
+pub use tunnel::{TunnelChoice, TunnelKind};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

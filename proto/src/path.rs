@@ -105,7 +105,7 @@ impl Path {
         let keys = Keys { local: config.local_key.clone(), remote: config.remote_key };
         Path {
             at,
-            tunnel: suite.tunnel(keys, role, now),
+            tunnel: suite.tunnel(config.kind, keys, role, now),
             // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
             health: Health::new(now, role == Role::Responder),
             received: ReceivedLog::default(),

@@ -211,6 +211,7 @@ impl Peer {
         for wanted in &config.paths {
             let same = |path: &Path| {
                 path.config.slot == wanted.slot
+                    && path.config.kind == wanted.kind
                     && path.config.remote_key == wanted.remote_key
                     && path.config.local_key == wanted.local_key
                     && path.config.link == wanted.link

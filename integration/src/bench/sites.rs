@@ -368,6 +368,7 @@ impl Boxes {
             open_windows: 0,
             paths: vec![PathConfig {
                 slot: 0,
+                kind: Default::default(),
                 preference: None,
                 local_key: key.clone(),
                 remote_key: core,

@@ -149,10 +149,11 @@ impl Files {
         };
         let mut text = format!(
             "schema = 1\nprefixes = {}\nsecret_file = \"secret.key\"\nmiddlebox = {}\ncontrol = \"{}\"\n\
-             state = \"state\"\n{}[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = {}\n",
+             state = \"state\"\ntunnel = \"{}\"\n{}[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = {}\n",
             quoted(&middlebox.prefixes),
             middlebox.number,
             self.control(name).display(),
+            scenario.tunnel.name(),
             if middlebox.policy.is_some() { "policy = \"policy.toml\"\n" } else { "" },
             middlebox.mtu,
             middlebox.core,

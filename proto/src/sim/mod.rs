@@ -14,7 +14,7 @@ pub use tcp::{CONTENT, Progress};
 pub use traffic::{Arrival, Flow, Report, at, ms};
 
 use crate::policy::Policy;
-use crate::tunnel::Suite;
+use crate::tunnel::{Suite, TunnelKind};
 use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
 use crate::{PeerId, PeerKind, SecretKey, Uplink};
 use ipnet::IpNet;
@@ -223,6 +223,7 @@ impl World {
         let path = |slot: u8| match side {
             Side::Box => PathConfig {
                 slot,
+                kind: TunnelKind::default(),
                 preference: None,
                 local_key: box_secret.uplink(slot),
                 remote_key: core_secret.public(),
@@ -230,6 +231,7 @@ impl World {
             },
             Side::Core => PathConfig {
                 slot,
+                kind: TunnelKind::default(),
                 preference: None,
                 local_key: core_secret.clone(),
                 remote_key: box_secret.uplink(slot).public(),

@@ -25,6 +25,7 @@ pub mod wireguard;
 
 use crate::{DropReason, Instant, PublicKey, SecretKey};
 use rand::{Rng, rngs::StdRng};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -36,12 +37,45 @@ pub const HANDSHAKE_MAX: usize = 148;
 /// The length of a cookie reply: shorter than what it answers, so nothing is amplified.
 pub(crate) const COOKIE_REPLY: usize = 64;
 
-/// A kind of tunnel: makes its parts.
+/// What a path's tunnel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelKind {
+    /// WireGuard: costs least.
+    #[default]
+    WireGuard,
+    /// QUIC with DATAGRAM frames (RFC 9221): passes where unknown UDP does not.
+    Quic,
+}
+
+/// Which kind of tunnel an uplink is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelChoice {
+    /// WireGuard, and QUIC where that does not work.
+    Auto,
+    /// WireGuard alone.
+    #[default]
+    WireGuard,
+    /// QUIC alone.
+    Quic,
+}
+
+impl fmt::Display for TunnelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TunnelKind::WireGuard => "wireguard",
+            TunnelKind::Quic => "quic",
+        })
+    }
+}
+
+/// Tunnels of both kinds: makes their parts.
 pub trait Suite: Send + fmt::Debug {
     /// What stands before all tunnels of one local key and sorts out the initiations.
     fn gate(&self, local: &SecretKey) -> Box<dyn Gate>;
     /// One path's tunnel.
-    fn tunnel(&self, keys: Keys, role: Role, now: Instant) -> Box<dyn Tunnel>;
+    fn tunnel(&self, kind: TunnelKind, keys: Keys, role: Role, now: Instant) -> Box<dyn Tunnel>;
 }
 
 /// The keys of one path.

@@ -4,6 +4,7 @@
 //! Not a toy beside the real one: the node cannot tell them apart. What it leaves out is secrecy alone.
 
 use super::{Gate, Handshake, Header, Indices, Keys, OVERHEAD, Opened, PacketId, Refusal, Role, Sealed, Suite, Tunnel};
+use super::TunnelKind;
 use super::{HANDSHAKE_MAX, packet_id};
 use crate::{DropReason, Instant, PublicKey, SecretKey};
 use std::collections::VecDeque;
@@ -26,7 +27,7 @@ impl Suite for Null {
         Box::new(NullGate)
     }
 
-    fn tunnel(&self, keys: Keys, role: Role, _now: Instant) -> Box<dyn Tunnel> {
+    fn tunnel(&self, _kind: TunnelKind, keys: Keys, role: Role, _now: Instant) -> Box<dyn Tunnel> {
         Box::new(NullTunnel {
             public: keys.local.public(),
             role,

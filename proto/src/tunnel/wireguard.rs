@@ -13,7 +13,7 @@
 //!
 //! boringtun reads the clock and draws ephemeral keys inside: the one exception to this crate's rule.
 
-use super::{Gate, Handshake, Indices, Keys, OVERHEAD, Opened, Refusal, Role, Sealed, Suite, Tunnel};
+use super::{Gate, Handshake, Indices, Keys, OVERHEAD, Opened, Refusal, Role, Sealed, Suite, Tunnel, TunnelKind};
 use super::{HANDSHAKE_MAX, packet_id};
 use crate::{DropReason, Instant, PublicKey, SecretKey};
 use boringtun::noise::errors::WireGuardError;
@@ -52,7 +52,7 @@ impl Suite for WireGuard {
         })
     }
 
-    fn tunnel(&self, keys: Keys, role: Role, _now: Instant) -> Box<dyn Tunnel> {
+    fn tunnel(&self, _kind: TunnelKind, keys: Keys, role: Role, _now: Instant) -> Box<dyn Tunnel> {
         Box::new(WireGuardTunnel { keys, role, live: None, candidate: None, old: None, stepped: false })
     }
 }

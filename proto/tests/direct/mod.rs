@@ -42,6 +42,7 @@ pub(crate) fn site(secret: u8) -> PeerConfig {
         open_windows: 0,
         paths: vec![PathConfig {
             slot: 0,
+            kind: Default::default(),
             preference: None,
             local_key: SecretKey::from_bytes([2; 32]),
             remote_key: SecretKey::from_bytes([secret; 32]).uplink(0).public(),
