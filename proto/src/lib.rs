@@ -74,6 +74,14 @@ pub const MAX_SLOTS: usize = 8;
 /// where its tunnel is WireGuard, and eight more where it is QUIC.
 pub const MAX_PATHS: usize = 2 * MAX_SLOTS;
 
+/// The number of the path over the uplink of this slot whose tunnel is of this kind.
+pub(crate) fn path_number(slot: u8, kind: TunnelKind) -> u8 {
+    match kind {
+        TunnelKind::WireGuard => slot,
+        TunnelKind::Quic => slot + MAX_SLOTS as u8,
+    }
+}
+
 /// The slot of the uplink that the path of this number runs over.
 pub(crate) fn slot_of(path: u8) -> u8 {
     path % MAX_SLOTS as u8

@@ -10,7 +10,7 @@ use crate::snapshot::Snapshot;
 use crate::timer::Timers;
 use crate::tunnel::wireguard::WireGuard;
 use crate::tunnel::{Gate, HANDSHAKE_MAX, Header, Indices, PathRef, Suite};
-use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey, Uplink};
+use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey, TunnelKind, Uplink, path_number};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -123,7 +123,7 @@ pub struct Node {
     gate_tick: Option<Instant>,
     /// Which path each session belongs to.
     indices: Indices,
-    /// Which path each static key belongs to.
+    /// Which uplink each static key belongs to, by its path of WireGuard: the same key serves both kinds of tunnel.
     keys: HashMap<PublicKey, PathRef>,
     routes: Routes<usize>,
     local: Option<Routes<()>>,
@@ -290,7 +290,7 @@ impl Node {
         let gate = self.gate.as_mut().ok_or(DropReason::HandshakeInvalid)?;
         self.gate_tick.get_or_insert(now + GATE_TICK);
         let route = Route { link: datagram.link, to: datagram.from, from: datagram.to };
-        let mut key = Err(DropReason::HandshakeInvalid);
+        let (mut key, kind) = (Err(DropReason::HandshakeInvalid), gate.kind(datagram.data));
         out.transmit(HANDSHAKE_MAX, 0, |dst| match gate.initiator(datagram.data, datagram.from.ip(), dst) {
             Ok(found) => {
                 key = Ok(found);
@@ -301,7 +301,12 @@ impl Node {
                 (refusal.reply > 0).then_some((refusal.reply, route, ()))
             }
         });
-        self.keys.get(&key?).copied().ok_or(DropReason::HandshakeUnknownKey)
+        self.path_of(&key?, kind).ok_or(DropReason::HandshakeUnknownKey)
+    }
+
+    /// The path of this kind over the uplink that has this key.
+    fn path_of(&self, key: &PublicKey, kind: TunnelKind) -> Option<PathRef> {
+        self.keys.get(key).map(|&PathRef { peer, path }| PathRef { peer, path: path_number(path, kind) })
     }
 
     // ---- time and events -----------------------------------------------------------------------------------------
@@ -411,7 +416,7 @@ impl Node {
         self.keys.clear();
         for (at, peer) in self.peers.iter().enumerate().filter_map(|(at, peer)| Some((at, peer.as_ref()?))) {
             for path in &peer.config.paths {
-                self.keys.insert(path.remote_key, PathRef { peer: at, slot: path.slot });
+                self.keys.insert(path.remote_key, PathRef { peer: at, path: path.slot });
             }
         }
         self.routes = to_peers(self.peers.iter().flatten().map(|peer| &peer.config), |peer| places[&peer.id]);

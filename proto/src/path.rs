@@ -81,6 +81,8 @@ pub(crate) struct Path {
     policy_hash: u64,
     /// Its link has carried what it may this month: only classes that may go on take it.
     pub(crate) capped: bool,
+    /// The other path over its uplink is the one that is to carry the uplink's traffic.
+    pub(crate) stands_by: bool,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
@@ -125,6 +127,7 @@ impl Path {
             keepalive: None,
             policy_hash: 0,
             capped: false,
+            stands_by: false,
             initiated_at: None,
             attempts: 0,
             repairs: REPAIR_COSTS * MOST_REPAIRS,

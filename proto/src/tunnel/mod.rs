@@ -102,6 +102,10 @@ pub trait Gate: Send {
     /// [`HANDSHAKE_MAX`] long) are to be sent back to where it came from: a cookie under load, never longer than the
     /// initiation.
     fn initiator(&mut self, initiation: &[u8], from: IpAddr, dst: &mut [u8]) -> Result<PublicKey, Refusal>;
+    /// What the tunnel is that this initiation is for. The simulator's tunnels of both kinds have one gate.
+    fn kind(&self, _initiation: &[u8]) -> TunnelKind {
+        TunnelKind::WireGuard
+    }
     /// To be called once a second: begins a new second's count of initiations.
     fn tick(&mut self);
 }
