@@ -18,7 +18,7 @@ use dataplane::udp::Socket;
 use ipnet::IpNet;
 use proto::direct::Exit;
 use proto::snapshot::Snapshot;
-use proto::{Keepalive, LinkId, MAX_SLOTS, PathState, Uplink};
+use proto::{Keepalive, LinkId, MAX_SLOTS, PathState, TunnelChoice, Uplink};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -363,6 +363,14 @@ impl<'a> Uplinks<'a> {
         let mut candidates = candidates(&self.config.core.endpoints, &answers, &self.proven, prefix, nat64);
         let inside = |to: &Candidate| self.config.prefixes.iter().any(|prefix| prefix.contains(&to.to.ip()));
         candidates.retain(|candidate| local[usize::from(candidate.to.is_ipv6())].is_some() && !inside(candidate));
+        if self.config.tunnel(slot) == TunnelChoice::Quic {
+            for candidate in &mut candidates {
+                candidate.to.set_port(self.config.core.quic_port);
+            }
+            // One address with several ports is listed once for each.
+            let mut seen = std::collections::HashSet::new();
+            candidates.retain(|candidate| seen.insert(candidate.to));
+        }
         let first = candidates.first().copied();
         let mut reachable = Vec::new();
         for candidate in candidates {

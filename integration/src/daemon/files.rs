@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use proto::{MAX_SLOTS, SecretKey};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,9 @@ use std::process::Command;
 
 /// The interface of a WireGuard client.
 pub(super) const CLIENT_TUN: &str = "wg0";
+
+/// Where boxes look for QUIC, if their configuration does not say.
+const QUIC_PORT: u16 = 443;
 
 /// Where a run's files are.
 #[derive(Clone, Debug)]
@@ -180,14 +184,16 @@ impl Files {
     }
 
     fn core(&self, scenario: &Scenario, name: &str, core: &Core) -> Result<()> {
-        let listen: Vec<String> = core
-            .endpoints
-            .iter()
-            .map(|endpoint| match endpoint.is_ipv4() {
-                true => format!("\"0.0.0.0:{}\"", endpoint.port()),
-                false => format!("\"[::]:{}\"", endpoint.port()),
+        // Each port serves both kinds of tunnels; boxes look for QUIC at the second one.
+        let ports =
+            core.endpoints.iter().flat_map(|endpoint| [endpoint.port(), QUIC_PORT].map(|port| (endpoint, port)));
+        let listen: BTreeSet<String> = ports
+            .map(|(endpoint, port)| match endpoint.is_ipv4() {
+                true => format!("\"0.0.0.0:{port}\""),
+                false => format!("\"[::]:{port}\""),
             })
             .collect();
+        let listen: Vec<String> = listen.into_iter().collect();
         let mut text = format!(
             "schema = 1\npop = {}\nprivate_key_file = \"private.key\"\nlisten = [{}]\nsites = \"sites.d\"\n\
              holdings = {}\nwithdraw_after = \"{}\"\ncontrol = \"{}\"\n[tun]\nname = \"msp0\"\nmtu = {}\n",
