@@ -3,7 +3,6 @@
 //!
 //! Not a toy beside the real one: the node cannot tell them apart. What it leaves out is secrecy alone.
 
-use super::TunnelKind;
 use super::{Gate, Handshake, Header, Indices, Keys, OVERHEAD, Opened, PacketId, Refusal, Role, Sealed, Suite, Tunnel};
 use super::TunnelKind;
 use super::{HANDSHAKE_MAX, packet_id};
