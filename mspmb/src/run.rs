@@ -263,8 +263,8 @@ async fn log_events(
 ) {
     while let Some(event) = events.recv().await {
         match event {
-            Event::Path { path: PathId { slot, .. }, from, to, reason } => {
-                tracing::info!(core, slot, ?from, ?to, reason, "path");
+            Event::Path { path, from, to, reason } => {
+                tracing::info!(core, %path, ?from, ?to, reason, "path");
                 // Where it came up is an address that has proved right; and direct flows go by what works.
                 let moves = works(from) != works(to) && direct::concerns(&in_force(&policy.borrow()));
                 if to == PathState::Up || moves {
@@ -273,7 +273,10 @@ async fn log_events(
             }
             Event::Reachable(_) => tracing::info!(core, "reachable"),
             Event::Unreachable(_) => tracing::warn!(core, "unreachable"),
-            Event::Moved { class, from, to, .. } => tracing::info!(core, %class, ?from, ?to, "moved"),
+            Event::Moved { class, from, to, .. } => {
+                let [from, to] = [from, to].map(|path| path.map(tracing::field::display));
+                tracing::info!(core, %class, from, to, "moved")
+            }
         }
     }
 }

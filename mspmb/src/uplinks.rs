@@ -242,8 +242,11 @@ impl<'a> Uplinks<'a> {
     pub(crate) async fn look(&mut self, interfaces: &BTreeMap<u32, Interface>, found: Found) -> anyhow::Result<bool> {
         let (node, _) = self.handle.snapshot().await?;
         self.note_proven(&node);
+        // Of two paths over an uplink the better one counts.
+        self.tunnels = [None; MAX_SLOTS];
         for path in node.peers.iter().flat_map(|peer| &peer.paths) {
-            self.tunnels[usize::from(path.id.slot)] = works(path.state);
+            let tunnel = &mut self.tunnels[usize::from(path.id.slot)];
+            *tunnel = works(path.state).max(*tunnel);
         }
         let mut well = true;
         let preferences = self.slots.preferences();

@@ -263,7 +263,7 @@ mod tests {
         fn receipt(&self) -> Receipt {
             let largest = self.number - 1;
             Receipt {
-                slot: 0,
+                path: 0,
                 session: 1,
                 largest,
                 delay_us: 0,

@@ -11,7 +11,7 @@ use crate::snapshot::Snapshot;
 use crate::timer::Timers;
 use crate::tunnel::quic::{Arrival, Parcel};
 use crate::tunnel::{Ciphered, Gate, HANDSHAKE_MAX, Header, Indices, PathRef, Suite, TunnelKind, is_quic};
-use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey, Uplink};
+use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey, Uplink, path_number};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -86,10 +86,10 @@ pub enum Event {
         peer: PeerId,
         /// The class of the policy.
         class: Arc<str>,
-        /// The slot they took.
-        from: Option<u8>,
-        /// The slot they take.
-        to: Option<u8>,
+        /// The path they took.
+        from: Option<PathId>,
+        /// The path they take.
+        to: Option<PathId>,
     },
 }
 
@@ -138,7 +138,7 @@ pub struct Node {
     gate_tick: Option<Instant>,
     /// Which path each session belongs to.
     indices: Indices,
-    /// Which path each static key belongs to.
+    /// Which uplink each static key belongs to, by its path of WireGuard: the same key serves both kinds of tunnel.
     keys: HashMap<PublicKey, PathRef>,
     routes: Routes<usize>,
     local: Option<Routes<()>>,
@@ -287,8 +287,8 @@ impl Node {
         self.settle_before(now, touched, path.peer, out);
         self.with_peer(path.peer, now, out, |peer, ctx| {
             let outcome = match header {
-                Header::Data(id) => peer.on_data(ctx, path.slot, id, datagram),
-                _ => peer.on_handshake(ctx, path.slot, datagram),
+                Header::Data(id) => peer.on_data(ctx, path.path, id, datagram),
+                _ => peer.on_handshake(ctx, path.path, datagram),
             };
             blame(peer, outcome)
         })
@@ -311,7 +311,7 @@ impl Node {
         };
         self.settle_before(now, touched, path.peer, out);
         self.with_peer(path.peer, now, out, |peer, ctx| {
-            let outcome = peer.on_parcel(ctx, path.slot, parcel, datagram);
+            let outcome = peer.on_parcel(ctx, path.path, parcel, datagram);
             blame(peer, outcome)
         })
         .unwrap_or(Err(DropReason::UnknownSession))
@@ -319,8 +319,9 @@ impl Node {
 
     /// Gives the connection of whoever has this key to its path.
     fn welcome(&mut self, key: PublicKey, parcel: Parcel) -> Result<(PathRef, Parcel), DropReason> {
+        let path = self.path_of(&key, TunnelKind::Quic);
         let endpoint = self.indices.quic().ok_or(DropReason::DatagramMalformed)?;
-        let Some(&path) = self.keys.get(&key) else {
+        let Some(path) = path else {
             // It was known when its handshake began.
             endpoint.refuse(parcel);
             return Err(DropReason::HandshakeUnknownKey);
@@ -334,7 +335,7 @@ impl Node {
         let gate = self.gate.as_mut().ok_or(DropReason::HandshakeInvalid)?;
         self.gate_tick.get_or_insert(now + GATE_TICK);
         let route = Route { link: datagram.link, to: datagram.from, from: datagram.to };
-        let mut key = Err(DropReason::HandshakeInvalid);
+        let (mut key, kind) = (Err(DropReason::HandshakeInvalid), gate.kind(datagram.data));
         out.transmit(HANDSHAKE_MAX, 0, |dst| match gate.initiator(datagram.data, datagram.from.ip(), dst) {
             Ok(found) => {
                 key = Ok(found);
@@ -345,7 +346,12 @@ impl Node {
                 (refusal.reply > 0).then_some((refusal.reply, route, ()))
             }
         });
-        self.keys.get(&key?).copied().ok_or(DropReason::HandshakeUnknownKey)
+        self.path_of(&key?, kind).ok_or(DropReason::HandshakeUnknownKey)
+    }
+
+    /// The path of this kind over the uplink that has this key.
+    fn path_of(&self, key: &PublicKey, kind: TunnelKind) -> Option<PathRef> {
+        self.keys.get(key).map(|&PathRef { peer, path }| PathRef { peer, path: path_number(path, kind) })
     }
 
     // ---- time and events -----------------------------------------------------------------------------------------
@@ -461,7 +467,7 @@ impl Node {
         self.keys.clear();
         for (at, peer) in self.peers.iter().enumerate().filter_map(|(at, peer)| Some((at, peer.as_ref()?))) {
             for path in &peer.config.paths {
-                self.keys.insert(path.remote_key, PathRef { peer: at, slot: path.slot });
+                self.keys.insert(path.remote_key, PathRef { peer: at, path: path.slot });
             }
         }
         let quic = |path: &&PathConfig| path.kind == TunnelKind::Quic;

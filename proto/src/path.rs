@@ -83,6 +83,8 @@ pub(crate) struct Path {
     policy_hash: u64,
     /// Its link has carried what it may this month: only classes that may go on take it.
     pub(crate) capped: bool,
+    /// The other path over its uplink is the one that is to carry the uplink's traffic.
+    pub(crate) stands_by: bool,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
@@ -130,6 +132,7 @@ impl Path {
             keepalive: None,
             policy_hash: 0,
             capped: false,
+            stands_by: false,
             initiated_at: None,
             attempts: 0,
             repairs: REPAIR_COSTS * MOST_REPAIRS,
@@ -138,6 +141,16 @@ impl Path {
             rx: Traffic::default(),
             config,
         }
+    }
+
+    /// By what it is told from the others of its bundle: see [`crate::MAX_PATHS`].
+    pub(crate) fn number(&self) -> u8 {
+        self.at.path
+    }
+
+    /// The name that the outside knows it by.
+    pub(crate) fn id(&self, peer: PeerId) -> PathId {
+        PathId { peer, slot: self.config.slot, tunnel: self.config.kind }
     }
 
     /// Takes the next packet that waited and need not any more.
@@ -290,7 +303,7 @@ impl Path {
     pub(crate) fn say_hello(&mut self, ctx: &mut Context<'_>, answer: bool) {
         let hello = Item::Hello(Hello {
             answer,
-            slot: self.config.slot,
+            path: self.number(),
             middlebox: ctx.identity.middlebox,
             pop: ctx.identity.pop,
             epoch: ctx.epoch,
@@ -347,7 +360,7 @@ impl Path {
         }
     }
 
-    /// Takes a receipt for packets of this path, which came by the path of slot `via`.
+    /// Takes a receipt for packets of this path, which came by the path of number `via`.
     pub(crate) fn on_receipt(
         &mut self,
         receipt: &Receipt,
@@ -359,8 +372,8 @@ impl Path {
         let queue = self.health.has_own_queue() || self.shaper.is_held();
         let load = self.load();
         let (oldest, overflows) = (load.oldest, self.shaper.overflows(load));
-        let (slot, introduced, mtu, repairs) =
-            (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
+        let (number, introduced, mtu, repairs) =
+            (self.number(), &mut self.introduced, &mut self.mtu, &mut self.repairs);
         let (mut octets, mut packets, mut lost, mut lost_octets) = (0, 0, 0, 0);
         let transition = self.health.on_receipt(receipt, via, now, |judged| {
             let (len, arrived) = match judged {
@@ -375,7 +388,7 @@ impl Path {
                     // A queue that was full is the flow's own to notice.
                     if !queue && *repairs >= REPAIR_COSTS {
                         *repairs -= REPAIR_COSTS;
-                        replay.forget_try(ticket, slot);
+                        replay.forget_try(ticket, number);
                     } else {
                         replay.on_lost(ticket, now);
                     }
@@ -384,7 +397,7 @@ impl Path {
                 }
                 // What a break has swallowed is sent again.
                 Judged::LostInARow(ticket) => {
-                    replay.forget_try(ticket, slot);
+                    replay.forget_try(ticket, number);
                     return false;
                 }
             };
@@ -474,7 +487,7 @@ impl Path {
     /// What it has to offer to flows that are balanced.
     pub(crate) fn berth(&self, now: Instant) -> Berth {
         let delivered = self.health.quality().delivery_rate(now) / 8;
-        Berth { slot: self.config.slot, rate: self.shaper.rate(), delivered }
+        Berth { path: self.number(), rate: self.shaper.rate(), delivered }
     }
 
     /// What it is like, if that is known. `fastest`: the round trip and [`crate::quality::Quality::transit_us`] of the path with
@@ -561,8 +574,7 @@ impl Path {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let rtt = self.health.rtt();
         PathSnapshot {
-            id: PathId { peer, slot: self.config.slot },
-            tunnel: self.config.kind,
+            id: self.id(peer),
             state: self.health.state(),
             reason: self.health.reason().to_owned(),
             since_s: now.since(self.health.since()).as_secs_f64(),

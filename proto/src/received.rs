@@ -183,7 +183,7 @@ impl ReceivedLog {
     }
 
     /// Takes the receipts that are wanted.
-    pub(crate) fn take_receipts(&mut self, slot: u8, now: Instant, mut each: impl FnMut(Receipt)) {
+    pub(crate) fn take_receipts(&mut self, path: u8, now: Instant, mut each: impl FnMut(Receipt)) {
         for session in self.sessions.iter_mut().filter(|session| session.news) {
             session.news = false;
             let arrived = &session.arrived;
@@ -208,7 +208,7 @@ impl ReceivedLog {
             }
             let delay_us = u32::try_from(now.since(session.largest_at).as_micros()).unwrap_or(u32::MAX);
             let received_us = (session.largest_at.as_nanos() / 1000) as u32;
-            each(Receipt { slot, session: session.session, largest, delay_us, received_us, ranges });
+            each(Receipt { path, session: session.session, largest, delay_us, received_us, ranges });
         }
     }
 }
@@ -300,10 +300,10 @@ mod tests {
     fn a_copy_is_no_news_of_the_path_that_its_packet_was_sent_by() {
         let mut log = ReceivedLog::default();
         log.note(PacketId { session: 5, number: 1 }, Instant::ZERO, true);
-        assert_eq!(log.note_copy(wire::Copy { slot: 0, session: 5, number: 2 }, Instant::ZERO), Ok(()));
+        assert_eq!(log.note_copy(wire::Copy { path: 0, session: 5, number: 2 }, Instant::ZERO), Ok(()));
         assert_eq!(*receipt(&mut log, Instant::ZERO).ranges, [(1, 1)]);
         assert!(log.note(PacketId { session: 5, number: 2 }, Instant::ZERO, true), "the copy was first");
-        let again = log.note_copy(wire::Copy { slot: 0, session: 5, number: 2 }, Instant::ZERO);
+        let again = log.note_copy(wire::Copy { path: 0, session: 5, number: 2 }, Instant::ZERO);
         assert_eq!(again, Err(DropReason::Duplicate));
     }
 

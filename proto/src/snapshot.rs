@@ -2,7 +2,7 @@
 //!
 //! A part of the interface to people and scripts: fields are added, never renamed; readers skip what they don't know.
 
-use crate::{Drops, PathId, PathState, PeerId, TunnelKind};
+use crate::{Drops, PathId, PathState, PeerId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -107,9 +107,6 @@ fn always() -> bool {
 pub struct PathSnapshot {
     /// Which.
     pub id: PathId,
-    /// What its tunnel is.
-    #[serde(default)]
-    pub tunnel: TunnelKind,
     /// Its state, as seen from this end.
     pub state: PathState,
     /// Why it is in that state, in words.

@@ -175,7 +175,7 @@ impl Path {
         fragmented: &mut u64,
     ) -> Option<(Origin, u8, bool)> {
         let &Outgoing { packet, origin, sequence, ticket, urgent } = outgoing;
-        let (before, slot) = (self.tx.bytes, self.config.slot);
+        let (before, path) = (self.tx.bytes, self.number());
         let mut number = || {
             let number = fragment_number(ctx.epoch, *fragmented);
             *fragmented += 1;
@@ -197,7 +197,7 @@ impl Path {
                 room[marked..end].copy_from_slice(trailer);
             }
             let id = self.send_whole(ctx, packet, &room[..end], ticket, true)?;
-            (origin.unwrap_or(Origin::Whole(slot, id)), 1, rides)
+            (origin.unwrap_or(Origin::Whole(path, id)), 1, rides)
         } else {
             // The fragments of a packet that went so before have its number again; a copy of a whole one has its own.
             let id = match origin {

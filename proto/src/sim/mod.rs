@@ -14,7 +14,7 @@ pub use tcp::{CONTENT, Progress};
 pub use traffic::{Arrival, Flow, Report, at, ms};
 
 use crate::policy::Policy;
-use crate::tunnel::{Suite, TunnelKind};
+use crate::tunnel::{Suite, TunnelChoice, TunnelKind};
 use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
 use crate::{PeerId, PeerKind, SecretKey, Uplink};
 use ipnet::IpNet;
@@ -61,6 +61,8 @@ pub struct WorldConfig {
     pub box_prefixes: Vec<IpNet>,
     /// The core's addresses, best first; every link leads to all of them.
     pub core_addresses: Vec<SocketAddr>,
+    /// Which kind of tunnel each uplink has. QUIC goes to port 443 of the same addresses.
+    pub tunnel: TunnelChoice,
     /// How the box is to ask on each link while idle.
     pub keepalive: Keepalive,
     /// What both ends go by.
@@ -76,6 +78,7 @@ impl WorldConfig {
             suite: || Box::new(crate::tunnel::null::Null),
             box_prefixes: site_prefixes(),
             core_addresses: vec![SocketAddr::from(([192, 0, 2, 1], 51820))],
+            tunnel: TunnelChoice::default(),
             keepalive: Keepalive::default(),
             policy: Arc::default(),
         }
@@ -220,10 +223,11 @@ impl World {
     /// What the node of a side is told of the other one.
     fn peer(side: Side, world: &WorldConfig) -> PeerConfig {
         let (box_secret, core_secret) = Self::secrets();
+        let kind = if world.tunnel == TunnelChoice::Quic { TunnelKind::Quic } else { TunnelKind::WireGuard };
         let path = |slot: u8| match side {
             Side::Box => PathConfig {
                 slot,
-                kind: TunnelKind::default(),
+                kind,
                 preference: None,
                 local_key: box_secret.uplink(slot),
                 remote_key: core_secret.public(),
@@ -231,7 +235,7 @@ impl World {
             },
             Side::Core => PathConfig {
                 slot,
-                kind: TunnelKind::default(),
+                kind,
                 preference: None,
                 local_key: core_secret.clone(),
                 remote_key: box_secret.uplink(slot).public(),

@@ -152,6 +152,10 @@ pub trait Gate: Send {
     /// [`HANDSHAKE_MAX`] long) are to be sent back to where it came from: a cookie under load, never longer than the
     /// initiation.
     fn initiator(&mut self, initiation: &[u8], from: IpAddr, dst: &mut [u8]) -> Result<PublicKey, Refusal>;
+    /// What the tunnel is that this initiation is for. The simulator's tunnels of both kinds have one gate.
+    fn kind(&self, _initiation: &[u8]) -> TunnelKind {
+        TunnelKind::WireGuard
+    }
     /// To be called once a second: begins a new second's count of initiations.
     fn tick(&mut self);
 }
@@ -343,12 +347,13 @@ pub struct Indices {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct PathRef {
     pub(crate) peer: usize,
-    pub(crate) slot: u8,
+    /// The path's number: see [`crate::MAX_PATHS`].
+    pub(crate) path: u8,
 }
 
 impl Indices {
     pub(crate) fn new(rng: StdRng, quic: Option<quic::Endpoint>) -> Self {
-        Indices { owners: HashMap::new(), rng, current: PathRef { peer: 0, slot: 0 }, quic }
+        Indices { owners: HashMap::new(), rng, current: PathRef { peer: 0, path: 0 }, quic }
     }
 
     /// Says for which path the next ones are drawn.

@@ -3,9 +3,9 @@
 //!
 //! Not a toy beside the real one: the node cannot tell them apart. What it leaves out is secrecy alone.
 
-use super::{TunnelKind, quic};
 use super::{Gate, Handshake, Header, Indices, Keys, OVERHEAD, Opened, PacketId, Refusal, Role, Sealed, Suite, Tunnel};
 use super::{HANDSHAKE_MAX, packet_id};
+use super::{TunnelKind, quic};
 use crate::output::Route;
 use crate::{DropReason, Instant, PublicKey, SecretKey};
 use rand::rngs::StdRng;

@@ -143,7 +143,12 @@ impl QuicTunnel {
     }
 
     /// What became of a connection after something came or time has passed.
-    fn settle(&mut self, handle: ConnectionHandle, now: Instant, indices: &mut Indices) -> Result<Handshake, DropReason> {
+    fn settle(
+        &mut self,
+        handle: ConnectionHandle,
+        now: Instant,
+        indices: &mut Indices,
+    ) -> Result<Handshake, DropReason> {
         let Some(endpoint) = indices.quic() else { return Ok(Handshake::default()) };
         let Some(link) = self.link(handle) else { return Ok(Handshake::default()) };
         match link.pump(now, endpoint) {
@@ -207,13 +212,7 @@ impl Tunnel for QuicTunnel {
         Err(DropReason::UnknownSession)
     }
 
-    fn handshake(
-        &mut self,
-        _: &[u8],
-        _: Instant,
-        _: &mut Indices,
-        _: &mut [u8],
-    ) -> Result<Handshake, DropReason> {
+    fn handshake(&mut self, _: &[u8], _: Instant, _: &mut Indices, _: &mut [u8]) -> Result<Handshake, DropReason> {
         Err(DropReason::HandshakeInvalid)
     }
 
@@ -242,7 +241,12 @@ impl Tunnel for QuicTunnel {
         }
     }
 
-    fn next(&mut self, now: Instant, indices: &mut Indices, dst: &mut [u8]) -> Option<Result<(PacketId, Opened), DropReason>> {
+    fn next(
+        &mut self,
+        now: Instant,
+        indices: &mut Indices,
+        dst: &mut [u8],
+    ) -> Option<Result<(PacketId, Opened), DropReason>> {
         let handle = self.touched?;
         let packet = self.link(handle).and_then(|link| link.next_packet(dst));
         let Some(packet) = packet else {

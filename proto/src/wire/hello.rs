@@ -8,7 +8,7 @@ use std::time::Duration;
 ///  0                   1                   2                   3
 ///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 /// +---------------+---------------+---------------+---------------+
-/// |    version    | least version |    flags    |A|     slot      |
+/// |    version    | least version |    flags    |A|     path      |
 /// +---------------+---------------+---------------+---------------+
 /// |                         capabilities                          |
 /// +---------------------------------------------------------------+
@@ -39,8 +39,8 @@ pub struct Hello {
     pub least_version: u8,
     /// It answers ours.
     pub answer: bool,
-    /// The slot of the path that this goes over.
-    pub slot: u8,
+    /// The number of the path that this goes over: see [`crate::MAX_PATHS`].
+    pub path: u8,
     /// What it can do beyond its version, a bit each: see [`Hello::FRAGMENTS`].
     pub capabilities: u32,
     /// The box's number.
@@ -71,7 +71,7 @@ impl Default for Hello {
             version: VERSION,
             least_version: LEAST_VERSION,
             answer: false,
-            slot: 0,
+            path: 0,
             capabilities: 0,
             middlebox: 0,
             pop: 0,
@@ -97,7 +97,7 @@ impl Hello {
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let room = room.get_mut(..LEN)?;
         let flags = if self.answer { ANSWER } else { 0 };
-        room[..4].copy_from_slice(&[self.version, self.least_version, flags, self.slot]);
+        room[..4].copy_from_slice(&[self.version, self.least_version, flags, self.path]);
         room[4..8].copy_from_slice(&self.capabilities.to_be_bytes());
         room[8..12].copy_from_slice(&self.middlebox.to_be_bytes());
         room[12..16].copy_from_slice(&self.pop.to_be_bytes());
@@ -113,12 +113,12 @@ impl Hello {
 
     pub(super) fn read(mut value: &[u8]) -> Option<Hello> {
         let from = &mut value;
-        let [version, least_version, flags, slot] = take(from)?;
+        let [version, least_version, flags, path] = take(from)?;
         let mut hello = Hello {
             version,
             least_version,
             answer: flags & ANSWER != 0,
-            slot,
+            path,
             capabilities: u32::from_be_bytes(take(from)?),
             middlebox: u32::from_be_bytes(take(from)?),
             pop: u32::from_be_bytes(take(from)?),

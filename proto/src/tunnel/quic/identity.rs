@@ -300,8 +300,7 @@ fn certificate(key: &Ed25519Key) -> CertificateDer<'static> {
     let algorithm = der(SEQUENCE, &[&der(OID, &[&[43, 101, 112]])]);
     // 2.5.4.3 is the common name.
     let name = der(SEQUENCE, &[&der(SET, &[&der(SEQUENCE, &[&der(OID, &[&[85, 4, 3]]), &der(UTF8, &[b"msp"])])])]);
-    let validity =
-        der(SEQUENCE, &[&der(UTC_TIME, &[b"700101000000Z"]), &der(GENERALIZED_TIME, &[b"99991231235959Z"])]);
+    let validity = der(SEQUENCE, &[&der(UTC_TIME, &[b"700101000000Z"]), &der(GENERALIZED_TIME, &[b"99991231235959Z"])]);
     let version = der(VERSION, &[&der(INTEGER, &[&[2]])]);
     let serial = der(INTEGER, &[&[1]]);
     let spki = [&SPKI[..], key.public.as_bytes()].concat();
