@@ -173,8 +173,7 @@ impl QuicTunnel {
                 }
                 self.promote(handle, now, indices);
                 // It confirms the connection to the core, in the datagram that ends the handshake.
-                let mut nowhere = [];
-                let id = self.seal_live(&[], now, &mut nowhere).map(|sealed| sealed.id);
+                let id = self.live.as_mut().and_then(|live| live.queue(&[], now)).map(|(id, _)| id);
                 Ok(Handshake { send: 0, id, established: true })
             }
         }
@@ -190,11 +189,6 @@ impl QuicTunnel {
         self.waiting.extend(said);
         self.buffer = buffer;
     }
-
-    fn seal_live(&mut self, plaintext: &[u8], now: Instant, dst: &mut [u8]) -> Option<Sealed> {
-        let QuicTunnel { live, waiting, buffer, .. } = self;
-        live.as_mut()?.seal(plaintext, now, dst, buffer, |datagram, way| waiting.push_back((datagram.to_vec(), way)))
-    }
 }
 
 impl Tunnel for QuicTunnel {
@@ -205,7 +199,8 @@ impl Tunnel for QuicTunnel {
     }
 
     fn seal(&mut self, plaintext: &[u8], now: Instant, dst: &mut [u8]) -> Option<Sealed> {
-        self.seal_live(plaintext, now, dst)
+        let QuicTunnel { live, waiting, buffer, .. } = self;
+        live.as_mut()?.seal(plaintext, now, dst, buffer, |datagram, way| waiting.push_back((datagram.to_vec(), way)))
     }
 
     fn open(&mut self, _: &[u8], _: Instant, _: &mut Indices, _: &mut [u8]) -> Result<Opened, DropReason> {

@@ -7,7 +7,7 @@ use crate::packet::IpView;
 use crate::received::nearest;
 use crate::tunnel::{PacketId, Sealed};
 use crate::{DropReason, Instant, PublicKey};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use quinn_proto::{Connection, ConnectionError, ConnectionEvent, ConnectionHandle, Event, SendDatagramError, Side};
 use quinn_proto::{TransportErrorCode, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -211,16 +211,8 @@ impl Link {
         Some(self.way_to(sent?.destination))
     }
 
-    /// Seals a packet into `dst`. What quinn puts before it is handed to `before`. Nothing longer than `dst` comes out.
-    pub(super) fn seal(
-        &mut self,
-        plaintext: &[u8],
-        now: Instant,
-        dst: &mut [u8],
-        buffer: &mut Vec<u8>,
-        mut before: impl FnMut(&[u8], Route),
-    ) -> Option<Sealed> {
-        let at = self.clock.at(now);
+    /// Gives quinn a packet: the next [`Link::poll_transmit`] has it, with whatever else is to be said.
+    pub(super) fn queue(&mut self, plaintext: &[u8], now: Instant) -> Option<(PacketId, Bytes)> {
         let len = plaintext.len() + NUMBER;
         if self.payloads.capacity() < len {
             self.payloads.reserve(CHUNK.max(len));
@@ -232,12 +224,26 @@ impl Link {
         let mut sent = self.connection.datagrams().send(payload.clone(), true);
         if matches!(sent, Err(SendDatagramError::TooLarge)) {
             // quinn takes losses of large packets for a narrower path, and would never look again.
-            self.connection.path_changed(at);
+            self.connection.path_changed(self.clock.at(now));
             sent = self.connection.datagrams().send(payload.clone(), true);
         }
         sent.ok()?;
         let id = PacketId { session: self.sessions.0, number: self.next };
         self.next += 1;
+        Some((id, payload))
+    }
+
+    /// Seals a packet into `dst`. What quinn puts before it is handed to `before`. Nothing longer than `dst` comes out.
+    pub(super) fn seal(
+        &mut self,
+        plaintext: &[u8],
+        now: Instant,
+        dst: &mut [u8],
+        buffer: &mut Vec<u8>,
+        mut before: impl FnMut(&[u8], Route),
+    ) -> Option<Sealed> {
+        let (id, payload) = self.queue(plaintext, now)?;
+        let at = self.clock.at(now);
         let mut retried = false;
         let sealed = loop {
             buffer.clear();
