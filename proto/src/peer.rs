@@ -141,8 +141,9 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn new(config: PeerConfig, at: usize, suite: &dyn Suite, mtu: u16, now: Instant) -> Self {
         let role = if config.kind == PeerKind::Core { Role::Initiator } else { Role::Responder };
-        let path =
-            |path: &PathConfig| Path::new(path.clone(), PathRef { peer: at, path: path.number() }, role, suite, mtu, now);
+        let path = |path: &PathConfig| {
+            Path::new(path.clone(), PathRef { peer: at, path: path.number() }, role, suite, mtu, now)
+        };
         let mut peer = Peer {
             paths: config.paths.iter().map(path).collect(),
             at,
@@ -228,9 +229,14 @@ impl Peer {
                     path.config.preference = wanted.preference;
                     path
                 }
-                None => {
-                    Path::new(wanted.clone(), PathRef { peer: self.at, path: wanted.number() }, self.role, suite, mtu, now)
-                }
+                None => Path::new(
+                    wanted.clone(),
+                    PathRef { peer: self.at, path: wanted.number() },
+                    self.role,
+                    suite,
+                    mtu,
+                    now,
+                ),
             };
             self.paths.push(path);
         }
@@ -459,7 +465,8 @@ impl Peer {
             let lives = |number| paths.iter().any(|path| path.number() == number && path.alive());
             if let Some((from, to)) = course.follow(ctx.now, candidates, lives) {
                 let class = config.policy.class(class as ClassId).name.clone();
-                let id = |number: Option<u8>| Some(paths.iter().find(|path| Some(path.number()) == number)?.id(config.id));
+                let id =
+                    |number: Option<u8>| Some(paths.iter().find(|path| Some(path.number()) == number)?.id(config.id));
                 ctx.events.push_back(Event::Moved { peer: config.id, class, from: id(from), to: id(to) });
             }
         }

@@ -61,7 +61,7 @@ const TRAIN_RATES: (u64, u64) = (32_000, 250_000);
 /// Datagrams of a train are so long, or as long as fit the path.
 const PROBE: u16 = 1200;
 /// Of the train so many percent must arrive.
-const ARRIVES: u32 = 90;
+const ARRIVES: u64 = 90;
 
 /// What arrived of what was offered, in bits a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,8 +112,8 @@ struct Train {
     next: Instant,
     every: Duration,
     ends: Instant,
-    sent: u32,
-    /// Datagrams that had arrived before.
+    /// Octets sent, and octets that had arrived before. Not datagrams: a path in doubt is asked often, and what is small passes.
+    sent: u64,
     before: u64,
 }
 
@@ -244,7 +244,7 @@ impl Throttle {
 
     /// Whether a train has ended, and all of it has arrived.
     fn passed(&mut self, now: Instant, round_trip: Duration) -> bool {
-        let delivered = self.sums.delivered;
+        let arrived = self.sums.arrived;
         let Some(throttled) = &mut self.throttled else { return false };
         // What is answered late was in a queue that the train has made.
         let late = round_trip * 2 + STEP;
@@ -252,7 +252,7 @@ impl Throttle {
         throttled.train = None;
         self.interval = (self.interval * 2).min(MOST_BETWEEN);
         throttled.next_train = now + self.interval;
-        delivered - train.before >= u64::from(train.sent * ARRIVES / 100)
+        arrived - train.before >= train.sent * ARRIVES / 100
     }
 
     /// When [`Throttle::judge`] or [`Throttle::probe`] has something to do that no receipt brings about.
@@ -267,15 +267,15 @@ impl Throttle {
 
     /// The length of the probe that is to be sent now, if one is. `largest`: the longest datagram that the path carries.
     pub(crate) fn probe(&mut self, now: Instant, look: Look, largest: u16) -> Option<u16> {
-        let (len, delivered) = (PROBE.min(largest), self.sums.delivered);
+        let (len, before) = (PROBE.min(largest), self.sums.arrived);
         let throttled = self.throttled.as_mut()?;
         if throttled.train.is_none() && look.may_try && now >= throttled.next_train {
             let rate = (throttled.share.arrived / 8 * TIMES).clamp(TRAIN_RATES.0, TRAIN_RATES.1);
             let every = Duration::from_micros(u64::from(len) * 1_000_000 / rate);
-            throttled.train = Some(Train { next: now, every, ends: now + TRAIN, sent: 0, before: delivered });
+            throttled.train = Some(Train { next: now, every, ends: now + TRAIN, sent: 0, before });
         }
         let train = throttled.train.as_mut().filter(|train| train.next <= now && train.next < train.ends)?;
-        train.sent += 1;
+        train.sent += u64::from(len);
         // Where this process was late, the train is slower, and not a burst.
         train.next = now + train.every;
         Some(len)
@@ -334,7 +334,8 @@ mod tests {
             if let Some(len) = throttle.probe(at(ms), LOOK, 1452) {
                 octets += u64::from(len);
                 sent += 1;
-                throttle.on_judged(len.into(), u32::from(sent % 100 < arrives), 0);
+                let arrived = u32::from(sent % 10 < arrives / 10);
+                throttle.on_judged(u64::from(len) * u64::from(arrived), arrived, 1 - u64::from(arrived));
             }
         }
         (healed, octets)

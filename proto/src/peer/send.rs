@@ -198,7 +198,9 @@ impl Peer {
         let Peer { paths, replay, drops, .. } = self;
         let Some(path) = paths.iter_mut().find(|path| path.number() == number) else { return };
         let Some(waiting) = replay.assign(ctx.now, place, number) else { return };
-        path.throttle.on_offered(usize::from(waiting.len));
+        if !waiting.copy {
+            path.throttle.on_offered(usize::from(waiting.len));
+        }
         if path.has_room(ctx.now, waiting.priority == Priority::Realtime) {
             self.transmit(ctx, number, place);
         } else if !path.make_wait(waiting) && replay.give_up(place, number) {

@@ -3,8 +3,8 @@
 //!
 //! Not a toy beside the real one: the node cannot tell them apart. What it leaves out is secrecy alone.
 
-use super::{Gate, Handshake, Header, Indices, Keys, OVERHEAD, Opened, PacketId, Refusal, Role, Sealed, Suite, Tunnel};
 use super::TunnelKind;
+use super::{Gate, Handshake, Header, Indices, Keys, OVERHEAD, Opened, PacketId, Refusal, Role, Sealed, Suite, Tunnel};
 use super::{HANDSHAKE_MAX, packet_id};
 use crate::{DropReason, Instant, PublicKey, SecretKey};
 use std::collections::VecDeque;
