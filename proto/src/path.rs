@@ -52,6 +52,8 @@ pub(crate) struct Path {
     pub(crate) at: PathRef,
     pub(crate) config: PathConfig,
     pub(crate) tunnel: Box<dyn Tunnel>,
+    /// Something came for the tunnel, which may have something to send.
+    pub(crate) stirred: bool,
     pub(crate) health: Health,
     pub(crate) received: ReceivedLog,
     pub(crate) mtu: Discovery,
@@ -111,13 +113,16 @@ impl Path {
         now: Instant,
     ) -> Self {
         let keys = Keys { local: config.local_key.clone(), remote: config.remote_key };
+        let tunnel = suite.tunnel(config.kind, keys, role, now);
+        let mtu = Discovery::new(tun_mtu, tunnel.overhead().most);
         Path {
             at,
-            tunnel: suite.tunnel(config.kind, keys, role, now),
+            tunnel,
+            stirred: false,
             // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
             health: Health::new(now, role == Role::Responder),
             received: ReceivedLog::default(),
-            mtu: Discovery::new(tun_mtu),
+            mtu,
             shaper: Shaper::default(),
             endpoints: Vec::new(),
             route: None,
@@ -241,6 +246,9 @@ impl Path {
 
     /// See [`REKEY_AFTER`]. Never faster than a round trip: answers to all but the last two initiations are in vain.
     pub(crate) fn rekey_if_due(&mut self, ctx: &mut Context<'_>) {
+        if !self.tunnel.rekeys() {
+            return;
+        }
         let Some(age) = self.tunnel.session_since().map(|since| ctx.now.since(since)) else { return };
         let interval = if age < LAST_TRIES { REKEY_INTERVAL } else { TICK_INITIATOR };
         let interval = self.health.rtt().map_or(interval, |(smoothed, _)| interval.max(smoothed));
@@ -252,28 +260,34 @@ impl Path {
     /// Begins a handshake. While the path works, where it works; otherwise the same initiation goes to all addresses of
     /// the peer, which answers the first copy that comes, and the way of the first answer is kept. Every second one
     /// goes to one address alone, each in its turn: a way there that is fast and whose way back is broken would win
-    /// every race.
+    /// every race. Of QUIC it is a connection for each address.
     pub(crate) fn initiate(&mut self, ctx: &mut Context<'_>) {
         self.initiated_at = Some(ctx.now);
-        let Some(mut route) = self.route else { return };
+        let Some(route) = self.route else { return };
         let race = !(self.alive() && self.tunnel.has_session());
         let attempt = if race { self.attempts } else { 0 };
         if race {
             self.attempts = self.attempts.wrapping_add(1);
         }
-        if let Some(&alone) = self.endpoints.get(attempt / 2 % self.endpoints.len().max(1))
+        let mut ways = vec![route];
+        if let Some(&to) = self.endpoints.get(attempt / 2 % self.endpoints.len().max(1))
             && attempt % 2 == 1
         {
-            route.to = alone;
+            ways = vec![Route { to, ..route }];
+        } else if race {
+            let others = self.endpoints.iter().filter(|&&to| to != route.to);
+            ways.extend(others.map(|&to| Route { to, ..route }));
         }
         let before = self.tx.packets;
-        self.send_own(ctx, Some(route), |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
-        if race && attempt % 2 == 0 && self.tx.packets > before {
-            for &to in self.endpoints.iter().filter(|&&to| to != route.to) {
-                ctx.out.repeat(to);
+        let first = ways.first().copied();
+        self.send_own(ctx, first, |tunnel, now, indices, dst| (tunnel.initiate(now, &ways, indices, dst), None));
+        if self.tx.packets > before {
+            for way in &ways[1..] {
+                ctx.out.repeat(way.to);
                 self.tx.add(HANDSHAKE_MAX);
             }
         }
+        self.flush(ctx);
     }
 
     /// A handshake that this end began was answered from `from`: that way works, both ways.
@@ -283,6 +297,15 @@ impl Path {
         {
             self.move_to(Route { to: from, ..route });
             self.health.on_other_way();
+        }
+    }
+
+    /// Follows the tunnel, where that knows better where the peer is.
+    pub(crate) fn follow(&mut self) {
+        if let Some(route) = self.tunnel.route().filter(|route| Some(*route) != self.route)
+            && (self.config.link.is_none() || self.endpoints.contains(&route.to))
+        {
+            self.move_to(route);
         }
     }
 
@@ -438,7 +461,8 @@ impl Path {
         if self.route.is_some_and(|route| self.endpoints.contains(&route.to)) {
             return None;
         }
-        let route = self.endpoints.first().map(|&to| Route { link, to, from: None });
+        let known = self.tunnel.route().filter(|route| self.endpoints.contains(&route.to));
+        let route = known.or_else(|| self.endpoints.first().map(|&to| Route { link, to, from: None }));
         if self.route == route {
             return None;
         }
@@ -449,7 +473,8 @@ impl Path {
         self.attempts = 0;
         if route.is_some() {
             self.tick_at.get_or_insert(now);
-            // The session is good at any of the peer's addresses.
+            // The session is good at any of the peer's addresses; a connection of QUIC only where it was begun.
+            self.initiation_wanted |= self.tunnel.route().is_some() && known.is_none();
             self.health.on_other_way();
         }
         self.health.on_presence(now, route.is_some())
@@ -584,6 +609,10 @@ impl Path {
         receipts: bool,
         role: Role,
     ) -> Option<Transition> {
+        if self.tunnel.deadline().is_some_and(|at| at <= ctx.now) {
+            self.tunnel.on_timeout(ctx.now, ctx.indices.of(self.at));
+            self.flush(ctx);
+        }
         if self.tick_at? <= ctx.now {
             self.tick_at = Some(ctx.now + if role == Role::Initiator { TICK_INITIATOR } else { TICK_RESPONDER });
             // A peer that sends receipts has no use for WireGuard's own keepalives.
@@ -592,6 +621,7 @@ impl Path {
                 let handshake = tunnel.tick(now, indices, dst);
                 (handshake.send, handshake.id)
             });
+            self.flush(ctx);
             if role == Role::Initiator {
                 if std::mem::take(&mut self.initiation_wanted) {
                     self.initiate(ctx);

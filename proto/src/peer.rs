@@ -368,6 +368,7 @@ impl Peer {
             [
                 health,
                 path.tick_at.map(|at| (at, "tunnel")),
+                path.tunnel.deadline().map(|at| (at, "quic")),
                 path.hello_at.map(|at| (at, "hello")),
                 path.probe_at(around.active).filter(|_| self.puts_together()).map(|at| (at, "path MTU")),
                 path.health.probation_end(now).map(|at| (at, "probation")),
@@ -423,6 +424,8 @@ impl Peer {
         self.send_due_receipts(ctx);
         self.rescue(ctx);
         self.release(ctx);
+        // Last: what a tunnel has to say for itself has found place in its packets by then, or goes alone.
+        self.paths.iter_mut().filter(|path| path.stirred).for_each(|path| path.flush(ctx));
         self.choose_path(ctx);
     }
 
@@ -537,6 +540,7 @@ impl Peer {
     /// The box's address on a link is another one.
     pub(crate) fn renumbered(&mut self, link: LinkId) {
         for path in self.paths.iter_mut().filter(|path| path.config.link == Some(link)) {
+            path.tunnel.renumbered();
             path.health.ask_now();
             path.mtu.begin_anew();
         }
@@ -559,7 +563,8 @@ impl Peer {
 
     /// Old time stamps are of no use from now on: shake hands anew, beside the session in use.
     pub(crate) fn clock_stepped(&mut self, now: Instant) {
-        for path in self.paths.iter_mut().filter(|path| self.role == Role::Initiator && path.tick_at.is_some()) {
+        let stamps = |path: &&mut Path| path.tick_at.is_some() && path.tunnel.rekeys();
+        for path in self.paths.iter_mut().filter(|path| self.role == Role::Initiator && stamps(path)) {
             path.tunnel.clock_stepped();
             path.initiation_wanted = true;
             path.tick_at = Some(now);

@@ -55,6 +55,13 @@ pub(crate) struct Window {
     bits: Vec<u64>,
 }
 
+/// The whole number of which this is the low half: the one nearest to `near`.
+pub(crate) fn nearest(low: u32, near: u64) -> u64 {
+    let same = near & !u64::from(u32::MAX) | u64::from(low);
+    let others = [same.checked_sub(1 << 32), same.checked_add(1 << 32)];
+    others.into_iter().flatten().fold(same, |a, b| if b.abs_diff(near) < a.abs_diff(near) { b } else { a })
+}
+
 impl Window {
     fn capacity(&self) -> u64 {
         self.bits.len() as u64 * 64
@@ -72,10 +79,7 @@ impl Window {
 
     /// The whole number of which this is the low half: the one nearest to the largest.
     pub(crate) fn nearest(&self, low: u32) -> u64 {
-        let near = self.end;
-        let same = near & !u64::from(u32::MAX) | u64::from(low);
-        let others = [same.checked_sub(1 << 32), same.checked_add(1 << 32)];
-        others.into_iter().flatten().fold(same, |a, b| if b.abs_diff(near) < a.abs_diff(near) { b } else { a })
+        nearest(low, self.end)
     }
 
     /// Whether it is in the set; `None`: it is too old to tell.

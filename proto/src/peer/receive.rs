@@ -9,7 +9,9 @@ use crate::output::Route;
 use crate::packet::{IpView, clamp_mss};
 use crate::path::Path;
 use crate::policy::{Direction, Facts};
-use crate::tunnel::{PacketId, Role};
+use crate::replay::Ticket;
+use crate::tunnel::quic::Parcel;
+use crate::tunnel::{Opened, PacketId, Role};
 use crate::wire::{self, Fragment, Hello, Item, MOST_TRAILER, ReadError, Receipt, Sequence};
 
 impl Peer {
@@ -53,23 +55,67 @@ impl Peer {
         id: PacketId,
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
-        let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
+        let role = self.role;
         (ctx.waited, ctx.ecn) = (datagram.waited, datagram.ecn);
         let path = self.path_mut(number).ok_or(DropReason::UnknownSession)?;
         let buffer = ctx.out.lend(datagram.data.len());
         let opened = path.tunnel.open(datagram.data, ctx.now, ctx.indices.of(path.at), buffer)?;
         path.rx.add(datagram.data.len());
         path.marks.met += u64::from(datagram.ecn == outer::CE);
-        if opened.established {
-            path.on_session(ctx, kind, role, epoch);
-        }
         // A packet that was overtaken by others tells where the peer was, not where it is.
         if role == Role::Responder && opened.current && path.received.is_newest(id) {
             path.move_to(Route { link: datagram.link, to: datagram.from, from: datagram.to });
         }
+        self.on_opened(ctx, number, id, opened)
+    }
+
+    /// A datagram for a connection of one of its paths.
+    pub(crate) fn on_parcel(
+        &mut self,
+        ctx: &mut Context<'_>,
+        number: u8,
+        parcel: Parcel,
+        datagram: &Datagram<'_>,
+    ) -> Result<(), DropReason> {
+        let (kind, role, epoch) = (self.config.kind, self.role, self.remote_epoch);
+        (ctx.waited, ctx.ecn) = (datagram.waited, datagram.ecn);
+        let path = self.path_mut(number).ok_or(DropReason::UnknownSession)?;
+        path.tick_at.get_or_insert(ctx.now);
+        path.stirred = true;
+        let outcome = path.tunnel.accept(parcel, ctx.now, ctx.indices.of(path.at))?;
+        path.rx.add(datagram.data.len());
+        path.marks.met += u64::from(datagram.ecn == outer::CE);
+        if let Some(id) = outcome.id {
+            let len = path.tunnel.overhead().most;
+            path.health.on_sent(id, len, ctx.now, false, Ticket::NONE);
+        }
+        if outcome.established {
+            path.on_answer(datagram.from);
+            path.on_session(ctx, kind, role, epoch);
+        }
+        path.follow();
+        loop {
+            let Some(path) = self.path_mut(number) else { return Ok(()) };
+            let buffer = ctx.out.lend(datagram.data.len());
+            let Some(packet) = path.tunnel.next(ctx.now, ctx.indices.of(path.at), buffer) else { return Ok(()) };
+            path.follow();
+            // One bad packet is no reason to leave the next one.
+            if let Err(reason) = packet.and_then(|(id, opened)| self.on_opened(ctx, number, id, opened)) {
+                self.count_drop(reason);
+            }
+        }
+    }
+
+    /// What came out of a tunnel, in the buffer lent last.
+    fn on_opened(&mut self, ctx: &mut Context<'_>, number: u8, id: PacketId, opened: Opened) -> Result<(), DropReason> {
+        let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
+        let path = self.path_mut(number).ok_or(DropReason::UnknownSession)?;
+        if opened.established {
+            path.on_session(ctx, kind, role, epoch);
+        }
         path.health.on_heard(ctx.now);
         let transition = if receipts { None } else { path.health.on_session(ctx.now, true) };
-        let packet = &ctx.out.lend(datagram.data.len())[..opened.ip];
+        let packet = &ctx.out.lend(opened.plaintext)[..opened.ip];
         if packet.is_empty() {
             path.received.note(id, ctx.now, false);
             self.report(ctx, number, transition);
@@ -87,7 +133,7 @@ impl Peer {
         let mut trailer = [0; MOST_TRAILER];
         let behind = opened.plaintext - opened.ip;
         if receipts && behind > 0 {
-            let whole = &ctx.out.lend(datagram.data.len())[opened.ip..opened.plaintext];
+            let whole = &ctx.out.lend(opened.plaintext)[opened.ip..];
             trailer.get_mut(..behind).ok_or(DropReason::LinkMessageMalformed)?.copy_from_slice(whole);
         }
         let came_as_copy = path.received.note(id, ctx.now, true);

@@ -12,7 +12,6 @@ use crate::policy::{ClassId, Facts, Mode, Order, Preference, Priority};
 use crate::replay::{Moving, Outgoing, Sort, Ticket};
 use crate::schedule::{Course, MOVE_GRACE, draw, same_uplink};
 use crate::shape::Popped;
-use crate::tunnel::OVERHEAD;
 use crate::wire::{self, Hello, Item, MAX_MESSAGE, MOST_TRAILER, Writer};
 use crate::{Instant, MAX_PATHS};
 use std::time::Duration;
@@ -374,7 +373,7 @@ impl Peer {
                 self.receipts_sent.add(wire::items_of(message).len());
                 sent += 1;
             } else if path.send(ctx, message, false) {
-                self.receipts_sent.add(message.len() + OVERHEAD);
+                self.receipts_sent.add(message.len() + path.tunnel.overhead().most);
                 sent += 1;
             }
         }
@@ -389,7 +388,8 @@ impl Peer {
             && let Some(path) = self.best_alive(ctx.now, with_news)
             && path.send(ctx, message, false)
         {
-            self.receipts_sent.add(message.len() + OVERHEAD);
+            let len = message.len() + path.tunnel.overhead().most;
+            self.receipts_sent.add(len);
         }
     }
 

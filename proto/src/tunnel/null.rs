@@ -3,10 +3,12 @@
 //!
 //! Not a toy beside the real one: the node cannot tell them apart. What it leaves out is secrecy alone.
 
-use super::TunnelKind;
 use super::{Gate, Handshake, Header, Indices, Keys, OVERHEAD, Opened, PacketId, Refusal, Role, Sealed, Suite, Tunnel};
 use super::{HANDSHAKE_MAX, packet_id};
+use super::{TunnelKind, quic};
+use crate::output::Route;
 use crate::{DropReason, Instant, PublicKey, SecretKey};
+use rand::rngs::StdRng;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -41,6 +43,10 @@ impl Suite for Null {
             sessions: Vec::new(),
             current: None,
         })
+    }
+
+    fn endpoint(&self, _listen: Option<&SecretKey>, _largest: u16, _rng: &mut StdRng) -> Option<quic::Endpoint> {
+        None
     }
 }
 
@@ -218,7 +224,7 @@ impl Tunnel for NullTunnel {
         }
     }
 
-    fn initiate(&mut self, _now: Instant, indices: &mut Indices, dst: &mut [u8]) -> usize {
+    fn initiate(&mut self, _now: Instant, _ways: &[Route], indices: &mut Indices, dst: &mut [u8]) -> usize {
         if self.role == Role::Responder {
             return 0;
         }
