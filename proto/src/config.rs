@@ -102,12 +102,25 @@ impl PathConfig {
 /// How an uplink of a box can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
-    /// Addresses of the core that may be reached by it, best first. All are tried; the one that answers first is kept.
+    /// Addresses of the core that may be reached by it with WireGuard, best first. All are tried; the one that answers first is
+    /// kept.
     pub endpoints: Vec<SocketAddr>,
+    /// The same with QUIC.
+    pub quic_endpoints: Vec<SocketAddr>,
     /// Lower is preferred; ties go to the lower slot.
     pub preference: u8,
     /// How often its path is asked while the bundle is idle.
     pub keepalive: Keepalive,
+}
+
+impl Uplink {
+    /// Where the core may be reached with tunnels of this kind.
+    pub fn endpoints(&self, kind: TunnelKind) -> &[SocketAddr] {
+        match kind {
+            TunnelKind::WireGuard => &self.endpoints,
+            TunnelKind::Quic => &self.quic_endpoints,
+        }
+    }
 }
 
 /// How often an idle path is asked, and what its bytes cost.

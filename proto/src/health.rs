@@ -399,6 +399,12 @@ impl Health {
         }
     }
 
+    /// It is not to be used for now, though its uplink is there: no failure, and nothing is asked.
+    pub(crate) fn rest(&mut self, now: Instant) -> Option<Transition> {
+        self.sent.abandon();
+        self.change(now, PathState::Absent, "it rests: the uplink's other tunnel is used")
+    }
+
     /// The path leads to another address of the peer: what is under way by the old one is not waited for, and how long
     /// the new one takes is not known.
     pub(crate) fn on_other_way(&mut self) {

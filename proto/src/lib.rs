@@ -23,6 +23,7 @@
 //!
 //! What leaves by an uplink itself meets none of it: [`direct`] says which flows do.
 
+mod auto;
 mod balance;
 pub mod config;
 mod counters;
@@ -51,6 +52,7 @@ mod shape;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snapshot;
+mod throttle;
 pub mod time;
 mod timer;
 pub mod tunnel;

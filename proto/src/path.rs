@@ -17,9 +17,10 @@ use crate::schedule::Standing;
 use crate::sent::Judged;
 use crate::shape::{Load, Popped, Progress, Shaper, Waiting};
 use crate::snapshot::{Marks, PathSnapshot, Traffic};
+use crate::throttle::{Look, Throttle};
 use crate::tunnel::{HANDSHAKE_MAX, Keys, PathRef, Role, Suite, Tunnel};
 use crate::wire::{Hello, Item, MAX_MESSAGE, Receipt, Writer};
-use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
+use crate::{Instant, Keepalive, LinkId, PathId, PeerId, TunnelKind, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -85,6 +86,11 @@ pub(crate) struct Path {
     pub(crate) capped: bool,
     /// The other path over its uplink is the one that is to carry the uplink's traffic.
     pub(crate) stands_by: bool,
+    /// Its uplink may have either kind of tunnel: whether this one is throttled is looked at.
+    pub(crate) either: bool,
+    pub(crate) throttle: Throttle,
+    /// The peer has found that it is, in its direction.
+    pub(crate) throttled_there: bool,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
@@ -132,7 +138,10 @@ impl Path {
             keepalive: None,
             policy_hash: 0,
             capped: false,
-            stands_by: false,
+            stands_by: role == Role::Responder && config.kind == TunnelKind::Quic,
+            either: false,
+            throttle: Throttle::default(),
+            throttled_there: false,
             initiated_at: None,
             attempts: 0,
             repairs: REPAIR_COSTS * MOST_REPAIRS,
@@ -311,6 +320,9 @@ impl Path {
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             preference: self.preference(),
             capped: self.capped,
+            stands_by: self.stands_by,
+            either: self.either && self.config.link.is_some(),
+            throttled: self.throttle.share().is_some(),
             policy_hash: self.policy_hash,
             capabilities: Hello::FRAGMENTS | Hello::COPIES | Hello::SEQUENCES | Hello::ECN,
             ..Hello::default()
@@ -352,11 +364,17 @@ impl Path {
             self.keepalive = hello.keepalive;
             self.wished = hello.keepalive.map(|_| hello.preference);
             self.capped = hello.capped;
+            (self.stands_by, self.either) = (hello.stands_by, hello.either);
         }
+        self.throttled_there = hello.throttled;
         self.hello_at = None;
         self.told = Some(hello.epoch);
         if !hello.answer {
             self.say_hello(ctx, true);
+        }
+        // Its answer was to what was said before, and what is said since may be lost.
+        if self.either && self.config.link.is_some() && hello.stands_by != self.stands_by {
+            self.begin_hello(ctx.now);
         }
     }
 
@@ -404,6 +422,9 @@ impl Path {
             mtu.on_judged(len, arrived);
             len <= mtu.size() && !overflows
         });
+        if self.either {
+            self.throttle.on_judged(octets, packets, lost.into());
+        }
         if packets > 0 {
             let Load { under_way, least_rtt, queued, .. } = self.load();
             let octets = octets + self.framing() * u64::from(packets);
@@ -429,7 +450,7 @@ impl Path {
 
     /// How the uplink can be used now, if at all.
     pub(crate) fn set_uplink(&mut self, now: Instant, link: LinkId, uplink: Option<&Uplink>) -> Option<Transition> {
-        self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints.clone());
+        self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints(self.config.kind).to_vec());
         let preference = uplink.map(|uplink| uplink.preference).or(self.config.preference);
         let moved = preference != std::mem::replace(&mut self.config.preference, preference);
         let keepalive = uplink.map(|uplink| uplink.keepalive).or(self.keepalive);
@@ -463,6 +484,66 @@ impl Path {
     pub(crate) fn set_policy_hash(&mut self, now: Instant, hash: u64) {
         if std::mem::replace(&mut self.policy_hash, hash) != hash && self.told.is_some() {
             self.begin_hello(now);
+        }
+    }
+
+    /// The uplink is there, and its other tunnel is used: nothing more goes by this one, and nothing is asked.
+    pub(crate) fn rest(&mut self, now: Instant) -> Option<Transition> {
+        self.endpoints.clear();
+        self.route.take()?;
+        self.health.rest(now)
+    }
+
+    /// Whether it rests. What the peer has sent before it knew is taken, and nothing is said to it: it would take the path for one
+    /// that works.
+    pub(crate) fn rests(&self) -> bool {
+        self.either && self.config.link.is_some() && self.route.is_none()
+    }
+
+    /// It works again, and the peer may not have heard what was said last.
+    pub(crate) fn on_up_again(&mut self, now: Instant) {
+        if self.told.is_none() && self.tunnel.has_session() {
+            self.begin_hello(now);
+        }
+    }
+
+    /// Whether it is the one over its uplink that stands by, and whether there is another. The peer is told.
+    pub(crate) fn set_stands_by(&mut self, now: Instant, stands_by: bool) {
+        let before = std::mem::replace(&mut self.stands_by, stands_by);
+        if before != stands_by && self.tunnel.has_session() {
+            self.begin_hello(now);
+        }
+    }
+
+    /// What its tunnel's throttle is judged by.
+    fn look(&self, may_try: bool) -> Look {
+        let state = self.health.state();
+        Look {
+            failing: matches!(state, PathState::Impaired | PathState::Down),
+            held: if self.shaper.is_held() { self.shaper.rate() } else { None },
+            round_trip: self.health.rtt().map_or(Duration::ZERO, |(smoothed, _)| smoothed),
+            may_try: may_try && self.stands_by && self.alive(),
+        }
+    }
+
+    /// Judges whether it is throttled, where the uplink has another tunnel; the peer is told what is new. `may_try`: the other
+    /// one carries traffic, and has room.
+    pub(crate) fn judge_throttle(&mut self, now: Instant, may_try: bool) {
+        if self.either && self.throttle.judge(now, self.look(may_try)) && self.tunnel.has_session() {
+            self.begin_hello(now);
+        }
+    }
+
+    /// When it is to be tried whether it is throttled still.
+    pub(crate) fn train_at(&self, may_try: bool) -> Option<Instant> {
+        self.throttle.deadline(self.look(may_try).may_try)
+    }
+
+    /// Sends the probe that is due of those that try it.
+    pub(crate) fn send_train(&mut self, ctx: &mut Context<'_>, may_try: bool) {
+        let (look, largest) = (self.look(may_try), self.mtu.size());
+        if let Some(len) = self.throttle.probe(ctx.now, look, largest) {
+            self.send_padded(ctx, len, true);
         }
     }
 
@@ -579,6 +660,8 @@ impl Path {
             reason: self.health.reason().to_owned(),
             since_s: now.since(self.health.since()).as_secs_f64(),
             capped: self.capped,
+            stands_by: self.stands_by,
+            throttled: self.throttle.share().is_some() || self.throttled_there,
             endpoint: self.route.map(|route| route.to),
             rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
             rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),

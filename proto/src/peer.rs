@@ -1,12 +1,14 @@
 //! The other end: its tunnels and paths, and the bundle that they make together.
 
 mod bond;
+mod either;
 mod receive;
 mod send;
 
 pub(crate) use send::fragment_number;
 
 use self::bond::Bonds;
+use self::either::Either;
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
 use crate::flows::FlowTable;
@@ -61,9 +63,9 @@ pub(crate) struct Context<'a> {
     pub(crate) scratch: &'a mut Vec<u8>,
 }
 
-/// A path, as far as the choice looks at it: how good it is, how much it is preferred, whether it is at its cap, and whether it
-/// lives.
-type View = (Option<Standing>, u8, bool, bool);
+/// A path, as far as the choice looks at it: how good it is, how much it is preferred, whether it stands by, whether it is at its
+/// cap, and whether it lives.
+type View = (Option<Standing>, u8, bool, bool, bool);
 
 /// How often limits are compared with what is measured: smoothed over some receipts, which come each 8 ms.
 const MEASURE: Duration = Duration::from_millis(20);
@@ -79,6 +81,8 @@ pub(crate) struct Peer {
     at: usize,
     role: Role,
     paths: Vec<Path>,
+    /// The uplinks that may have either kind of tunnel; a box's.
+    either: Vec<Either>,
     flows: FlowTable,
     /// The flows that come from it, where their class says by whom they leave: packets of the other direction are of others.
     arrivals: FlowTable,
@@ -144,6 +148,7 @@ impl Peer {
             paths: config.paths.iter().map(path).collect(),
             at,
             role,
+            either: Vec::new(),
             flows: FlowTable::default(),
             arrivals: FlowTable::default(),
             chooses_egress: config.policy.chooses_egress(),
@@ -180,6 +185,7 @@ impl Peer {
             armed: Armed::default(),
         };
         peer.numbering = peer.numbering();
+        peer.find_either(now);
         peer.tell_links();
         peer.tell_policy(now);
         peer
@@ -247,6 +253,7 @@ impl Peer {
         }
         self.set_open_windows(now, config.open_windows);
         self.config = config;
+        self.find_either(now);
         self.tell_policy(now);
         self.numbering = self.numbering();
         (self.limits, self.views) = (self.config.policy.limits(), None);
@@ -352,11 +359,14 @@ impl Peer {
         let bonds = self.bonds.ready_at().map(|at| (at, "bond"));
         let order = self.resequencer.deadline(now).map(|at| (at, "order"));
         let expiry = self.replay.expires_at().map(|at| (at, "memory"));
-        let paths = self.paths.iter().flat_map(|path| {
+        let either = self.either_deadline(now);
+        // A core has many on which nobody ever speaks.
+        let begun = self.paths.iter().filter(|path| path.tick_at.is_some());
+        let paths = begun.flat_map(|path| {
             let around = self.surroundings(path, now);
             let health = if self.receipts() { path.health.deadline(around, now) } else { None };
             [
-                health.filter(|_| path.tick_at.is_some()),
+                health,
                 path.tick_at.map(|at| (at, "tunnel")),
                 path.tunnel.deadline().map(|at| (at, "quic")),
                 path.hello_at.map(|at| (at, "hello")),
@@ -365,7 +375,7 @@ impl Peer {
                 path.room_at(now).map(|at| (at, "room")),
             ]
         });
-        paths.chain([receipts, lost, rescue, bonds, order, expiry]).flatten().min()
+        paths.chain([receipts, lost, rescue, bonds, order, expiry, either]).flatten().min()
     }
 
     pub(crate) fn on_timeout(&mut self, ctx: &mut Context<'_>) {
@@ -384,6 +394,7 @@ impl Peer {
         self.deliver_resequenced(ctx);
         self.replay.expire(ctx.now, &mut self.drops);
         self.reassembly.expire(ctx.now, &mut self.drops);
+        self.send_trains(ctx);
         // Last: where one does not fit the interface, the kernel refuses a whole run of datagrams that begins with it.
         if self.puts_together() {
             for at in 0..self.paths.len() {
@@ -426,10 +437,11 @@ impl Peer {
 
     /// The choice of path, of each class, follows what was learnt. Sends nothing.
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
+        self.choose_tunnels(ctx);
         let direction = self.direction();
         let mut views = [None; MAX_PATHS];
         for (view, path) in views.iter_mut().zip(&self.paths) {
-            *view = Some((path.standing(ctx.now), path.preference(), path.capped, path.alive()));
+            *view = Some((path.standing(ctx.now), path.preference(), path.stands_by, path.capped, path.alive()));
         }
         // It would say the same as before; with many classes it costs much more than a packet.
         let measures = self.limits && ctx.now.since(self.chosen_at) >= MEASURE;
@@ -477,6 +489,10 @@ impl Peer {
         }
         if to == PathState::Up && from != PathState::Suspect {
             self.replay.forget_tries(number);
+            let (now, says) = (ctx.now, self.config.kind != PeerKind::Client);
+            if let Some(path) = self.path_mut(number).filter(|_| says) {
+                path.on_up_again(now);
+            }
         }
         if matches!(to, PathState::Down | PathState::Absent)
             && let Some(path) = self.path_mut(number)
@@ -505,6 +521,9 @@ impl Peer {
 
     /// An uplink can be used, or cannot.
     pub(crate) fn set_uplink(&mut self, ctx: &mut Context<'_>, link: LinkId, uplink: Option<&Uplink>) {
+        if self.set_either(ctx, link, uplink) {
+            return;
+        }
         for at in 0..self.paths.len() {
             let path = &mut self.paths[at];
             if path.config.link != Some(link) {
@@ -607,6 +626,7 @@ impl Peer {
             late: self.resequencer.late(),
             drops: self.drops.clone(),
             paths,
+            tunnels: self.tunnels(now),
         }
     }
 }

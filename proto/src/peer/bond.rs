@@ -307,6 +307,7 @@ impl Peer {
         let number = self.bonds.next_number(waiting.flow);
         let sequence = Sequence { stream: waiting.flow, wait, number };
         if self.replay.leave_queue(ctx.now, waiting.place, member.number, sequence) {
+            self.paths[member.at].throttle.on_offered(usize::from(waiting.len));
             self.transmit(ctx, member.number, waiting.place);
         }
     }

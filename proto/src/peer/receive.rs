@@ -7,6 +7,7 @@ use crate::node::{Datagram, MAX_AGE};
 use crate::outer;
 use crate::output::Route;
 use crate::packet::{IpView, clamp_mss};
+use crate::path::Path;
 use crate::policy::{Direction, Facts};
 use crate::replay::Ticket;
 use crate::tunnel::quic::Parcel;
@@ -347,6 +348,11 @@ impl Peer {
         self.policy_hash = hello.policy_hash;
         if let Some(path) = self.path_mut(number) {
             path.on_hello(ctx, hello);
+            let slot = path.config.slot;
+            if self.role == Role::Responder && !hello.stands_by {
+                let other = |path: &&mut Path| path.config.slot == slot && path.number() != number;
+                self.paths.iter_mut().filter(other).for_each(|other| other.stands_by = true);
+            }
         }
     }
 }

@@ -197,6 +197,9 @@ impl Peer {
         let Peer { paths, replay, drops, .. } = self;
         let Some(path) = paths.iter_mut().find(|path| path.number() == number) else { return };
         let Some(waiting) = replay.assign(ctx.now, place, number) else { return };
+        if !waiting.copy {
+            path.throttle.on_offered(usize::from(waiting.len));
+        }
         if path.has_room(ctx.now, waiting.priority == Priority::Realtime) {
             self.transmit(ctx, number, place);
         } else if !path.make_wait(waiting) && replay.give_up(place, number) {
@@ -319,7 +322,7 @@ impl Peer {
         self.last_receipt = Some(now);
         let mut message = Writer::new(buffer);
         let mut with_news = [false; MAX_PATHS];
-        for path in &mut self.paths {
+        for path in self.paths.iter_mut().filter(|path| !path.rests()) {
             let number = path.number();
             with_news[usize::from(number)] = path.received.has_news();
             path.received.take_receipts(number, now, |receipt| {
