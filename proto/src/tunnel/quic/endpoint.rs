@@ -478,11 +478,6 @@ impl Endpoint {
             }
         }
     }
-
-    /// How many handshakes are under way whose peers are not known yet.
-    pub(crate) fn half_open(&self) -> usize {
-        self.server.as_ref().map_or(0, |server| server.half_open.len())
-    }
 }
 
 fn send(out: &mut Output, datagram: &[u8], way: Route) {
