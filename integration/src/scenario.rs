@@ -88,12 +88,16 @@ pub enum Tunnel {
     Quic,
     /// On each uplink what works.
     Auto,
+    /// WireGuard and QUIC in turns: on the first uplink the one, on the second the other.
+    Mixed,
 }
 
 impl Tunnel {
-    /// As the box's configuration names it.
-    pub fn name(self) -> &'static str {
+    /// As the box's configuration names it, for the uplink of a place in the order.
+    pub fn name(self, place: usize) -> &'static str {
         match self {
+            Tunnel::Mixed if place % 2 == 1 => "quic",
+            Tunnel::Mixed => "wireguard",
             Tunnel::WireGuard => "wireguard",
             Tunnel::Quic => "quic",
             Tunnel::Auto => "auto",

@@ -2,7 +2,7 @@
 
 use super::{Kind, bird, services};
 use crate::net::build::Network;
-use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, WireGuard};
+use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, Tunnel, WireGuard};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use proto::{MAX_SLOTS, SecretKey};
@@ -157,7 +157,7 @@ impl Files {
             quoted(&middlebox.prefixes),
             middlebox.number,
             self.control(name).display(),
-            scenario.tunnel.name(),
+            scenario.tunnel.name(0),
             if middlebox.policy.is_some() { "policy = \"policy.toml\"\n" } else { "" },
             middlebox.mtu,
             middlebox.core,
@@ -167,8 +167,18 @@ impl Files {
         if let Some(policy) = &middlebox.policy {
             self.put(name, "policy.toml", policy, 0o644)?;
         }
-        for uplink in middlebox.named_uplinks() {
+        // Where each uplink has a tunnel of its own, each is named; the others are found.
+        let mut uplinks: Vec<String> = middlebox.named_uplinks().into_iter().cloned().collect();
+        if scenario.tunnel == Tunnel::Mixed {
+            let known = scenario.uplinks(name).into_iter();
+            let others: Vec<String> = known.filter(|uplink| !uplinks.contains(uplink)).collect();
+            uplinks.extend(others);
+        }
+        for (place, uplink) in uplinks.iter().enumerate() {
             let _ = write!(text, "[[uplink]]\ninterface = \"{uplink}\"\n");
+            if scenario.tunnel == Tunnel::Mixed {
+                let _ = writeln!(text, "tunnel = \"{}\"", scenario.tunnel.name(place));
+            }
             if middlebox.metered.contains(uplink) {
                 text.push_str("metered = true\n");
             }

@@ -61,6 +61,8 @@ pub struct Expect {
     pub longest_gap_ms: Option<Bar>,
     /// Stream or ping: packets lost.
     pub lost: Option<Bar>,
+    /// Stream or ping: packets lost beyond those that the filter of a link has dropped.
+    pub lost_beyond: Option<Beyond>,
     /// Stream or ping: packets lost, as a share of those sent, in percent.
     pub lost_percent: Option<Bar>,
     /// Stream or ping: distinct packets that arrived.
@@ -164,6 +166,16 @@ pub struct Share {
     pub max: Option<f64>,
 }
 
+/// Bounds on what was lost beyond what a link has dropped on purpose.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beyond {
+    /// The link, whose filter is there until the end.
+    pub link: String,
+    /// At most so many packets more.
+    pub max: f64,
+}
+
 /// Where a bar is asserted; elsewhere it is only reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -262,6 +274,8 @@ impl<T> OneOrMore<T> {
 pub struct PathExpect {
     /// Its slot.
     pub slot: u8,
+    /// The kind of its tunnel; without it, of two paths over an uplink the one that does not stand by.
+    pub tunnel: Option<proto::TunnelKind>,
     /// "current" for the path that new flows take, or a name of [`proto::PathState`].
     pub is: String,
     /// Measured: the time from then until it is so, and is so ever after (up to `until`).

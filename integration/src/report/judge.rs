@@ -163,6 +163,13 @@ impl Judge<'_> {
         }
     }
 
+    fn lost_beyond(&self, link: &str) -> Measured {
+        let lost = self.flow()?.flow.lost as f64;
+        let dropped = self.report.dropped_by_links.get(link);
+        let dropped = *dropped.ok_or_else(|| format!("\"{link}\" has no filter, or this kernel has none"))?;
+        Ok((Some(lost - dropped as f64), format!("{lost} lost, {dropped} dropped")))
+    }
+
     fn packets(&mut self) {
         let e = self.expect;
         let count = |of: fn(&Flow) -> u64| move |j: &Self| Ok((Some(of(j.flow()?.flow) as f64), String::new()));
@@ -188,6 +195,11 @@ impl Judge<'_> {
                 sent => Ok((Some(packets.flow.lost as f64 * 100.0 / sent as f64), String::new())),
             }
         });
+        if let Some(beyond) = &e.lost_beyond {
+            let measured = self.lost_beyond(&beyond.link);
+            let what = format!("lost beyond what {} has dropped", beyond.link);
+            self.judge(&what, PACKETS, Bar { min: None, max: Some(beyond.max) }, measured);
+        }
         self.maybe("received", PACKETS, e.received, count(|f| f.received));
         self.maybe("duplicated", PACKETS, e.duplicated, count(|f| f.duplicated));
         self.maybe("out of order", PACKETS, e.reordered, count(|f| f.reordered));
