@@ -271,16 +271,19 @@ impl Config {
         own.unwrap_or(self.tunnel)
     }
 
-    /// What the node is told. It has a path for each slot there may be; which have an uplink it hears later.
+    /// What the node is told. It has paths for each slot there may be; which have an uplink it hears later.
     pub(crate) fn node(&self) -> NodeConfig {
         let everywhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let kinds = |slot| match self.tunnel(slot) {
+            TunnelChoice::WireGuard => &[TunnelKind::WireGuard][..],
+            TunnelChoice::Quic => &[TunnelKind::Quic],
+            TunnelChoice::Auto => &[TunnelKind::WireGuard, TunnelKind::Quic],
+        };
         let paths = (0..MAX_SLOTS as u8)
-            .map(|slot| PathConfig {
+            .flat_map(|slot| kinds(slot).iter().map(move |&kind| (slot, kind)))
+            .map(|(slot, kind)| PathConfig {
                 slot,
-                kind: match self.tunnel(slot) {
-                    TunnelChoice::Quic => TunnelKind::Quic,
-                    TunnelChoice::Auto | TunnelChoice::WireGuard => TunnelKind::WireGuard,
-                },
+                kind,
                 preference: None,
                 local_key: self.secret.uplink(slot),
                 remote_key: self.core.public_key,

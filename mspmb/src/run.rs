@@ -14,7 +14,7 @@ use dataplane::logging;
 use dataplane::netlink::Watch;
 use dataplane::{calendar, clock};
 use proto::policy::Policy;
-use proto::{Event, PathId, PathState, PeerId, direct};
+use proto::{Event, PathState, PeerId, direct};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -284,7 +284,9 @@ impl<'a> Uplinks<'a> {
             let told = self.links.get(usize::from(path.id.slot)).and_then(|link| link.told.as_ref());
             let works = path.state == PathState::Up;
             let (Some(told), Some(endpoint), true) = (told, path.endpoint, works) else { continue };
-            let Some(candidate) = told.candidates.iter().find(|candidate| candidate.to == endpoint) else { continue };
+            // QUIC has a port of its own at the same address.
+            let is = |candidate: &&Candidate| candidate.to.ip() == endpoint.ip();
+            let Some(candidate) = told.candidates.iter().find(is) else { continue };
             let given = |endpoint: &Endpoint| *endpoint == Endpoint::Address(candidate.core);
             if !self.proven.contains(&candidate.core) && !self.config.core.endpoints.iter().any(given) {
                 tracing::info!(core = %candidate.core, slot = path.id.slot, "reached at an address by name; kept for all uplinks");
@@ -363,14 +365,6 @@ impl<'a> Uplinks<'a> {
         let mut candidates = candidates(&self.config.core.endpoints, &answers, &self.proven, prefix, nat64);
         let inside = |to: &Candidate| self.config.prefixes.iter().any(|prefix| prefix.contains(&to.to.ip()));
         candidates.retain(|candidate| local[usize::from(candidate.to.is_ipv6())].is_some() && !inside(candidate));
-        if self.config.tunnel(slot) == TunnelChoice::Quic {
-            for candidate in &mut candidates {
-                candidate.to.set_port(self.config.core.quic_port);
-            }
-            // One address with several ports is listed once for each.
-            let mut seen = std::collections::HashSet::new();
-            candidates.retain(|candidate| seen.insert(candidate.to));
-        }
         let first = candidates.first().copied();
         let mut reachable = Vec::new();
         for candidate in candidates {
@@ -383,6 +377,7 @@ impl<'a> Uplinks<'a> {
         }
         let wanted = (!reachable.is_empty()).then(|| Uplink {
             endpoints: reachable.iter().map(|candidate| candidate.to).collect(),
+            quic_endpoints: quic_endpoints(&reachable, self.config.core.quic_port),
             preference: status.preference,
             keepalive: pin.map_or_else(Keepalive::default, |pin| pin.keepalive),
         });
@@ -454,11 +449,26 @@ impl<'a> Uplinks<'a> {
         let Some(told) = &self.links[usize::from(slot)].told else { return };
         let paths = node.peers.iter().flat_map(|peer| &peer.paths);
         let in_use = paths.filter(|path| path.id.slot == slot).find_map(|path| path.endpoint);
-        status.endpoints.clone_from(&told.uplink.endpoints);
+        let choice = self.config.tunnel(slot);
+        let wireguard = told.uplink.endpoints.iter().filter(|_| choice != TunnelChoice::Quic);
+        let quic = told.uplink.quic_endpoints.iter().filter(|_| choice != TunnelChoice::WireGuard);
+        status.endpoints = wireguard.chain(quic).copied().collect();
         status.endpoint = in_use.filter(|to| status.endpoints.contains(to)).or(status.endpoints.first().copied());
         status.local =
             status.endpoint.and_then(|to| told.sockets[usize::from(to.is_ipv6())].as_ref()).map(Socket::local);
     }
+}
+
+/// The same addresses, each once, with QUIC's port.
+fn quic_endpoints(candidates: &[Candidate], port: u16) -> Vec<SocketAddr> {
+    let mut endpoints: Vec<SocketAddr> = Vec::new();
+    for candidate in candidates {
+        let to = SocketAddr::new(candidate.to.ip(), port);
+        if !endpoints.contains(&to) {
+            endpoints.push(to);
+        }
+    }
+    endpoints
 }
 
 /// Whether a family's packets have a way out to everywhere.

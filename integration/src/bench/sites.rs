@@ -387,7 +387,12 @@ impl Boxes {
     }
 
     fn connect(&mut self, now: NodeInstant, core: SocketAddr) {
-        let uplink = Uplink { endpoints: vec![core], preference: 0, keepalive: Keepalive::new(IDLE, false) };
+        let uplink = Uplink {
+            endpoints: vec![core],
+            quic_endpoints: vec![core],
+            preference: 0,
+            keepalive: Keepalive::new(IDLE, false),
+        };
         self.node.set_uplink(now, LinkId(0), Some(uplink));
     }
 
