@@ -109,6 +109,8 @@ pub struct Expect {
     pub tcp_bytes: Option<Bar>,
     /// The same: octets of content received between `from` and `until`, in megabits a second.
     pub tcp_mbit: Option<Bar>,
+    /// One tcp entry: octets of content received, in percent of those that another one received.
+    pub tcp_percent_of: Option<PercentOf>,
     /// The same: longest stall, in milliseconds.
     pub tcp_stall_ms: Option<Bar>,
     /// The same: octets received in the two seconds after an event, in percent of those in the two seconds before it.
@@ -160,6 +162,18 @@ pub struct Expect {
 pub struct Share {
     /// The other links.
     pub beside: OneOrMore,
+    /// At least.
+    pub min: Option<f64>,
+    /// At most.
+    pub max: Option<f64>,
+}
+
+/// Bounds on what a tcp entry received beside another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PercentOf {
+    /// The other one.
+    pub tcp: String,
     /// At least.
     pub min: Option<f64>,
     /// At most.

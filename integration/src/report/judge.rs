@@ -2,7 +2,7 @@
 
 mod network;
 
-use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, Outcome, Verdict};
+use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, Outcome, PercentOf, Verdict};
 use super::{Report, StatusSample};
 use crate::meter::{Flow, Hole, SizesResult, TcpResult, WatchResult};
 use proto::snapshot::Traffic;
@@ -438,6 +438,18 @@ impl Judge<'_> {
             let octets: f64 = entries.iter().map(|t| octets(t, from, until)).sum();
             Ok((Some(octets * 8.0 / ((until - from) * 1e3)), String::new()))
         });
+        if let Some(PercentOf { tcp, min, max }) = &e.tcp_percent_of {
+            let other = self.report.traffic.tcp.iter().find(|other| other.name == *tcp);
+            let measured = entries(self).and_then(|entries| match other {
+                Some(other) if other.bytes > 0 => {
+                    let octets: u64 = entries.iter().map(|entry| entry.bytes).sum();
+                    Ok((Some(octets as f64 * 100.0 / other.bytes as f64), format!("{octets} of {} octets", other.bytes)))
+                }
+                _ => Err(format!("there is no tcp entry \"{tcp}\", or it received nothing")),
+            });
+            let scale = Scale { unit: "%", timed: true };
+            self.judge(&format!("downloaded beside {tcp}"), scale, Bar { min: *min, max: *max }, measured);
+        }
         self.maybe("longest stall", MILLIS, e.tcp_stall_ms, |j| {
             let stalls = entries(j)?.into_iter().map(|t| t.longest_stall.length_ms);
             Ok((Some(stalls.fold(0.0, f64::max)), String::new()))
