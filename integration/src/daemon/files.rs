@@ -2,6 +2,7 @@
 
 use super::{Kind, bird, services};
 use crate::net::build::Network;
+use crate::setup::aioquic;
 use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, Tunnel, WireGuard};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -110,7 +111,11 @@ impl Files {
             }
             (Kind::Script, ..) => {
                 let script = host.script.as_ref().context("the host has no script")?;
-                let environment = self.environment(name, Some(script));
+                if script.aioquic {
+                    aioquic::ready()?;
+                    self.put(name, "client.py", aioquic::CLIENT, 0o644)?;
+                }
+                let environment = self.environment(name, Some(script))?;
                 self.put(name, "run.sh", &format!("{environment}{}", script.run), 0o644)?;
                 self.put(name, "ready.sh", &format!("{environment}{}", script.ready), 0o644)
             }
@@ -119,7 +124,7 @@ impl Files {
     }
 
     /// What a script of a host begins with.
-    pub fn environment(&self, name: &str, script: Option<&Script>) -> String {
+    pub fn environment(&self, name: &str, script: Option<&Script>) -> Result<String> {
         services::environment(script, &self.folder.join(name), &self.control(name))
     }
 
@@ -267,6 +272,11 @@ impl Files {
                 let _ = writeln!(text, "prefixes = {}", quoted(&own));
                 self.site_extras(site, &mut text);
                 let _ = write!(text, "[client]\npublic_key = \"{}\"\n", self.secret(host).public());
+            }
+            if let Some(key) = &site.public_key {
+                let _ = writeln!(text, "prefixes = {}", quoted(&site.prefixes));
+                self.site_extras(site, &mut text);
+                let _ = write!(text, "[client]\npublic_key = \"{key}\"\n");
             }
             self.put(&format!("{name}/sites.d"), &format!("{site_name}.toml"), &text, 0o644)?;
         }

@@ -122,6 +122,10 @@ pub struct Expect {
     pub recorded: Option<Bar>,
     /// Attack: datagrams that came back.
     pub replies: Option<Bar>,
+    /// Attack: octets that came back, in percent of those sent.
+    pub reply_percent: Option<Bar>,
+    /// Attack: octets of the longest datagram that came back.
+    pub longest_reply: Option<Bar>,
 
     /// Watch: datagrams that came to its port.
     pub datagrams: Option<Bar>,

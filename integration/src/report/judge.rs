@@ -483,6 +483,12 @@ impl Judge<'_> {
         self.maybe("sent", PACKETS, e.sent, count(|a| a.sent));
         self.maybe("recorded", PACKETS, e.recorded, count(|a| a.recorded));
         self.maybe("answers", PACKETS, e.replies, count(|a| a.replies));
+        self.maybe("longest answer", OCTETS, e.longest_reply, count(|a| a.longest_reply));
+        self.maybe("octets answered", Scale { unit: "%", timed: false }, e.reply_percent, |j| {
+            let [sent, replied] = [count(|a| a.sent_octets)(j)?.0, count(|a| a.reply_octets)(j)?.0];
+            let note = format!("{replied:?} of {sent:?} octets");
+            Ok((sent.filter(|sent| *sent > 0.0).zip(replied).map(|(sent, replied)| replied * 100.0 / sent), note))
+        });
         let watched = |of: fn(&WatchResult) -> Option<u64>| {
             move |j: &Self| {
                 let name = j.expect.watch.as_ref().ok_or("this bar needs a watch as its subject")?;
