@@ -113,6 +113,9 @@ fn table(status: &Status) -> String {
     text.push_str(&aligned(&rows));
     text.push('\n');
     text.push_str(&aligned(&networks(&status.uplinks)));
+    for tunnel in peer.iter().flat_map(|peer| &peer.tunnels) {
+        let _ = writeln!(text, "{}, {}", interface(tunnel.slot, &status.uplinks), tunnel.reason);
+    }
     if let Some(peer) = peer.filter(|peer| peer.classes.len() > 1) {
         text.push('\n');
         text.push_str(&aligned(&classes(peer, &status.uplinks)));

@@ -448,7 +448,8 @@ impl<'a> Uplinks<'a> {
     fn complete(&self, node: &Snapshot, slot: u8, status: &mut UplinkStatus) {
         let Some(told) = &self.links[usize::from(slot)].told else { return };
         let paths = node.peers.iter().flat_map(|peer| &peer.paths);
-        let in_use = paths.filter(|path| path.id.slot == slot).find_map(|path| path.endpoint);
+        let of_slot = paths.filter(|path| path.id.slot == slot);
+        let in_use = of_slot.min_by_key(|path| path.stands_by).and_then(|path| path.endpoint);
         let choice = self.config.tunnel(slot);
         let wireguard = told.uplink.endpoints.iter().filter(|_| choice != TunnelChoice::Quic);
         let quic = told.uplink.quic_endpoints.iter().filter(|_| choice != TunnelChoice::WireGuard);

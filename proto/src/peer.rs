@@ -604,12 +604,14 @@ impl Peer {
             .map(|path| path.snapshot(self.config.id, mtu, fastest, now))
             .collect();
         paths.sort_by_key(|path| (path.id.slot, path.id.tunnel));
+        let current = self.courses.last().and_then(|rest| rest.current);
         PeerSnapshot {
             id: self.config.id,
             name: self.config.name.clone(),
             other_policy: self.policy_hash != 0 && self.policy_hash != self.config.policy.hash(),
             reachable: self.reachable,
-            current_slot: self.courses.last().and_then(|rest| rest.current).map(slot_of),
+            current_slot: current.map(slot_of),
+            current_tunnel: self.paths.iter().find(|path| Some(path.number()) == current).map(|path| path.config.kind),
             path_changes: self.courses.last().map_or(0, |rest| rest.changes),
             classes: self.classes(),
             tx: self.tx,

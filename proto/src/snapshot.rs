@@ -29,7 +29,10 @@ pub struct PeerSnapshot {
     pub other_policy: bool,
     /// The slot that new flows take now, of all that is of no class of the policy.
     pub current_slot: Option<u8>,
-    /// How often `current_slot` has changed from one path to another, since the start.
+    /// And of its two paths the one whose tunnel is of this kind.
+    #[serde(default)]
+    pub current_tunnel: Option<TunnelKind>,
+    /// How often the path that they take has changed, since the start.
     pub path_changes: u64,
     /// The classes of the policy, in its order.
     #[serde(default)]

@@ -2,7 +2,8 @@
 
 use super::{Kind, bird, services};
 use crate::net::build::Network;
-use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, WireGuard};
+use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, Tunnel, WireGuard};
+use crate::setup::aioquic;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use proto::{MAX_SLOTS, SecretKey};
@@ -110,7 +111,11 @@ impl Files {
             }
             (Kind::Script, ..) => {
                 let script = host.script.as_ref().context("the host has no script")?;
-                let environment = self.environment(name, Some(script));
+                if script.aioquic {
+                    aioquic::ready()?;
+                    self.put(name, "client.py", aioquic::CLIENT, 0o644)?;
+                }
+                let environment = self.environment(name, Some(script))?;
                 self.put(name, "run.sh", &format!("{environment}{}", script.run), 0o644)?;
                 self.put(name, "ready.sh", &format!("{environment}{}", script.ready), 0o644)
             }
@@ -119,7 +124,7 @@ impl Files {
     }
 
     /// What a script of a host begins with.
-    pub fn environment(&self, name: &str, script: Option<&Script>) -> String {
+    pub fn environment(&self, name: &str, script: Option<&Script>) -> Result<String> {
         services::environment(script, &self.folder.join(name), &self.control(name))
     }
 
@@ -157,7 +162,7 @@ impl Files {
             quoted(&middlebox.prefixes),
             middlebox.number,
             self.control(name).display(),
-            scenario.tunnel.name(),
+            scenario.tunnel.name(0),
             if middlebox.policy.is_some() { "policy = \"policy.toml\"\n" } else { "" },
             middlebox.mtu,
             middlebox.core,
@@ -167,8 +172,18 @@ impl Files {
         if let Some(policy) = &middlebox.policy {
             self.put(name, "policy.toml", policy, 0o644)?;
         }
-        for uplink in middlebox.named_uplinks() {
+        // Where each uplink has a tunnel of its own, each is named; the others are found.
+        let mut uplinks: Vec<String> = middlebox.named_uplinks().into_iter().cloned().collect();
+        if scenario.tunnel == Tunnel::Mixed {
+            let known = scenario.uplinks(name).into_iter();
+            let others: Vec<String> = known.filter(|uplink| !uplinks.contains(uplink)).collect();
+            uplinks.extend(others);
+        }
+        for (place, uplink) in uplinks.iter().enumerate() {
             let _ = write!(text, "[[uplink]]\ninterface = \"{uplink}\"\n");
+            if scenario.tunnel == Tunnel::Mixed {
+                let _ = writeln!(text, "tunnel = \"{}\"", scenario.tunnel.name(place));
+            }
             if middlebox.metered.contains(uplink) {
                 text.push_str("metered = true\n");
             }
@@ -257,6 +272,11 @@ impl Files {
                 let _ = writeln!(text, "prefixes = {}", quoted(&own));
                 self.site_extras(site, &mut text);
                 let _ = write!(text, "[client]\npublic_key = \"{}\"\n", self.secret(host).public());
+            }
+            if let Some(key) = &site.public_key {
+                let _ = writeln!(text, "prefixes = {}", quoted(&site.prefixes));
+                self.site_extras(site, &mut text);
+                let _ = write!(text, "[client]\npublic_key = \"{key}\"\n");
             }
             self.put(&format!("{name}/sites.d"), &format!("{site_name}.toml"), &text, 0o644)?;
         }

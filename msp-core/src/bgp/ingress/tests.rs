@@ -225,7 +225,7 @@ fn the_first_rule_that_fits_counts() {
 }
 
 fn path(slot: u8) -> PathId {
-    PathId { peer: HOME, slot, tunnel: TunnelKind::WireGuard }
+    PathId { peer: HOME, slot, tunnel: proto::TunnelKind::WireGuard }
 }
 
 /// Slot 2 is the site's LTE.
