@@ -89,7 +89,8 @@ pub fn explain(policy: &Policy, rules: &[Rule], facts: &Facts, end: &End<'_>) ->
         let treatment = class.treatment(direction);
         let _ = writeln!(text, "{word}: {}", order(policy, treatment));
         for slot in 0..MAX_SLOTS as u8 {
-            let path = end.peer.and_then(|peer| peer.paths.iter().find(|path| path.id.slot == slot));
+            let of_slot = |path: &&PathSnapshot| path.id.slot == slot;
+            let path = end.peer.and_then(|peer| peer.paths.iter().filter(of_slot).min_by_key(|path| path.stands_by));
             let link = &policy.links()[usize::from(slot)];
             if path.is_none() && link.name.is_none() {
                 continue;
@@ -241,7 +242,7 @@ mod tests {
 
     fn path(slot: u8, state: PathState, capped: bool) -> PathSnapshot {
         let document = serde_json::json!({
-            "id": PathId { peer: PeerId(1), slot }, "state": state, "reason": "nothing is acknowledged any more", "capped": capped,
+            "id": PathId { peer: PeerId(1), slot, tunnel: Default::default() }, "state": state, "reason": "nothing is acknowledged any more", "capped": capped,
             "since_s": 1.0, "endpoint": null, "rtt_ms": null, "rtt_var_ms": null, "loss": null, "handshake_s": null,
             "tx": Traffic::default(), "rx": Traffic::default(),
         });

@@ -88,6 +88,7 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
     // What the end of the daemons does to routes, and what the kernel says of their closed ports, is no part of the run.
     let over_ms = clock.now_ms();
     let filters = stage.filtered()?;
+    let dropped_by_links = stage.network.dropped_by_links()?;
     stage.stop_all(clock);
     if scenario.sets_clock() {
         stage.notes.push("the wall clock was set: when BIRD saw routes cannot be told, and is left out".to_owned());
@@ -110,6 +111,7 @@ fn run(job: &Job, scenario: &Scenario) -> Result<Report> {
         status,
         links: stage.links,
         filters,
+        dropped_by_links,
         events: stage.events,
         exits: stage.exits,
         outcomes: Vec::new(),

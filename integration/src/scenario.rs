@@ -52,6 +52,9 @@ pub struct Scenario {
     /// Our daemons are started; without, only the network and what is not ours stands.
     #[serde(default = "yes")]
     pub daemons: bool,
+    /// What the tunnels of its boxes are.
+    #[serde(default)]
+    pub tunnel: Tunnel,
     /// The hosts whose daemons are started at the beginning; without it, all of them.
     pub start: Option<Vec<String>>,
     /// What the wall clock shows before the daemons start; without it, the right time. Only in a guest.
@@ -72,6 +75,34 @@ pub struct Scenario {
     /// What must come of it.
     #[serde(default)]
     pub expect: Vec<Expect>,
+}
+
+/// What the tunnels of a scenario's boxes are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tunnel {
+    /// WireGuard on each uplink.
+    #[default]
+    WireGuard,
+    /// QUIC on each uplink.
+    Quic,
+    /// On each uplink what works.
+    Auto,
+    /// WireGuard and QUIC in turns: on the first uplink the one, on the second the other.
+    Mixed,
+}
+
+impl Tunnel {
+    /// As the box's configuration names it, for the uplink of a place in the order.
+    pub fn name(self, place: usize) -> &'static str {
+        match self {
+            Tunnel::Mixed if place % 2 == 1 => "quic",
+            Tunnel::Mixed => "wireguard",
+            Tunnel::WireGuard => "wireguard",
+            Tunnel::Quic => "quic",
+            Tunnel::Auto => "auto",
+        }
+    }
 }
 
 /// Long enough for a cut and what follows it.
@@ -250,7 +281,8 @@ pub struct Core {
     pub configuration: String,
 }
 
-/// A site as its core knows it: exactly one of `middlebox` and `client` names its host.
+/// A site as its core knows it: exactly one of `middlebox` and `client` names its host, or `public_key` is that of a client
+/// that the scenario runs itself.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Site {
@@ -260,6 +292,11 @@ pub struct Site {
     pub middlebox: Option<String>,
     /// The host of its WireGuard client.
     pub client: Option<String>,
+    /// The key of a client of which the lab knows nothing else.
+    pub public_key: Option<String>,
+    /// That one's prefixes.
+    #[serde(default)]
+    pub prefixes: Vec<IpNet>,
     /// Overrides the core's.
     pub withdraw_after: Option<String>,
     /// Slots in order of preference, for packets to the site.
@@ -555,13 +592,14 @@ impl Scenario {
                 let at = format!("hosts.{name}.core.sites.{site_name}");
                 let is = |host: &str, test: fn(&Host) -> bool| self.hosts.get(host).is_some_and(test);
                 match (&site.middlebox, &site.client) {
+                    (None, None) if site.public_key.is_some() && !site.prefixes.is_empty() => {}
                     (Some(host), None) if is(host, |h| h.middlebox.is_some()) => {}
                     (None, Some(host)) if is(host, |h| h.wireguard.is_some()) => {}
                     _ => {
                         return Err((
                             at,
                             "a site names exactly one host: `middlebox`, one with a middlebox section, or \
-                                         `client`, one with a wireguard section"
+                                         `client`, one with a wireguard section; or it has a `public_key` and `prefixes`"
                                 .into(),
                         ));
                     }

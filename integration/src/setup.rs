@@ -38,6 +38,11 @@ const PACKAGES: &[Package] = &[
     package("bgpdump", "/usr/bin/bgpdump", "reads what the core dumps of received routes"),
     package("wireguard-tools", "/usr/bin/wg", "configures the plain WireGuard client"),
     package("wireguard-go", "/usr/bin/wireguard-go", "the plain WireGuard client"),
+    package(
+        "python3-venv",
+        "/usr/share/doc/python3-venv",
+        "aioquic, an independent QUIC client, in a folder of the lab's",
+    ),
     package("dnsmasq-base", "/usr/sbin/dnsmasq", "the ISPs' resolvers"),
     package("tayga", "/usr/sbin/tayga", "NAT64 of an IPv6-only ISP"),
     package("iperf3", "/usr/bin/iperf3", "speed, where a scenario asks for it"),
@@ -90,6 +95,9 @@ pub fn setup(purpose: For) -> Result<()> {
             bail!("apt-get failed; see above. The line was:\n{line}");
         }
     }
+    if purpose != For::Demo && aioquic::ready().is_err() {
+        aioquic::install()?;
+    }
     if purpose != For::Demo && !cargo_deny_is_there() {
         println!("installing cargo-deny, which checks licences and sources (some minutes, once)");
         let status = cargo().args(["install", "--locked", "cargo-deny"]).status();
@@ -98,6 +106,54 @@ pub fn setup(purpose: For) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The independent QUIC client: aioquic of PyPI, in an environment of its own in the lab's cache. Nothing of the machine's
+/// Python is changed.
+pub mod aioquic {
+    use super::{Command, Context, Path, Result, bail};
+    use std::path::PathBuf;
+
+    /// The program, which a scenario's script runs as `$PYTHON client.py`.
+    pub const CLIENT: &str = include_str!("../aioquic/client.py");
+    const REQUIREMENTS: &str = include_str!("../aioquic/requirements.txt");
+
+    /// Made for these versions: others have another folder.
+    fn folder() -> Result<PathBuf> {
+        Ok(crate::kernel::cache()?.join(REQUIREMENTS.trim().replace("==", "-")))
+    }
+
+    /// The Python that has it.
+    pub fn python() -> Result<PathBuf> {
+        Ok(folder()?.join("bin/python"))
+    }
+
+    /// Whether it is there; an error says what to do.
+    pub fn ready() -> Result<()> {
+        // Written last.
+        match folder()?.join("complete").exists() {
+            true => Ok(()),
+            false => bail!("aioquic is missing: cargo lab setup installs it"),
+        }
+    }
+
+    pub(super) fn install() -> Result<()> {
+        println!("installing {} of PyPI, an independent QUIC client", REQUIREMENTS.trim());
+        let folder = folder()?;
+        let run = |program: &Path, arguments: &[&str]| -> Result<()> {
+            let status = Command::new(program).args(arguments).arg(&folder).status();
+            match status.with_context(|| format!("cannot start {}", program.display()))?.success() {
+                true => Ok(()),
+                false => bail!("{} {} failed; see above", program.display(), arguments.join(" ")),
+            }
+        };
+        run(Path::new("/usr/bin/python3"), &["-m", "venv", "--clear"])?;
+        let status = Command::new(python()?).args(["-m", "pip", "install", "--quiet", REQUIREMENTS.trim()]).status();
+        if !status.context("cannot start pip")?.success() {
+            bail!("pip install {} failed; see above", REQUIREMENTS.trim());
+        }
+        std::fs::write(folder.join("complete"), "").context("cannot write into the lab's cache")
+    }
 }
 
 /// Those of some packages that are not there.

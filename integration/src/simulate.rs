@@ -9,11 +9,11 @@ use crate::meter::account::{Arrival, Schedule, account, count_tail};
 use crate::meter::{StreamResult, Traffic, TrafficResults, Udp};
 use crate::net::{Bursts, Netem};
 use crate::report::{self, Expect, Kernel, Report, StatusSample, TimelineEvent};
-use crate::scenario::{Action, Change, Direction, Link, Loaded, Scenario};
+use crate::scenario::{Action, Change, Direction, Link, Loaded, Scenario, Tunnel};
 use anyhow::{Context, Result, bail};
-use proto::Instant;
 use proto::policy::{Matches, Policy};
 use proto::sim::{Flow, LinkModel, Loss, Side, World, WorldConfig};
+use proto::{Instant, TunnelChoice};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +84,8 @@ pub struct Simulation<'a> {
     flows: Vec<(&'a Udp, Side)>,
     /// The policy of both ends.
     policy: Arc<Policy>,
+    /// What the tunnels of its uplinks are.
+    tunnel: TunnelChoice,
     expect: Vec<Expect>,
     /// What only a kernel has, and so is not in the report.
     left_out: Vec<String>,
@@ -97,6 +99,12 @@ impl<'a> Simulation<'a> {
         let (Some((site, host)), None) = (boxes.next(), boxes.next()) else {
             bail!("the simulator has one middlebox; {} has none or several", loaded.name);
         };
+        let tunnel = match scenario.tunnel {
+            Tunnel::WireGuard => TunnelChoice::WireGuard,
+            Tunnel::Quic => TunnelChoice::Quic,
+            Tunnel::Auto => TunnelChoice::Auto,
+            Tunnel::Mixed => bail!("uplinks with tunnels of different kinds need a kernel"),
+        };
         let Some(middlebox) = host.middlebox.as_ref().filter(|_| scenario.daemons && scenario.start.is_none()) else {
             bail!("the simulator starts both daemons at the beginning");
         };
@@ -104,7 +112,7 @@ impl<'a> Simulation<'a> {
         let policy = middlebox.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default().into();
         let (uplinks, flows, left_out) = (Vec::new(), Vec::new(), Vec::new());
         let mut simulation =
-            Simulation { loaded, site, core: &middlebox.core, uplinks, flows, policy, expect, left_out };
+            Simulation { loaded, site, core: &middlebox.core, uplinks, flows, policy, tunnel, expect, left_out };
         let mut ways = Vec::new();
         for interface in &scenario.uplinks(site) {
             let link = scenario.links.iter().find(|(_, l)| l.near.host == *site && l.near.interface == *interface);
@@ -227,7 +235,7 @@ impl<'a> Simulation<'a> {
         let (ups, downs) =
             (self.uplinks.iter().map(model(Direction::Up)), self.uplinks.iter().map(model(Direction::Down)));
         let (links, policy) = (ups.zip(downs).collect(), self.policy.clone());
-        let mut world = World::new(WorldConfig { links, policy, ..WorldConfig::new(&[], seed) });
+        let mut world = World::new(WorldConfig { links, policy, tunnel: self.tunnel, ..WorldConfig::new(&[], seed) });
         while scenario.wait_for_paths && world.now() < Instant::ZERO + READY && !all_up(&world) {
             world.run_for(SAMPLE);
         }
@@ -261,6 +269,7 @@ impl<'a> Simulation<'a> {
             status,
             links: Vec::new(),
             filters: Vec::new(),
+            dropped_by_links: Default::default(),
             events,
             exits: Vec::new(),
             outcomes: Vec::new(),

@@ -332,8 +332,8 @@ impl Core<'_> {
         let name = |id| self.sites.name(id).unwrap_or("(removed)");
         match event {
             Event::Path { path, from, to, reason } => {
-                tracing::info!(site = name(path.peer), slot = path.slot, ?from, ?to, reason, "path");
-                self.ingress.path(path.peer, path.slot, works(to));
+                tracing::info!(site = name(path.peer), %path, ?from, ?to, reason, "path");
+                self.ingress.path(path, works(to));
             }
             Event::Reachable(id) => {
                 tracing::info!(site = name(id), "reachable");
@@ -343,7 +343,10 @@ impl Core<'_> {
                 tracing::warn!(site = name(id), "unreachable");
                 self.ingress.unreachable(clock::now(), id);
             }
-            Event::Moved { peer, class, from, to } => tracing::info!(site = name(peer), %class, ?from, ?to, "moved"),
+            Event::Moved { peer, class, from, to } => {
+                let [from, to] = [from, to].map(|path| path.map(tracing::field::display));
+                tracing::info!(site = name(peer), %class, from, to, "moved")
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use dataplane::settings::{self, Document, Schema, SettingsError, Several, Text};
 use ipnet::IpNet;
 use proto::config::ConfigError;
 use proto::policy::Policy;
-use proto::{MAX_SLOTS, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey};
+use proto::{MAX_SLOTS, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey, TunnelKind};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::io;
@@ -228,7 +228,9 @@ impl Read {
         }
         let (kind, paths) = match (file.middlebox, file.client) {
             (Some(middlebox), None) => (PeerKind::Middlebox, middlebox.paths(&surroundings.key, &document)?),
-            (None, Some(client)) => (PeerKind::Client, vec![path_to(0, None, &surroundings.key, client.public_key.0)]),
+            (None, Some(client)) => {
+                (PeerKind::Client, paths_to(0, None, &surroundings.key, client.public_key.0).into())
+            }
             (Some(_), Some(_)) => return Err(document.error("client", "a site has [middlebox] or [client], not both")),
             (None, None) => {
                 return Err(document.error("", "neither [middlebox] nor [client] is there: expected one of them"));
@@ -286,13 +288,20 @@ impl Middlebox {
             None => Some(self.prefer.len() as u8 + slot),
         };
         let keys = self.uplink_keys.iter().enumerate();
-        Ok(keys.map(|(slot, remote)| path_to(slot as u8, preference(slot as u8), key, remote.0)).collect())
+        Ok(keys.flat_map(|(slot, remote)| paths_to(slot as u8, preference(slot as u8), key, remote.0)).collect())
     }
 }
 
-/// A path that the peer opens, wherever it is.
-fn path_to(slot: u8, preference: Option<u8>, local_key: &SecretKey, remote_key: PublicKey) -> PathConfig {
-    PathConfig { slot, preference, local_key: local_key.clone(), remote_key, link: None }
+/// Paths that the peer opens, wherever it is, by whichever kind of tunnel.
+fn paths_to(slot: u8, preference: Option<u8>, local_key: &SecretKey, remote_key: PublicKey) -> [PathConfig; 2] {
+    [TunnelKind::WireGuard, TunnelKind::Quic].map(|kind| PathConfig {
+        slot,
+        kind,
+        preference,
+        local_key: local_key.clone(),
+        remote_key,
+        link: None,
+    })
 }
 
 /// Is this what a site can have and a core can announce? The error completes "PREFIX …".

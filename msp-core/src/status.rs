@@ -248,8 +248,10 @@ impl Status {
         let mut text = format!("{} {}, pid {}, up {uptime}\n", self.daemon, self.version, self.pid);
         text += &self.reload_errors();
         text += "\n";
-        let header =
-            ["SITE", "STATE", "PATH", "STATE", "SINCE", "RTT", "LOSS", "MTU", "ENDPOINT", "SENT", "RECEIVED", "REASON"];
+        let header = [
+            "SITE", "STATE", "PATH", "TUNNEL", "STATE", "SINCE", "RTT", "LOSS", "MTU", "ENDPOINT", "SENT", "RECEIVED",
+            "REASON",
+        ];
         let mut rows = vec![header.map(str::to_owned)];
         for site in &self.sites {
             let peer = self.peer(site.id);
@@ -261,8 +263,8 @@ impl Status {
                 rows.push(path_row(name, state, peer, path));
             }
             if let Some([name, state]) = first {
-                let mut row = <[String; 12]>::default();
-                (row[0], row[1], row[11]) = (name, state, "no path has been up yet".into());
+                let mut row = <[String; 13]>::default();
+                (row[0], row[1], row[12]) = (name, state, "no path has been up yet".into());
                 rows.push(row);
             }
         }
@@ -373,13 +375,14 @@ impl BgpStatus {
     }
 }
 
-fn path_row(name: String, state: String, peer: &PeerSnapshot, path: &PathSnapshot) -> [String; 12] {
+fn path_row(name: String, state: String, peer: &PeerSnapshot, path: &PathSnapshot) -> [String; 13] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
-    let current = if peer.current_slot == Some(path.id.slot) { "*" } else { "" };
+    let current = if peer.current_slot == Some(path.id.slot) && !path.stands_by { "*" } else { "" };
     [
         name,
         state,
         format!("{}{current}", path.id.slot),
+        path.id.tunnel.to_string(),
         format!("{:?}", path.state).to_lowercase(),
         duration(Duration::try_from_secs_f64(path.since_s).unwrap_or_default()),
         or_dash(path.rtt_ms.map(|rtt| format!("{rtt:.1} ms"))),

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use proto::policy::Policy;
 use proto::{
     Identity, Keepalive, LinkId, MAX_SLOTS, NodeConfig, PathConfig, PeerConfig, PeerId, PeerKind, PublicKey, SecretKey,
+    TunnelChoice, TunnelKind,
 };
 use serde::Deserialize;
 use std::collections::HashSet;
@@ -46,6 +47,8 @@ struct File {
     #[serde(default)]
     tun: Tun,
     #[serde(default)]
+    tunnel: TunnelChoice,
+    #[serde(default)]
     policy: Several<PathBuf>,
     core: CoreTable,
     #[serde(default)]
@@ -58,6 +61,8 @@ struct CoreTable {
     name: String,
     public_key: Text<PublicKey>,
     endpoints: Vec<Text<Endpoint>>,
+    #[serde(default = "default_quic_port")]
+    quic_port: u16,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,6 +75,7 @@ struct UplinkTable {
     #[serde(default)]
     dns: Vec<Text<IpAddr>>,
     nat64: Option<Text<IpNet>>,
+    tunnel: Option<TunnelChoice>,
 }
 
 /// Where the core is, as it is written: an address, or a name that each uplink's own resolver is asked for.
@@ -132,6 +138,11 @@ fn default_state() -> PathBuf {
     "/var/lib/mspmb".into()
 }
 
+/// HTTP/3's, which most networks let pass.
+fn default_quic_port() -> u16 {
+    443
+}
+
 fn default_find() -> bool {
     true
 }
@@ -159,6 +170,8 @@ pub(crate) struct Config {
     pub(crate) core: Core,
     /// The uplinks that the file names, in order of preference.
     pub(crate) uplinks: Vec<Uplink>,
+    /// The kind of tunnel of uplinks of which the file says nothing else.
+    tunnel: TunnelChoice,
     secret: SecretKey,
     middlebox: u32,
 }
@@ -170,6 +183,8 @@ pub(crate) struct Core {
     pub(crate) public_key: PublicKey,
     /// In order of preference.
     pub(crate) endpoints: Vec<Endpoint>,
+    /// Where it listens for QUIC, at the same addresses.
+    pub(crate) quic_port: u16,
 }
 
 /// What the file says of an ISP link.
@@ -182,6 +197,8 @@ pub(crate) struct Uplink {
     pub(crate) dns: Vec<IpAddr>,
     /// The prefix of its NAT64, in place of the one found.
     pub(crate) nat64: Option<Pref64>,
+    /// The kind of its tunnel, if the file says it for this uplink.
+    pub(crate) tunnel: Option<TunnelChoice>,
 }
 
 /// Where the secret is to be, by the configuration; beside it, if there is none yet.
@@ -234,8 +251,10 @@ impl Config {
                 name: file.core.name,
                 public_key: file.core.public_key.0,
                 endpoints: file.core.endpoints.into_iter().map(|endpoint| endpoint.0).collect(),
+                quic_port: file.core.quic_port,
             },
             uplinks,
+            tunnel: file.tunnel,
             secret,
             middlebox: file.middlebox,
         })
@@ -246,12 +265,25 @@ impl Config {
         self.control.with_extension("journal")
     }
 
-    /// What the node is told. It has a path for each slot there may be; which have an uplink it hears later.
+    /// The kind of tunnel that the uplink of a slot is to have.
+    pub(crate) fn tunnel(&self, slot: u8) -> TunnelChoice {
+        let own = self.uplinks.iter().find(|uplink| uplink.slot == slot).and_then(|uplink| uplink.tunnel);
+        own.unwrap_or(self.tunnel)
+    }
+
+    /// What the node is told. It has paths for each slot there may be; which have an uplink it hears later.
     pub(crate) fn node(&self) -> NodeConfig {
         let everywhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let kinds = |slot| match self.tunnel(slot) {
+            TunnelChoice::WireGuard => &[TunnelKind::WireGuard][..],
+            TunnelChoice::Quic => &[TunnelKind::Quic],
+            TunnelChoice::Auto => &[TunnelKind::WireGuard, TunnelKind::Quic],
+        };
         let paths = (0..MAX_SLOTS as u8)
-            .map(|slot| PathConfig {
+            .flat_map(|slot| kinds(slot).iter().map(move |&kind| (slot, kind)))
+            .map(|(slot, kind)| PathConfig {
                 slot,
+                kind,
                 preference: None,
                 local_key: self.secret.uplink(slot),
                 remote_key: self.core.public_key,
@@ -334,6 +366,9 @@ fn check_core(file: &File, document: &Document) -> Result<(), SettingsError> {
             return Err(document.error(&key, problem));
         }
     }
+    if file.core.quic_port == 0 {
+        return Err(document.error("core.quic_port", "0 is no port: expected the one where the core listens for QUIC"));
+    }
     Ok(())
 }
 
@@ -406,6 +441,7 @@ fn uplinks(file: &File, document: &Document) -> Result<Vec<Uplink>, SettingsErro
             keepalive: keepalive(table, document, &key("keepalive_budget"))?,
             dns: table.dns.iter().map(|server| server.0).collect(),
             nat64,
+            tunnel: table.tunnel,
         });
     }
     Ok(uplinks)

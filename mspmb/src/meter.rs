@@ -14,7 +14,7 @@ use dataplane::engine::{Ended, Handle};
 use dataplane::{calendar, clock};
 use proto::policy::Policy;
 use proto::snapshot::Snapshot;
-use proto::{Instant, MAX_SLOTS, PeerId, direct};
+use proto::{Instant, MAX_SLOTS, PeerId, TunnelKind, direct};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -89,8 +89,8 @@ pub(crate) struct Meter {
     usage: Usage,
     store: Store<Usage>,
     written: Option<Instant>,
-    /// What the path of each slot had carried when that was last counted.
-    before: [Carried; MAX_SLOTS],
+    /// What the paths of each slot had carried when that was last counted.
+    before: [[Carried; 2]; MAX_SLOTS],
     /// What direct flows have carried by each slot and is not counted yet.
     outside: [u64; MAX_SLOTS],
     /// Whether there may be direct flows: those of a policy of before stay where they began.
@@ -178,14 +178,15 @@ impl Meter {
     }
 
     /// Counts what the paths of each slot have carried in all, at this time since 1970; the slots at their caps, a bit each.
-    fn count(&mut self, policy: &Policy, now: Duration, carried: [Carried; MAX_SLOTS]) -> u8 {
+    fn count(&mut self, policy: &Policy, now: Duration, carried: [[Carried; 2]; MAX_SLOTS]) -> u8 {
         let mut shown = Vec::new();
         for (slot, link) in policy.links().iter().enumerate() {
             let before = std::mem::replace(&mut self.before[slot], carried[slot]);
             let outside = std::mem::take(&mut self.outside[slot]);
             let (Some(metered), Some(name)) = (&link.metered, &link.name) else { continue };
             let free = calendar::is_one_of(policy, metered.free, now);
-            let octets = if free { 0 } else { carried[slot].since(before) + outside };
+            let by_paths: u64 = carried[slot].iter().zip(before).map(|(now, before)| now.since(before)).sum();
+            let octets = if free { 0 } else { by_paths + outside };
             let (since, octets) = self.usage.add(name, calendar::month(policy, metered.reset_day, now), octets);
             let status = MeterStatus {
                 slot: slot as u8,
@@ -256,11 +257,12 @@ impl Carried {
     }
 }
 
-/// What the path of each slot has carried.
-fn carried(node: &Snapshot) -> [Carried; MAX_SLOTS] {
-    let mut carried = [Carried::default(); MAX_SLOTS];
+/// What the paths of each slot have carried, one of each kind of tunnel.
+fn carried(node: &Snapshot) -> [[Carried; 2]; MAX_SLOTS] {
+    let mut carried = [[Carried::default(); 2]; MAX_SLOTS];
     for path in node.peers.iter().flat_map(|peer| &peer.paths) {
-        if let Some(carried) = carried.get_mut(usize::from(path.id.slot)) {
+        if let Some(both) = carried.get_mut(usize::from(path.id.slot)) {
+            let carried = &mut both[usize::from(path.id.tunnel == TunnelKind::Quic)];
             // IPv4 and UDP are 28 octets, IPv6 and UDP 48. While the core's address is not known there is nothing to count.
             let headers = if path.endpoint.is_some_and(|to| to.is_ipv4()) { 28 } else { 48 };
             let (datagrams, octets) = (path.tx.packets + path.rx.packets, path.tx.bytes + path.rx.bytes);
@@ -283,9 +285,10 @@ mod tests {
         Policy::new(links, Vec::new()).expect("a good policy")
     }
 
-    fn lte(octets: u64) -> [Carried; MAX_SLOTS] {
-        let mut carried = [Carried::default(); MAX_SLOTS];
-        carried[1] = Carried { datagrams: 0, octets, headers: 28 };
+    /// What it has carried, a tenth of it by QUIC.
+    fn lte(octets: u64) -> [[Carried; 2]; MAX_SLOTS] {
+        let mut carried = [[Carried::default(); 2]; MAX_SLOTS];
+        carried[1] = [octets - octets / 10, octets / 10].map(|octets| Carried { datagrams: 0, octets, headers: 28 });
         carried
     }
 

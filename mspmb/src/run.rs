@@ -14,7 +14,7 @@ use dataplane::logging;
 use dataplane::netlink::Watch;
 use dataplane::{calendar, clock};
 use proto::policy::Policy;
-use proto::{Event, PathId, PathState, PeerId, direct};
+use proto::{Event, PathState, PeerId, direct};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -263,8 +263,8 @@ async fn log_events(
 ) {
     while let Some(event) = events.recv().await {
         match event {
-            Event::Path { path: PathId { slot, .. }, from, to, reason } => {
-                tracing::info!(core, slot, ?from, ?to, reason, "path");
+            Event::Path { path, from, to, reason } => {
+                tracing::info!(core, %path, ?from, ?to, reason, "path");
                 // Where it came up is an address that has proved right; and direct flows go by what works.
                 let moves = works(from) != works(to) && direct::concerns(&in_force(&policy.borrow()));
                 if to == PathState::Up || moves {
@@ -273,7 +273,10 @@ async fn log_events(
             }
             Event::Reachable(_) => tracing::info!(core, "reachable"),
             Event::Unreachable(_) => tracing::warn!(core, "unreachable"),
-            Event::Moved { class, from, to, .. } => tracing::info!(core, %class, ?from, ?to, "moved"),
+            Event::Moved { class, from, to, .. } => {
+                let [from, to] = [from, to].map(|path| path.map(tracing::field::display));
+                tracing::info!(core, %class, from, to, "moved")
+            }
         }
     }
 }

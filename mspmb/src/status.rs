@@ -74,13 +74,15 @@ pub(crate) fn show(path: &Path, json: bool, watch: bool) -> anyhow::Result<()> {
 /// The whole, for people.
 fn table(status: &Status) -> String {
     let mut rows = vec![
-        ["SLOT", "UPLINK", "STATE", "SINCE", "RTT", "LOSS", "MTU", "SENT", "RECEIVED", "FROM", "TO", ""]
+        ["SLOT", "UPLINK", "TUNNEL", "STATE", "SINCE", "RTT", "LOSS", "MTU", "SENT", "RECEIVED", "FROM", "TO", ""]
             .map(str::to_owned)
             .to_vec(),
     ];
     let peer = status.node.peers.first();
     for uplink in &status.uplinks {
-        let path = peer.and_then(|peer| peer.paths.iter().find(|path| path.id.slot == uplink.slot));
+        // Where there are two, the one that carries what goes over the uplink.
+        let paths = peer.into_iter().flat_map(|peer| peer.paths.iter());
+        let path = paths.filter(|path| path.id.slot == uplink.slot).min_by_key(|path| path.stands_by);
         let used = peer.is_some_and(|peer| peer.current_slot == Some(uplink.slot));
         rows.push(row(uplink, path, used));
     }
@@ -111,6 +113,9 @@ fn table(status: &Status) -> String {
     text.push_str(&aligned(&rows));
     text.push('\n');
     text.push_str(&aligned(&networks(&status.uplinks)));
+    for tunnel in peer.iter().flat_map(|peer| &peer.tunnels) {
+        let _ = writeln!(text, "{}, {}", interface(tunnel.slot, &status.uplinks), tunnel.reason);
+    }
     if let Some(peer) = peer.filter(|peer| peer.classes.len() > 1) {
         text.push('\n');
         text.push_str(&aligned(&classes(peer, &status.uplinks)));
@@ -238,6 +243,7 @@ fn row(uplink: &UplinkStatus, path: Option<&PathSnapshot>, used: bool) -> Vec<St
     vec![
         uplink.slot.to_string(),
         uplink.interface.clone(),
+        path.map_or_else(dash, |path| path.id.tunnel.to_string()),
         state.to_owned(),
         path.map_or_else(dash, |path| span(path.since_s)),
         path.and_then(|path| path.rtt_ms).map_or_else(dash, |rtt| format!("{rtt:.1} ms")),

@@ -18,7 +18,7 @@ use dataplane::udp::Socket;
 use ipnet::IpNet;
 use proto::direct::Exit;
 use proto::snapshot::Snapshot;
-use proto::{Keepalive, LinkId, MAX_SLOTS, PathState, Uplink};
+use proto::{Keepalive, LinkId, MAX_SLOTS, PathState, TunnelChoice, Uplink};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -242,8 +242,11 @@ impl<'a> Uplinks<'a> {
     pub(crate) async fn look(&mut self, interfaces: &BTreeMap<u32, Interface>, found: Found) -> anyhow::Result<bool> {
         let (node, _) = self.handle.snapshot().await?;
         self.note_proven(&node);
+        // Of two paths over an uplink the better one counts.
+        self.tunnels = [None; MAX_SLOTS];
         for path in node.peers.iter().flat_map(|peer| &peer.paths) {
-            self.tunnels[usize::from(path.id.slot)] = works(path.state);
+            let tunnel = &mut self.tunnels[usize::from(path.id.slot)];
+            *tunnel = works(path.state).max(*tunnel);
         }
         let mut well = true;
         let preferences = self.slots.preferences();
@@ -281,7 +284,9 @@ impl<'a> Uplinks<'a> {
             let told = self.links.get(usize::from(path.id.slot)).and_then(|link| link.told.as_ref());
             let works = path.state == PathState::Up;
             let (Some(told), Some(endpoint), true) = (told, path.endpoint, works) else { continue };
-            let Some(candidate) = told.candidates.iter().find(|candidate| candidate.to == endpoint) else { continue };
+            // QUIC has a port of its own at the same address.
+            let is = |candidate: &&Candidate| candidate.to.ip() == endpoint.ip();
+            let Some(candidate) = told.candidates.iter().find(is) else { continue };
             let given = |endpoint: &Endpoint| *endpoint == Endpoint::Address(candidate.core);
             if !self.proven.contains(&candidate.core) && !self.config.core.endpoints.iter().any(given) {
                 tracing::info!(core = %candidate.core, slot = path.id.slot, "reached at an address by name; kept for all uplinks");
@@ -372,6 +377,7 @@ impl<'a> Uplinks<'a> {
         }
         let wanted = (!reachable.is_empty()).then(|| Uplink {
             endpoints: reachable.iter().map(|candidate| candidate.to).collect(),
+            quic_endpoints: quic_endpoints(&reachable, self.config.core.quic_port),
             preference: status.preference,
             keepalive: pin.map_or_else(Keepalive::default, |pin| pin.keepalive),
         });
@@ -442,12 +448,28 @@ impl<'a> Uplinks<'a> {
     fn complete(&self, node: &Snapshot, slot: u8, status: &mut UplinkStatus) {
         let Some(told) = &self.links[usize::from(slot)].told else { return };
         let paths = node.peers.iter().flat_map(|peer| &peer.paths);
-        let in_use = paths.filter(|path| path.id.slot == slot).find_map(|path| path.endpoint);
-        status.endpoints.clone_from(&told.uplink.endpoints);
+        let of_slot = paths.filter(|path| path.id.slot == slot);
+        let in_use = of_slot.min_by_key(|path| path.stands_by).and_then(|path| path.endpoint);
+        let choice = self.config.tunnel(slot);
+        let wireguard = told.uplink.endpoints.iter().filter(|_| choice != TunnelChoice::Quic);
+        let quic = told.uplink.quic_endpoints.iter().filter(|_| choice != TunnelChoice::WireGuard);
+        status.endpoints = wireguard.chain(quic).copied().collect();
         status.endpoint = in_use.filter(|to| status.endpoints.contains(to)).or(status.endpoints.first().copied());
         status.local =
             status.endpoint.and_then(|to| told.sockets[usize::from(to.is_ipv6())].as_ref()).map(Socket::local);
     }
+}
+
+/// The same addresses, each once, with QUIC's port.
+fn quic_endpoints(candidates: &[Candidate], port: u16) -> Vec<SocketAddr> {
+    let mut endpoints: Vec<SocketAddr> = Vec::new();
+    for candidate in candidates {
+        let to = SocketAddr::new(candidate.to.ip(), port);
+        if !endpoints.contains(&to) {
+            endpoints.push(to);
+        }
+    }
+    endpoints
 }
 
 /// Whether a family's packets have a way out to everywhere.

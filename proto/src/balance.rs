@@ -20,7 +20,8 @@ const UNKNOWN: u64 = 1_250_000;
 /// A link, as far as balancing looks at it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Berth {
-    pub(crate) slot: u8,
+    /// The number of the path.
+    pub(crate) path: u8,
     /// What it carries, in octets a second; `None`: all that was offered so far.
     pub(crate) rate: Option<u64>,
     /// What has arrived by it in the last second.
@@ -48,17 +49,17 @@ fn capacity(berths: &[Berth], of: &Berth) -> u64 {
 
 /// The best of these for one more flow, where each has so many. The first of equals.
 fn roomiest(berths: &[Berth], flows: impl Fn(u8) -> u64) -> Option<(u64, u8)> {
-    let share = |berth: &Berth| (capacity(berths, berth) / (flows(berth.slot) + 1), berth.slot);
+    let share = |berth: &Berth| (capacity(berths, berth) / (flows(berth.path) + 1), berth.path);
     berths.iter().map(share).reduce(|best, next| if next.0 > best.0 { next } else { best })
 }
 
 /// Where a new flow of the class goes; `berths` in the order of preference.
 pub(crate) fn place(flows: &mut FlowTable, class: ClassId, now: Instant, berths: &[Berth]) -> Option<u8> {
-    let mut count = [0; crate::MAX_SLOTS];
-    for slot in flows.lively(class, now).filter_map(|flow| flow.place) {
-        count[usize::from(slot)] += 1;
+    let mut count = [0; crate::MAX_PATHS];
+    for path in flows.lively(class, now).filter_map(|flow| flow.place) {
+        count[usize::from(path)] += 1;
     }
-    roomiest(berths, |slot| count[usize::from(slot)]).map(|(_, slot)| slot)
+    roomiest(berths, |path| count[usize::from(path)]).map(|(_, path)| path)
 }
 
 impl Balance {
@@ -74,22 +75,22 @@ impl Balance {
         }
         self.counted_at = now;
         let placed = |flow: &mut Flow| Some((usize::from(flow.place?), flow.octets));
-        let (mut count, mut octets) = ([0; crate::MAX_SLOTS], [0; crate::MAX_SLOTS]);
-        flows.lively(class, now).filter_map(placed).for_each(|(slot, sent)| octets[slot] += sent);
-        let heavy = |(slot, sent): &(usize, u64)| *sent > 0 && *sent * PART >= octets[*slot];
-        flows.lively(class, now).filter_map(placed).filter(heavy).for_each(|(slot, _)| count[slot] += 1);
-        let flows_on = |slot: u8| count[usize::from(slot)];
-        let share = |berth: &Berth| capacity(berths, berth) / flows_on(berth.slot).max(1);
-        let crowded = berths.iter().filter(|berth| berth.is_full() && flows_on(berth.slot) > 1);
+        let (mut count, mut octets) = ([0; crate::MAX_PATHS], [0; crate::MAX_PATHS]);
+        flows.lively(class, now).filter_map(placed).for_each(|(path, sent)| octets[path] += sent);
+        let heavy = |(path, sent): &(usize, u64)| *sent > 0 && *sent * PART >= octets[*path];
+        flows.lively(class, now).filter_map(placed).filter(heavy).for_each(|(path, _)| count[path] += 1);
+        let flows_on = |path: u8| count[usize::from(path)];
+        let share = |berth: &Berth| capacity(berths, berth) / flows_on(berth.path).max(1);
+        let crowded = berths.iter().filter(|berth| berth.is_full() && flows_on(berth.path) > 1);
         if let Some(from) = crowded.min_by_key(|berth| share(berth))
             && let Some((gets, to)) = roomiest(berths, flows_on)
-            && to != from.slot
+            && to != from.path
             && gets * 4 >= share(from) * WORTH
         {
             // The largest that leaves half behind; else what it takes along would be missed here.
-            let half = octets[usize::from(from.slot)] / 2;
+            let half = octets[usize::from(from.path)] / 2;
             let here =
-                |flow: &&mut Flow| flow.place == Some(from.slot) && heavy(&(usize::from(from.slot), flow.octets));
+                |flow: &&mut Flow| flow.place == Some(from.path) && heavy(&(usize::from(from.path), flow.octets));
             let movable = flows.lively(class, now).filter(here);
             let best = movable.min_by_key(|flow| (flow.octets > half, flow.octets.abs_diff(half)));
             if let Some(flow) = best {
@@ -114,11 +115,11 @@ mod tests {
         let mut places = vec![all_on; flows as usize];
         for second in 1..=seconds {
             let count =
-                |places: &[Option<u8>], slot| places.iter().filter(|place| **place == Some(slot)).count() as u64;
-            let berths = [0, 1].map(|slot: u8| {
-                let rate = rates[usize::from(slot)];
-                let busy = count(&places, slot) > 0;
-                Berth { slot, rate: busy.then_some(rate), delivered: if busy { rate } else { 0 } }
+                |places: &[Option<u8>], path| places.iter().filter(|place| **place == Some(path)).count() as u64;
+            let berths = [0, 1].map(|path: u8| {
+                let rate = rates[usize::from(path)];
+                let busy = count(&places, path) > 0;
+                Berth { path, rate: busy.then_some(rate), delivered: if busy { rate } else { 0 } }
             });
             for hash in 0..flows {
                 let flow = table.find(hash * 7919, at(second * 1000));
@@ -131,11 +132,11 @@ mod tests {
                 }
             }
             for hash in 0..flows {
-                let slot = places[hash as usize].expect("it has a place");
-                let octets = rates[usize::from(slot)] / count(&places, slot);
+                let path = places[hash as usize].expect("it has a place");
+                let octets = rates[usize::from(path)] / count(&places, path);
                 let flow = table.find(hash * 7919, at(second * 1000));
                 flow.octets = octets;
-                flow.assign(at(second * 1000), slot, [true; crate::MAX_SLOTS], at(0), |_| Duration::ZERO);
+                flow.assign(at(second * 1000), path, [true; crate::MAX_PATHS], at(0), |_| Duration::ZERO);
             }
             balance.move_one(&mut table, 0, at(second * 1000), &berths);
             for hash in 0..flows {
@@ -144,7 +145,7 @@ mod tests {
                 places[hash as usize] = place;
             }
         }
-        ([0, 1].map(|slot| places.iter().filter(|place| **place == Some(slot)).count() as u64), moves)
+        ([0, 1].map(|path| places.iter().filter(|place| **place == Some(path)).count() as u64), moves)
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use crate::keys::{PublicKey, SecretKey};
 use crate::policy::Policy;
-use crate::tunnel::{HANDSHAKE_MAX, OVERHEAD};
-use crate::{LinkId, MAX_SLOTS, PeerId};
+use crate::tunnel::{HANDSHAKE_MAX, OVERHEAD, TunnelKind};
+use crate::{LinkId, MAX_SLOTS, PeerId, path_number};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -68,7 +68,8 @@ pub struct PeerConfig {
     pub policy: Arc<Policy>,
     /// Which of the policy's windows are open, a bit each; later [`crate::Node::set_open_windows`] tells.
     pub open_windows: u64,
-    /// Its paths, at most one a slot.
+    /// Its paths: at most one of each kind of tunnel a slot. Where there are both, one of them carries what goes over the
+    /// uplink, and the other stands by.
     pub paths: Vec<PathConfig>,
 }
 
@@ -77,6 +78,8 @@ pub struct PeerConfig {
 pub struct PathConfig {
     /// The box's uplink slot, 0 to 7.
     pub slot: u8,
+    /// What its tunnel is.
+    pub kind: TunnelKind,
     /// Lower is preferred; ties go to the lower slot. A box's follows its [`Uplink`]. `None` at a core: as the box says
     /// in HELLO, and until then by slot.
     pub preference: Option<u8>,
@@ -89,15 +92,35 @@ pub struct PathConfig {
     pub link: Option<LinkId>,
 }
 
+impl PathConfig {
+    /// The path's number among those of its peer: see [`crate::MAX_PATHS`].
+    pub(crate) fn number(&self) -> u8 {
+        path_number(self.slot, self.kind)
+    }
+}
+
 /// How an uplink of a box can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
-    /// Addresses of the core that may be reached by it, best first. All are tried; the one that answers first is kept.
+    /// Addresses of the core that may be reached by it with WireGuard, best first. All are tried; the one that answers first is
+    /// kept.
     pub endpoints: Vec<SocketAddr>,
+    /// The same with QUIC.
+    pub quic_endpoints: Vec<SocketAddr>,
     /// Lower is preferred; ties go to the lower slot.
     pub preference: u8,
     /// How often its path is asked while the bundle is idle.
     pub keepalive: Keepalive,
+}
+
+impl Uplink {
+    /// Where the core may be reached with tunnels of this kind.
+    pub fn endpoints(&self, kind: TunnelKind) -> &[SocketAddr] {
+        match kind {
+            TunnelKind::WireGuard => &self.endpoints,
+            TunnelKind::Quic => &self.quic_endpoints,
+        }
+    }
 }
 
 /// How often an idle path is asked, and what its bytes cost.
@@ -159,8 +182,8 @@ pub enum ConfigError {
         /// The slot given.
         slot: u8,
     },
-    /// Two paths on one slot.
-    #[error("peer {peer}: slot {slot} is used by two paths")]
+    /// Two paths of one kind on one slot.
+    #[error("peer {peer}: slot {slot} is used by two paths of one kind")]
     SlotTwice {
         /// The peer's name.
         peer: String,
@@ -215,7 +238,7 @@ impl NodeConfig {
 /// Checks a set of peers for what would make a packet or a handshake ambiguous.
 pub fn check_peers(peers: &[PeerConfig]) -> Result<(), ConfigError> {
     let mut ids: HashMap<PeerId, &str> = HashMap::new();
-    let mut keys: HashMap<PublicKey, String> = HashMap::new();
+    let mut keys: HashMap<PublicKey, (PeerId, u8, String)> = HashMap::new();
     for peer in peers {
         if let Some(first) = ids.insert(peer.id, &peer.name) {
             return Err(ConfigError::IdTwice { first: first.into(), second: peer.name.clone() });
@@ -225,13 +248,16 @@ pub fn check_peers(peers: &[PeerConfig]) -> Result<(), ConfigError> {
             if usize::from(path.slot) >= MAX_SLOTS {
                 return Err(ConfigError::Slot { peer: peer.name.clone(), slot: path.slot });
             }
-            if !slots.insert(path.slot) {
+            if !slots.insert((path.slot, path.kind)) {
                 return Err(ConfigError::SlotTwice { peer: peer.name.clone(), slot: path.slot });
             }
             // A core is reached from every slot by the same key: there the local keys tell the paths apart.
             if peer.kind != PeerKind::Core {
                 let user = format!("{} slot {}", peer.name, path.slot);
-                if let Some(first) = keys.insert(path.remote_key, user.clone()) {
+                // One key serves both kinds of tunnel: a handshake shows which it is of.
+                let (id, slot, first) = keys.entry(path.remote_key).or_insert((peer.id, path.slot, user.clone()));
+                if (*id, *slot) != (peer.id, path.slot) {
+                    let first = first.clone();
                     return Err(ConfigError::KeyTwice { key: path.remote_key, first, second: user });
                 }
             }

@@ -2,7 +2,7 @@
 
 use crate::policy::ClassId;
 use crate::schedule::MOVE_GRACE;
-use crate::{Instant, MAX_SLOTS};
+use crate::{Instant, MAX_PATHS};
 use std::time::Duration;
 
 /// Sets that the table has at first: 256 flows, as many as a home has at a time.
@@ -19,9 +19,9 @@ pub(crate) const LIVELY: Duration = Duration::from_secs(1);
 pub(crate) struct Flow {
     hash: u64,
     class: Option<ClassId>,
-    /// Of the path by which its last packet went.
-    slot: Option<u8>,
-    /// Of the path that it is to take, where its class has it balanced.
+    /// The path by which its last packet went.
+    path: Option<u8>,
+    /// The path that it is to take, where its class has it balanced.
     pub(crate) place: Option<u8>,
     last: Instant,
     /// Sent since flows were counted last.
@@ -55,7 +55,7 @@ impl FlowTable {
             set[oldest] = None;
             oldest
         });
-        set[way].get_or_insert(Flow { hash, class: None, slot: None, place: None, last: now, octets: 0 })
+        set[way].get_or_insert(Flow { hash, class: None, path: None, place: None, last: now, octets: 0 })
     }
 
     fn set(&self, hash: u64) -> &[Option<Flow>; WAYS] {
@@ -109,26 +109,26 @@ impl Flow {
         *self.class.get_or_insert_with(classify)
     }
 
-    /// The slot for its next packet: `current`, or, after a planned move, the one that it is on while it does not pause; and
-    /// the one that it leaves without a pause. `alive`: the slots that can be used; `pause`: asked only then, how long a gap
-    /// must be so that the packets before it, which went by the slot given, cannot be overtaken.
+    /// The path for its next packet: `current`, or, after a planned move, the one that it is on while it does not pause; and
+    /// the one that it leaves without a pause. `alive`: the paths that can be used; `pause`: asked only then, how long a gap
+    /// must be so that the packets before it, which went by the one given, cannot be overtaken.
     pub(crate) fn assign(
         &mut self,
         now: Instant,
         current: u8,
-        alive: [bool; MAX_SLOTS],
+        alive: [bool; MAX_PATHS],
         moved_at: Instant,
         pause: impl FnOnce(u8) -> Duration,
     ) -> (u8, Option<u8>) {
         let last = std::mem::replace(&mut self.last, now);
-        let old = self.slot.filter(|&slot| slot != current && alive[usize::from(slot)]);
-        let going_on = old.filter(|&slot| now.since(last) < pause(slot));
-        if let Some(slot) = going_on
+        let old = self.path.filter(|&path| path != current && alive[usize::from(path)]);
+        let going_on = old.filter(|&path| now.since(last) < pause(path));
+        if let Some(path) = going_on
             && now.since(moved_at) < MOVE_GRACE
         {
-            return (slot, None);
+            return (path, None);
         }
-        self.slot = Some(current);
+        self.path = Some(current);
         (current, going_on)
     }
 }
@@ -141,7 +141,7 @@ mod tests {
     fn a_flow_follows_a_planned_move_at_its_first_pause() {
         let at = |ms: u64| Instant::from_nanos(ms * 1_000_000);
         let mut flows = FlowTable::default();
-        let mut alive = [false; MAX_SLOTS];
+        let mut alive = [false; MAX_PATHS];
         (alive[0], alive[1]) = (true, true);
         let mut assign = |hash, ms: u64, current, alive, moved_at| {
             let flow = flows.find(hash, at(ms));
@@ -153,8 +153,8 @@ mod tests {
         assert_eq!(assign(7, 40, 0, alive, 5), 0, "it paused");
         assert_eq!(assign(9, 50, 1, alive, 0), 1);
         for ms in 51..1100 {
-            let slot = assign(9, ms, 0, alive, 50);
-            assert_eq!(slot, if ms < 350 { 1 } else { 0 }, "at {ms}: a flow that never pauses");
+            let path = assign(9, ms, 0, alive, 50);
+            assert_eq!(path, if ms < 350 { 1 } else { 0 }, "at {ms}: a flow that never pauses");
         }
         alive[1] = false;
         assert_eq!(assign(10, 2000, 1, alive, 0), 1);

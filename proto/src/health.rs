@@ -28,7 +28,7 @@ use crate::replay::Ticket;
 use crate::sent::{Judged, SentLog};
 use crate::tunnel::PacketId;
 use crate::wire::Receipt;
-use crate::{Instant, Keepalive, MAX_SLOTS};
+use crate::{Instant, Keepalive, MAX_PATHS};
 use std::time::Duration;
 
 /// The receiver's longest wait before it sends a receipt while traffic flows. It is a part of each failover's gap (round
@@ -164,8 +164,9 @@ pub(crate) struct Health {
     /// The least round trip of the last half to whole minute: what the way takes without a queue.
     least: Least<Duration>,
     quality: Quality,
-    /// By the slot that the receipt came by: a receipt by a slow path is no news of a slow data path.
-    rtt: [Option<Rtt>; MAX_SLOTS],
+    /// By the path that the receipt came by: a receipt by a slow path is no news of a slow data path. Empty until the first
+    /// came: a core has many paths on which nobody ever speaks.
+    rtt: Vec<Option<Rtt>>,
     /// Share of packets lost, smoothed over about the last 64.
     loss: f64,
     lost: u64,
@@ -195,7 +196,7 @@ impl Health {
             sent: SentLog::default(),
             least: Least::default(),
             quality: Quality::default(),
-            rtt: [None; MAX_SLOTS],
+            rtt: Vec::new(),
             loss: 0.0,
             lost: 0,
             last_asked: None,
@@ -299,7 +300,7 @@ impl Health {
         }
     }
 
-    /// Takes a receipt for packets of this path, which came by the path of slot `via`. `judged` hears what became of each
+    /// Takes a receipt for packets of this path, which came by the path of number `via`. `judged` hears what became of each
     /// datagram that asked for one, and says whether that tells anything of the path: one that is larger than the path
     /// carries tells nothing.
     pub(crate) fn on_receipt(
@@ -324,6 +325,9 @@ impl Health {
                 impairment.on_judged(len, arrived, own_queue, now);
             }
         });
+        if learnt.sample_from.is_some() && self.rtt.is_empty() {
+            self.rtt = vec![None; MAX_PATHS];
+        }
         if let (Some(sent_at), Some(rtt)) = (learnt.sample_from, self.rtt.get_mut(usize::from(via))) {
             let delay = Duration::from_micros(receipt.delay_us.into());
             let sample = now.since(sent_at).saturating_sub(delay);
@@ -397,11 +401,17 @@ impl Health {
         }
     }
 
+    /// It is not to be used for now, though its uplink is there: no failure, and nothing is asked.
+    pub(crate) fn rest(&mut self, now: Instant) -> Option<Transition> {
+        self.sent.abandon();
+        self.change(now, PathState::Absent, "it rests: the uplink's other tunnel is used")
+    }
+
     /// The path leads to another address of the peer: what is under way by the old one is not waited for, and how long
     /// the new one takes is not known.
     pub(crate) fn on_other_way(&mut self) {
         self.sent.abandon();
-        self.rtt = [None; MAX_SLOTS];
+        self.rtt.clear();
         self.least = Least::default();
         self.quality = Quality::default();
         self.impairment = Impairment::default();

@@ -7,7 +7,7 @@
 //!
 //! [`Node`] is one end, box or core, and the place to begin reading: its functions stand in the order in which a
 //! packet meets them. The one exception to "no clock, no entropy" is confined to [`tunnel`]: the WireGuard library
-//! reads both inside.
+//! reads both inside, and the QUIC library draws keys and knows no clock but the system's.
 //!
 //! | a packet from the TUN meets | a datagram from an uplink meets |
 //! | --- | --- |
@@ -23,6 +23,7 @@
 //!
 //! What leaves by an uplink itself meets none of it: [`direct`] says which flows do.
 
+mod auto;
 mod balance;
 pub mod config;
 mod counters;
@@ -51,6 +52,7 @@ mod shape;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snapshot;
+mod throttle;
 pub mod time;
 mod timer;
 pub mod tunnel;
@@ -62,24 +64,63 @@ pub use keys::{PublicKey, SecretKey};
 pub use node::{Datagram, Deadline, Event, Node, PathState};
 pub use output::{Output, Transmit};
 pub use time::Instant;
+pub use tunnel::{TunnelChoice, TunnelKind};
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// How many uplinks a box can have; each has a slot and a WireGuard key of its own.
 pub const MAX_SLOTS: usize = 8;
+
+/// How many paths there can be between two ends: one of each kind of tunnel over each uplink. A path's number is its slot
+/// where its tunnel is WireGuard, and eight more where it is QUIC.
+pub const MAX_PATHS: usize = 2 * MAX_SLOTS;
+
+/// The number of the path over the uplink of this slot whose tunnel is of this kind.
+pub(crate) fn path_number(slot: u8, kind: TunnelKind) -> u8 {
+    match kind {
+        TunnelKind::WireGuard => slot,
+        TunnelKind::Quic => slot + MAX_SLOTS as u8,
+    }
+}
+
+/// The slot of the uplink that the path of this number runs over.
+pub(crate) fn slot_of(path: u8) -> u8 {
+    path % MAX_SLOTS as u8
+}
+
+/// The slots of the uplinks of these paths, a bit each: each once.
+pub(crate) fn slots_of(paths: u16) -> Vec<u8> {
+    let slots = (paths | paths >> MAX_SLOTS) as u8;
+    (0..MAX_SLOTS as u8).filter(|slot| slots & 1 << slot != 0).collect()
+}
+
+/// The numbers of the paths in a set, a bit each.
+pub(crate) fn paths_in(set: u16) -> impl Iterator<Item = u8> + Clone {
+    (0..MAX_PATHS as u8).filter(move |path| set & 1 << path != 0)
+}
 
 /// Names a peer of this node: a site's box at the core, the core at the box. Chosen by the daemon, stable for as long
 /// as the peer is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PeerId(pub u32);
 
-/// Names a path: a peer and one of its uplink slots (0 to 7).
+/// Names a path: a peer, one of its uplink slots (0 to 7), and the kind of its tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PathId {
     /// The peer at the other end.
     pub peer: PeerId,
     /// The uplink slot of the box that the path runs over.
     pub slot: u8,
+    /// What its tunnel is.
+    #[serde(default)]
+    pub tunnel: TunnelKind,
+}
+
+impl fmt::Display for PathId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slot {} ({})", self.slot, self.tunnel)
+    }
 }
 
 /// Names a way out of this host, opaque to the node: an uplink of the box (its slot), a listening port of the core.

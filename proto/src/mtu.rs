@@ -19,7 +19,7 @@
 //! A probe is no data: its loss says nothing of the path's health.
 
 use crate::Instant;
-use crate::tunnel::{OVERHEAD, PacketId};
+use crate::tunnel::PacketId;
 use crate::wire::Receipt;
 use std::time::Duration;
 
@@ -34,6 +34,10 @@ const LEAST: u16 = 548;
 /// Room for a trailer of link items behind the largest packet. With a TUN's MTU of 1,380 the largest datagram is 1,444:
 /// what an Ethernet carries behind PPPoE (1,492) and IPv6.
 const TRAILER: u16 = 32;
+
+/// How much longer than the TUN's MTU a datagram ever is: the most that sealing adds (36 octets, of QUIC to a core), a
+/// trailer, and 12 that quinn sets aside for headers that are longer than ours.
+pub(crate) const BEYOND_MTU: u16 = 36 + TRAILER + 12;
 
 /// A size is too large when so many probes of it are lost (RFC 8899, section 5.1.2).
 const MAX_PROBES: u8 = 3;
@@ -53,6 +57,8 @@ const BLACK_HOLE: u8 = MAX_PROBES;
 /// What is known of one path and direction.
 #[derive(Debug)]
 pub(crate) struct Discovery {
+    /// What sealing adds to a packet, at most.
+    overhead: u16,
     /// A packet of the TUN's MTU, sealed.
     full: u16,
     /// PLPMTU: the largest datagram that is sent.
@@ -113,9 +119,12 @@ impl Search {
 
 impl Discovery {
     /// Nothing known; a search begins as soon as [`Discovery::on_timeout`] is called.
-    pub(crate) fn new(tun_mtu: u16) -> Self {
-        let full = tun_mtu + OVERHEAD as u16;
+    /// `overhead`: what sealing adds to a packet, at most.
+    pub(crate) fn new(tun_mtu: u16, overhead: usize) -> Self {
+        let overhead = overhead as u16;
+        let full = tun_mtu + overhead;
         Discovery {
+            overhead,
             full,
             size: BASE,
             measured: false,
@@ -140,7 +149,7 @@ impl Discovery {
 
     /// Another way to the peer: nothing is known of it.
     pub(crate) fn begin_anew(&mut self) {
-        *self = Discovery::new(self.full - OVERHEAD as u16);
+        *self = Discovery::new(self.full - self.overhead, self.overhead.into());
     }
 
     /// The path works again: probes that were under way when it did not say nothing.
@@ -248,13 +257,13 @@ mod tests {
 
     impl Link {
         fn new() -> Link {
-            Link { discovery: Discovery::new(1_380), now: Instant::ZERO, number: 0, probes: 0 }
+            Link { discovery: Discovery::new(1_380, crate::tunnel::OVERHEAD), now: Instant::ZERO, number: 0, probes: 0 }
         }
 
         fn receipt(&self) -> Receipt {
             let largest = self.number - 1;
             Receipt {
-                slot: 0,
+                path: 0,
                 session: 1,
                 largest,
                 delay_us: 0,

@@ -1,16 +1,17 @@
 //! One end, box or core: its functions stand in the order in which a packet meets them.
 
-use crate::config::{ConfigError, NodeConfig, PeerConfig, check_peers};
+use crate::config::{ConfigError, NodeConfig, PathConfig, PeerConfig, check_peers};
 use crate::counters::{DropReason, Drops};
+use crate::mtu::BEYOND_MTU;
 use crate::output::{Output, Route};
 use crate::packet::{IpView, clamp_mss};
 use crate::peer::{Context, Peer};
 use crate::route::{Routes, to_peers};
 use crate::snapshot::Snapshot;
 use crate::timer::Timers;
-use crate::tunnel::wireguard::WireGuard;
-use crate::tunnel::{Gate, HANDSHAKE_MAX, Header, Indices, PathRef, Suite};
-use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey, Uplink};
+use crate::tunnel::quic::{Arrival, Parcel};
+use crate::tunnel::{Ciphered, Gate, HANDSHAKE_MAX, Header, Indices, PathRef, Suite, TunnelKind, is_quic};
+use crate::{Identity, Instant, LinkId, PathId, PeerId, PeerKind, PublicKey, Uplink, path_number};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -85,10 +86,10 @@ pub enum Event {
         peer: PeerId,
         /// The class of the policy.
         class: Arc<str>,
-        /// The slot they took.
-        from: Option<u8>,
-        /// The slot they take.
-        to: Option<u8>,
+        /// The path they took.
+        from: Option<PathId>,
+        /// The path they take.
+        to: Option<PathId>,
     },
 }
 
@@ -98,6 +99,20 @@ pub(crate) const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// How often the gate begins to count initiations anew, as its limit is one per second.
 const GATE_TICK: Duration = Duration::from_secs(1);
+
+/// What anybody can send is nobody's: a peer's own counters tell of what it did itself.
+fn blame(peer: &mut Peer, outcome: Result<(), DropReason>) -> Result<(), DropReason> {
+    match outcome {
+        Err(reason @ (DropReason::UnknownSession | DropReason::DataInvalid | DropReason::HandshakeInvalid)) => {
+            Err(reason)
+        }
+        Err(reason) => {
+            peer.count_drop(reason);
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
 
 /// One end of any number of bundles.
 ///
@@ -123,7 +138,7 @@ pub struct Node {
     gate_tick: Option<Instant>,
     /// Which path each session belongs to.
     indices: Indices,
-    /// Which path each static key belongs to.
+    /// Which uplink each static key belongs to, by its path of WireGuard: the same key serves both kinds of tunnel.
     keys: HashMap<PublicKey, PathRef>,
     routes: Routes<usize>,
     local: Option<Routes<()>>,
@@ -141,9 +156,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node with WireGuard tunnels that has sent nothing yet. `seed` is entropy from the caller.
+    /// A node with real tunnels that has sent nothing yet. `seed` is entropy from the caller.
     pub fn new(config: NodeConfig, seed: [u8; 32], now: Instant) -> Result<Node, ConfigError> {
-        Node::with_suite(config, Box::new(WireGuard), seed, now)
+        Node::with_suite(config, Box::new(Ciphered::default()), seed, now)
     }
 
     /// The same with another kind of tunnel.
@@ -159,15 +174,17 @@ impl Node {
         for &prefix in &config.local {
             local.get_or_insert_with(Routes::default).insert(prefix, ());
         }
+        let (epoch, flow_key) = (rng.random(), rng.random());
+        let endpoint = suite.endpoint(config.listen_key.as_ref(), config.mtu + BEYOND_MTU, &mut rng);
         let mut node = Node {
             identity: config.identity,
             mtu: config.mtu,
             gate: config.listen_key.as_ref().map(|key| suite.gate(key)),
             suite,
             gate_tick: None,
-            epoch: rng.random(),
-            flow_key: rng.random(),
-            indices: Indices::new(rng),
+            epoch,
+            flow_key,
+            indices: Indices::new(rng, endpoint),
             keys: HashMap::new(),
             routes: Routes::default(),
             local,
@@ -256,6 +273,9 @@ impl Node {
         touched: &mut Option<usize>,
         out: &mut Output,
     ) -> Result<(), DropReason> {
+        if is_quic(datagram.data) {
+            return self.handle_quic(now, datagram, touched, out);
+        }
         let header = Header::parse(datagram.data).ok_or(DropReason::DatagramMalformed)?;
         let path = match header {
             Header::Initiation => self.initiator(now, datagram, out)?,
@@ -267,22 +287,47 @@ impl Node {
         self.settle_before(now, touched, path.peer, out);
         self.with_peer(path.peer, now, out, |peer, ctx| {
             let outcome = match header {
-                Header::Data(id) => peer.on_data(ctx, path.slot, id, datagram),
-                _ => peer.on_handshake(ctx, path.slot, datagram),
+                Header::Data(id) => peer.on_data(ctx, path.path, id, datagram),
+                _ => peer.on_handshake(ctx, path.path, datagram),
             };
-            match outcome {
-                // What anybody can send is nobody's: a peer's own counters tell of what it did itself.
-                Err(reason @ (DropReason::UnknownSession | DropReason::DataInvalid | DropReason::HandshakeInvalid)) => {
-                    Err(reason)
-                }
-                Err(reason) => {
-                    peer.count_drop(reason);
-                    Ok(())
-                }
-                Ok(()) => Ok(()),
-            }
+            blame(peer, outcome)
         })
         .unwrap_or(Err(DropReason::UnknownSession))
+    }
+
+    /// One of QUIC.
+    fn handle_quic(
+        &mut self,
+        now: Instant,
+        datagram: &Datagram<'_>,
+        touched: &mut Option<usize>,
+        out: &mut Output,
+    ) -> Result<(), DropReason> {
+        let endpoint = self.indices.quic().ok_or(DropReason::DatagramMalformed)?;
+        let (path, parcel) = match endpoint.receive(now, datagram, out)? {
+            Arrival::Path(path, parcel) => (path, parcel),
+            Arrival::Newcomer(key, parcel) => self.welcome(key, parcel)?,
+            Arrival::Done => return Ok(()),
+        };
+        self.settle_before(now, touched, path.peer, out);
+        self.with_peer(path.peer, now, out, |peer, ctx| {
+            let outcome = peer.on_parcel(ctx, path.path, parcel, datagram);
+            blame(peer, outcome)
+        })
+        .unwrap_or(Err(DropReason::UnknownSession))
+    }
+
+    /// Gives the connection of whoever has this key to its path.
+    fn welcome(&mut self, key: PublicKey, parcel: Parcel) -> Result<(PathRef, Parcel), DropReason> {
+        let path = self.path_of(&key, TunnelKind::Quic);
+        let endpoint = self.indices.quic().ok_or(DropReason::DatagramMalformed)?;
+        let Some(path) = path else {
+            // It was known when its handshake began.
+            endpoint.refuse(parcel);
+            return Err(DropReason::HandshakeUnknownKey);
+        };
+        endpoint.adopt(&parcel, path);
+        Ok((path, parcel))
     }
 
     /// Whose initiation it is. A cookie goes back where the gate wants one.
@@ -290,7 +335,7 @@ impl Node {
         let gate = self.gate.as_mut().ok_or(DropReason::HandshakeInvalid)?;
         self.gate_tick.get_or_insert(now + GATE_TICK);
         let route = Route { link: datagram.link, to: datagram.from, from: datagram.to };
-        let mut key = Err(DropReason::HandshakeInvalid);
+        let (mut key, kind) = (Err(DropReason::HandshakeInvalid), gate.kind(datagram.data));
         out.transmit(HANDSHAKE_MAX, 0, |dst| match gate.initiator(datagram.data, datagram.from.ip(), dst) {
             Ok(found) => {
                 key = Ok(found);
@@ -301,7 +346,12 @@ impl Node {
                 (refusal.reply > 0).then_some((refusal.reply, route, ()))
             }
         });
-        self.keys.get(&key?).copied().ok_or(DropReason::HandshakeUnknownKey)
+        self.path_of(&key?, kind).ok_or(DropReason::HandshakeUnknownKey)
+    }
+
+    /// The path of this kind over the uplink that has this key.
+    fn path_of(&self, key: &PublicKey, kind: TunnelKind) -> Option<PathRef> {
+        self.keys.get(key).map(|&PathRef { peer, path }| PathRef { peer, path: path_number(path, kind) })
     }
 
     // ---- time and events -----------------------------------------------------------------------------------------
@@ -313,6 +363,11 @@ impl Node {
             && let Some(gate) = &mut self.gate
         {
             gate.tick();
+        }
+        if self.indices.quic_deadline().is_some_and(|at| at <= now)
+            && let Some(endpoint) = self.indices.quic()
+        {
+            endpoint.handle_timeout(now, out, |reason| self.drops.add(reason));
         }
         while let Some((at, peer)) = self.timers.pop_due(now) {
             self.with_peer(peer, now, out, |peer, ctx| {
@@ -334,7 +389,8 @@ impl Node {
             let armed = self.peers[peer].as_ref().map(|peer| peer.armed).filter(|armed| armed.at == at);
             Deadline { at, reason: armed.map_or("a deadline that was moved", |armed| armed.reason) }
         });
-        [gate, peer].into_iter().flatten().min_by_key(|deadline| deadline.at)
+        let quic = self.indices.quic_deadline().map(|at| Deadline { at, reason: "quic" });
+        [gate, quic, peer].into_iter().flatten().min_by_key(|deadline| deadline.at)
     }
 
     /// The next event. Drain after each batch.
@@ -411,8 +467,14 @@ impl Node {
         self.keys.clear();
         for (at, peer) in self.peers.iter().enumerate().filter_map(|(at, peer)| Some((at, peer.as_ref()?))) {
             for path in &peer.config.paths {
-                self.keys.insert(path.remote_key, PathRef { peer: at, slot: path.slot });
+                self.keys.insert(path.remote_key, PathRef { peer: at, path: path.slot });
             }
+        }
+        let quic = |path: &&PathConfig| path.kind == TunnelKind::Quic;
+        let known = self.peers.iter().flatten().flat_map(|peer| peer.config.paths.iter().filter(quic));
+        let known = known.map(|path| path.remote_key).collect();
+        if let Some(endpoint) = self.indices.quic() {
+            endpoint.set_known(known);
         }
         self.routes = to_peers(self.peers.iter().flatten().map(|peer| &peer.config), |peer| places[&peer.id]);
         // A path that went may have been the last one that lived.

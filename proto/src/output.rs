@@ -135,8 +135,11 @@ impl Output {
 
 /// Where a datagram goes: the addressing part of a [`Transmit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    pub(crate) link: LinkId,
-    pub(crate) to: SocketAddr,
-    pub(crate) from: Option<IpAddr>,
+pub struct Route {
+    /// The way out of this host.
+    pub link: LinkId,
+    /// Where to.
+    pub to: SocketAddr,
+    /// The local address to send from; `None`: the socket's own.
+    pub from: Option<IpAddr>,
 }

@@ -17,9 +17,10 @@ use crate::schedule::Standing;
 use crate::sent::Judged;
 use crate::shape::{Load, Popped, Progress, Shaper, Waiting};
 use crate::snapshot::{Marks, PathSnapshot, Traffic};
+use crate::throttle::{Look, Throttle};
 use crate::tunnel::{HANDSHAKE_MAX, Keys, PathRef, Role, Suite, Tunnel};
 use crate::wire::{Hello, Item, MAX_MESSAGE, Receipt, Writer};
-use crate::{Instant, Keepalive, LinkId, PathId, PeerId, Uplink};
+use crate::{Instant, Keepalive, LinkId, PathId, PeerId, TunnelKind, Uplink};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -46,11 +47,42 @@ const REPAIR_COSTS: u32 = 512;
 /// So many at once, if there were none for long.
 const MOST_REPAIRS: u32 = 4;
 
+/// A call's loss is repaired once in so many packets that arrive, also where a queue was full, which the call has not filled.
+const CALL_REPAIR_COSTS: u32 = 16;
+
+/// What may be repaired: earned by what arrives.
+#[derive(Debug)]
+struct Budget {
+    earned: u32,
+    costs: u32,
+}
+
+impl Budget {
+    fn of(costs: u32) -> Budget {
+        Budget { earned: costs * MOST_REPAIRS, costs }
+    }
+
+    fn earn(&mut self) {
+        self.earned = (self.earned + 1).min(self.costs * MOST_REPAIRS);
+    }
+
+    /// Whether there is enough for one.
+    fn spend(&mut self) -> bool {
+        let enough = self.earned >= self.costs;
+        if enough {
+            self.earned -= self.costs;
+        }
+        enough
+    }
+}
+
 /// One path: its tunnel, its health, and the way there.
 pub(crate) struct Path {
     pub(crate) at: PathRef,
     pub(crate) config: PathConfig,
     pub(crate) tunnel: Box<dyn Tunnel>,
+    /// Something came for the tunnel, which may have something to send.
+    pub(crate) stirred: bool,
     pub(crate) health: Health,
     pub(crate) received: ReceivedLog,
     pub(crate) mtu: Discovery,
@@ -81,12 +113,21 @@ pub(crate) struct Path {
     policy_hash: u64,
     /// Its link has carried what it may this month: only classes that may go on take it.
     pub(crate) capped: bool,
+    /// The other path over its uplink is the one that is to carry the uplink's traffic.
+    pub(crate) stands_by: bool,
+    /// Its uplink may have either kind of tunnel: whether this one is throttled is looked at.
+    pub(crate) either: bool,
+    pub(crate) throttle: Throttle,
+    /// The peer has found that it is, in its direction.
+    pub(crate) throttled_there: bool,
     /// When we last began a handshake ourselves.
     pub(crate) initiated_at: Option<Instant>,
     /// Initiations since the path last worked: tells whose turn it is.
     pub(crate) attempts: usize,
-    /// How many losses that are alone may be repaired, times [`REPAIR_COSTS`].
-    repairs: u32,
+    /// Losses that are alone.
+    repairs: Budget,
+    /// The same of calls.
+    call_repairs: Budget,
     /// A handshake is wanted whatever the age of the session.
     pub(crate) initiation_wanted: bool,
     pub(crate) tx: Traffic,
@@ -103,13 +144,16 @@ impl Path {
         now: Instant,
     ) -> Self {
         let keys = Keys { local: config.local_key.clone(), remote: config.remote_key };
+        let tunnel = suite.tunnel(config.kind, keys, role, now);
+        let mtu = Discovery::new(tun_mtu, tunnel.overhead().most);
         Path {
             at,
-            tunnel: suite.tunnel(keys, role, now),
+            tunnel,
+            stirred: false,
             // A responder's path is there as soon as somebody speaks on it; an initiator's when its uplink is.
             health: Health::new(now, role == Role::Responder),
             received: ReceivedLog::default(),
-            mtu: Discovery::new(tun_mtu),
+            mtu,
             shaper: Shaper::default(),
             endpoints: Vec::new(),
             route: None,
@@ -125,14 +169,29 @@ impl Path {
             keepalive: None,
             policy_hash: 0,
             capped: false,
+            stands_by: role == Role::Responder && config.kind == TunnelKind::Quic,
+            either: false,
+            throttle: Throttle::default(),
+            throttled_there: false,
             initiated_at: None,
             attempts: 0,
-            repairs: REPAIR_COSTS * MOST_REPAIRS,
+            repairs: Budget::of(REPAIR_COSTS),
+            call_repairs: Budget::of(CALL_REPAIR_COSTS),
             initiation_wanted: false,
             tx: Traffic::default(),
             rx: Traffic::default(),
             config,
         }
+    }
+
+    /// By what it is told from the others of its bundle: see [`crate::MAX_PATHS`].
+    pub(crate) fn number(&self) -> u8 {
+        self.at.path
+    }
+
+    /// The name that the outside knows it by.
+    pub(crate) fn id(&self, peer: PeerId) -> PathId {
+        PathId { peer, slot: self.config.slot, tunnel: self.config.kind }
     }
 
     /// Takes the next packet that waited and need not any more.
@@ -224,6 +283,9 @@ impl Path {
 
     /// See [`REKEY_AFTER`]. Never faster than a round trip: answers to all but the last two initiations are in vain.
     pub(crate) fn rekey_if_due(&mut self, ctx: &mut Context<'_>) {
+        if !self.tunnel.rekeys() {
+            return;
+        }
         let Some(age) = self.tunnel.session_since().map(|since| ctx.now.since(since)) else { return };
         let interval = if age < LAST_TRIES { REKEY_INTERVAL } else { TICK_INITIATOR };
         let interval = self.health.rtt().map_or(interval, |(smoothed, _)| interval.max(smoothed));
@@ -235,28 +297,34 @@ impl Path {
     /// Begins a handshake. While the path works, where it works; otherwise the same initiation goes to all addresses of
     /// the peer, which answers the first copy that comes, and the way of the first answer is kept. Every second one
     /// goes to one address alone, each in its turn: a way there that is fast and whose way back is broken would win
-    /// every race.
+    /// every race. Of QUIC it is a connection for each address.
     pub(crate) fn initiate(&mut self, ctx: &mut Context<'_>) {
         self.initiated_at = Some(ctx.now);
-        let Some(mut route) = self.route else { return };
+        let Some(route) = self.route else { return };
         let race = !(self.alive() && self.tunnel.has_session());
         let attempt = if race { self.attempts } else { 0 };
         if race {
             self.attempts = self.attempts.wrapping_add(1);
         }
-        if let Some(&alone) = self.endpoints.get(attempt / 2 % self.endpoints.len().max(1))
+        let mut ways = vec![route];
+        if let Some(&to) = self.endpoints.get(attempt / 2 % self.endpoints.len().max(1))
             && attempt % 2 == 1
         {
-            route.to = alone;
+            ways = vec![Route { to, ..route }];
+        } else if race {
+            let others = self.endpoints.iter().filter(|&&to| to != route.to);
+            ways.extend(others.map(|&to| Route { to, ..route }));
         }
         let before = self.tx.packets;
-        self.send_own(ctx, Some(route), |tunnel, now, indices, dst| (tunnel.initiate(now, indices, dst), None));
-        if race && attempt % 2 == 0 && self.tx.packets > before {
-            for &to in self.endpoints.iter().filter(|&&to| to != route.to) {
-                ctx.out.repeat(to);
+        let first = ways.first().copied();
+        self.send_own(ctx, first, |tunnel, now, indices, dst| (tunnel.initiate(now, &ways, indices, dst), None));
+        if self.tx.packets > before {
+            for way in &ways[1..] {
+                ctx.out.repeat(way.to);
                 self.tx.add(HANDSHAKE_MAX);
             }
         }
+        self.flush(ctx);
     }
 
     /// A handshake that this end began was answered from `from`: that way works, both ways.
@@ -269,10 +337,19 @@ impl Path {
         }
     }
 
+    /// Follows the tunnel, where that knows better where the peer is.
+    pub(crate) fn follow(&mut self) {
+        if let Some(route) = self.tunnel.route().filter(|route| Some(*route) != self.route)
+            && (self.config.link.is_none() || self.endpoints.contains(&route.to))
+        {
+            self.move_to(route);
+        }
+    }
+
     pub(crate) fn say_hello(&mut self, ctx: &mut Context<'_>, answer: bool) {
         let hello = Item::Hello(Hello {
             answer,
-            slot: self.config.slot,
+            path: self.number(),
             middlebox: ctx.identity.middlebox,
             pop: ctx.identity.pop,
             epoch: ctx.epoch,
@@ -280,6 +357,9 @@ impl Path {
             keepalive: self.keepalive.filter(|_| self.config.link.is_some()),
             preference: self.preference(),
             capped: self.capped,
+            stands_by: self.stands_by,
+            either: self.either && self.config.link.is_some(),
+            throttled: self.throttle.share().is_some(),
             policy_hash: self.policy_hash,
             capabilities: Hello::FRAGMENTS | Hello::COPIES | Hello::SEQUENCES | Hello::ECN,
             ..Hello::default()
@@ -321,15 +401,21 @@ impl Path {
             self.keepalive = hello.keepalive;
             self.wished = hello.keepalive.map(|_| hello.preference);
             self.capped = hello.capped;
+            (self.stands_by, self.either) = (hello.stands_by, hello.either);
         }
+        self.throttled_there = hello.throttled;
         self.hello_at = None;
         self.told = Some(hello.epoch);
         if !hello.answer {
             self.say_hello(ctx, true);
         }
+        // Its answer was to what was said before, and what is said since may be lost.
+        if self.either && self.config.link.is_some() && hello.stands_by != self.stands_by {
+            self.begin_hello(ctx.now);
+        }
     }
 
-    /// Takes a receipt for packets of this path, which came by the path of slot `via`.
+    /// Takes a receipt for packets of this path, which came by the path of number `via`.
     pub(crate) fn on_receipt(
         &mut self,
         receipt: &Receipt,
@@ -341,8 +427,8 @@ impl Path {
         let queue = self.health.has_own_queue() || self.shaper.is_held();
         let load = self.load();
         let (oldest, overflows) = (load.oldest, self.shaper.overflows(load));
-        let (slot, introduced, mtu, repairs) =
-            (self.config.slot, &mut self.introduced, &mut self.mtu, &mut self.repairs);
+        let (number, introduced, mtu) = (self.number(), &mut self.introduced, &mut self.mtu);
+        let (repairs, call_repairs) = (&mut self.repairs, &mut self.call_repairs);
         let (mut octets, mut packets, mut lost, mut lost_octets) = (0, 0, 0, 0);
         let transition = self.health.on_receipt(receipt, via, now, |judged| {
             let (len, arrived) = match judged {
@@ -350,14 +436,14 @@ impl Path {
                     replay.on_acknowledged(ticket);
                     *introduced |= ticket == Ticket::HELLO;
                     (octets, packets) = (octets + u64::from(len), packets + 1);
-                    *repairs = (*repairs + 1).min(REPAIR_COSTS * MOST_REPAIRS);
+                    repairs.earn();
+                    call_repairs.earn();
                     (len, true)
                 }
                 Judged::Lost(len, ticket) => {
-                    // A queue that was full is the flow's own to notice. A call has not filled it.
-                    if (!queue || replay.was_urgent(ticket)) && *repairs >= REPAIR_COSTS {
-                        *repairs -= REPAIR_COSTS;
-                        replay.forget_try(ticket, slot);
+                    // A queue that was full is the flow's own to notice.
+                    if (replay.was_urgent(ticket) && call_repairs.spend()) || (!queue && repairs.spend()) {
+                        replay.forget_try(ticket, number);
                     } else {
                         replay.on_lost(ticket, now);
                     }
@@ -366,13 +452,16 @@ impl Path {
                 }
                 // What a break has swallowed is sent again.
                 Judged::LostInARow(ticket) => {
-                    replay.forget_try(ticket, slot);
+                    replay.forget_try(ticket, number);
                     return false;
                 }
             };
             mtu.on_judged(len, arrived);
             len <= mtu.size() && !overflows
         });
+        if self.either {
+            self.throttle.on_judged(octets, packets, lost.into());
+        }
         if packets > 0 {
             let Load { under_way, least_rtt, queued, .. } = self.load();
             let octets = octets + self.framing() * u64::from(packets);
@@ -398,7 +487,7 @@ impl Path {
 
     /// How the uplink can be used now, if at all.
     pub(crate) fn set_uplink(&mut self, now: Instant, link: LinkId, uplink: Option<&Uplink>) -> Option<Transition> {
-        self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints.clone());
+        self.endpoints = uplink.map_or(Vec::new(), |uplink| uplink.endpoints(self.config.kind).to_vec());
         let preference = uplink.map(|uplink| uplink.preference).or(self.config.preference);
         let moved = preference != std::mem::replace(&mut self.config.preference, preference);
         let keepalive = uplink.map(|uplink| uplink.keepalive).or(self.keepalive);
@@ -409,7 +498,8 @@ impl Path {
         if self.route.is_some_and(|route| self.endpoints.contains(&route.to)) {
             return None;
         }
-        let route = self.endpoints.first().map(|&to| Route { link, to, from: None });
+        let known = self.tunnel.route().filter(|route| self.endpoints.contains(&route.to));
+        let route = known.or_else(|| self.endpoints.first().map(|&to| Route { link, to, from: None }));
         if self.route == route {
             return None;
         }
@@ -420,7 +510,8 @@ impl Path {
         self.attempts = 0;
         if route.is_some() {
             self.tick_at.get_or_insert(now);
-            // The session is good at any of the peer's addresses.
+            // The session is good at any of the peer's addresses; a connection of QUIC only where it was begun.
+            self.initiation_wanted |= self.tunnel.route().is_some() && known.is_none();
             self.health.on_other_way();
         }
         self.health.on_presence(now, route.is_some())
@@ -430,6 +521,66 @@ impl Path {
     pub(crate) fn set_policy_hash(&mut self, now: Instant, hash: u64) {
         if std::mem::replace(&mut self.policy_hash, hash) != hash && self.told.is_some() {
             self.begin_hello(now);
+        }
+    }
+
+    /// The uplink is there, and its other tunnel is used: nothing more goes by this one, and nothing is asked.
+    pub(crate) fn rest(&mut self, now: Instant) -> Option<Transition> {
+        self.endpoints.clear();
+        self.route.take()?;
+        self.health.rest(now)
+    }
+
+    /// Whether it rests. What the peer has sent before it knew is taken, and nothing is said to it: it would take the path for one
+    /// that works.
+    pub(crate) fn rests(&self) -> bool {
+        self.either && self.config.link.is_some() && self.route.is_none()
+    }
+
+    /// It works again, and the peer may not have heard what was said last.
+    pub(crate) fn on_up_again(&mut self, now: Instant) {
+        if self.told.is_none() && self.tunnel.has_session() {
+            self.begin_hello(now);
+        }
+    }
+
+    /// Whether it is the one over its uplink that stands by, and whether there is another. The peer is told.
+    pub(crate) fn set_stands_by(&mut self, now: Instant, stands_by: bool) {
+        let before = std::mem::replace(&mut self.stands_by, stands_by);
+        if before != stands_by && self.tunnel.has_session() {
+            self.begin_hello(now);
+        }
+    }
+
+    /// What its tunnel's throttle is judged by.
+    fn look(&self, may_try: bool) -> Look {
+        let state = self.health.state();
+        Look {
+            failing: matches!(state, PathState::Impaired | PathState::Down),
+            held: if self.shaper.is_held() { self.shaper.rate() } else { None },
+            round_trip: self.health.rtt().map_or(Duration::ZERO, |(smoothed, _)| smoothed),
+            may_try: may_try && self.stands_by && self.alive(),
+        }
+    }
+
+    /// Judges whether it is throttled, where the uplink has another tunnel; the peer is told what is new. `may_try`: the other
+    /// one carries traffic, and has room.
+    pub(crate) fn judge_throttle(&mut self, now: Instant, may_try: bool) {
+        if self.either && self.throttle.judge(now, self.look(may_try)) && self.tunnel.has_session() {
+            self.begin_hello(now);
+        }
+    }
+
+    /// When it is to be tried whether it is throttled still.
+    pub(crate) fn train_at(&self, may_try: bool) -> Option<Instant> {
+        self.throttle.deadline(self.look(may_try).may_try)
+    }
+
+    /// Sends the probe that is due of those that try it.
+    pub(crate) fn send_train(&mut self, ctx: &mut Context<'_>, may_try: bool) {
+        let (look, largest) = (self.look(may_try), self.mtu.size());
+        if let Some(len) = self.throttle.probe(ctx.now, look, largest) {
+            self.send_padded(ctx, len, true);
         }
     }
 
@@ -454,7 +605,7 @@ impl Path {
     /// What it has to offer to flows that are balanced.
     pub(crate) fn berth(&self, now: Instant) -> Berth {
         let delivered = self.health.quality().delivery_rate(now) / 8;
-        Berth { slot: self.config.slot, rate: self.shaper.rate(), delivered }
+        Berth { path: self.number(), rate: self.shaper.rate(), delivered }
     }
 
     /// What it is like, if that is known. `fastest`: the round trip and [`crate::quality::Quality::transit_us`] of the path with
@@ -495,6 +646,10 @@ impl Path {
         receipts: bool,
         role: Role,
     ) -> Option<Transition> {
+        if self.tunnel.deadline().is_some_and(|at| at <= ctx.now) {
+            self.tunnel.on_timeout(ctx.now, ctx.indices.of(self.at));
+            self.flush(ctx);
+        }
         if self.tick_at? <= ctx.now {
             self.tick_at = Some(ctx.now + if role == Role::Initiator { TICK_INITIATOR } else { TICK_RESPONDER });
             // A peer that sends receipts has no use for WireGuard's own keepalives.
@@ -503,6 +658,7 @@ impl Path {
                 let handshake = tunnel.tick(now, indices, dst);
                 (handshake.send, handshake.id)
             });
+            self.flush(ctx);
             if role == Role::Initiator {
                 if std::mem::take(&mut self.initiation_wanted) {
                     self.initiate(ctx);
@@ -536,11 +692,13 @@ impl Path {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let rtt = self.health.rtt();
         PathSnapshot {
-            id: PathId { peer, slot: self.config.slot },
+            id: self.id(peer),
             state: self.health.state(),
             reason: self.health.reason().to_owned(),
             since_s: now.since(self.health.since()).as_secs_f64(),
             capped: self.capped,
+            stands_by: self.stands_by,
+            throttled: self.throttle.share().is_some() || self.throttled_there,
             endpoint: self.route.map(|route| route.to),
             rtt_ms: rtt.map(|(smoothed, _)| ms(smoothed)),
             rtt_var_ms: rtt.map(|(_, variation)| ms(variation)),

@@ -1,12 +1,14 @@
 //! The other end: its tunnels and paths, and the bundle that they make together.
 
 mod bond;
+mod either;
 mod receive;
 mod send;
 
 pub(crate) use send::fragment_number;
 
 use self::bond::Bonds;
+use self::either::Either;
 use crate::config::{PathConfig, PeerConfig, PeerKind};
 use crate::counters::{DropReason, Drops};
 use crate::flows::FlowTable;
@@ -25,7 +27,7 @@ use crate::snapshot::{ClassSnapshot, PeerSnapshot, Traffic};
 use crate::timer::Armed;
 use crate::tunnel::{Indices, PathRef, Role, Suite};
 use crate::wire::{Hello, Item, MAX_MESSAGE, Sequence, Writer};
-use crate::{Identity, Instant, LinkId, MAX_SLOTS, PathId, Uplink};
+use crate::{Identity, Instant, LinkId, MAX_PATHS, Uplink, slot_of, slots_of};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -61,9 +63,9 @@ pub(crate) struct Context<'a> {
     pub(crate) scratch: &'a mut Vec<u8>,
 }
 
-/// A path, as far as the choice looks at it: how good it is, how much it is preferred, whether it is at its cap, and whether it
-/// lives.
-type View = (Option<Standing>, u8, bool, bool);
+/// A path, as far as the choice looks at it: how good it is, how much it is preferred, whether it stands by, whether it is at its
+/// cap, and whether it lives.
+type View = (Option<Standing>, u8, bool, bool, bool);
 
 /// How often limits are compared with what is measured: smoothed over some receipts, which come each 8 ms.
 const MEASURE: Duration = Duration::from_millis(20);
@@ -79,6 +81,8 @@ pub(crate) struct Peer {
     at: usize,
     role: Role,
     paths: Vec<Path>,
+    /// The uplinks that may have either kind of tunnel; a box's.
+    either: Vec<Either>,
     flows: FlowTable,
     /// The flows that come from it, where their class says by whom they leave: packets of the other direction are of others.
     arrivals: FlowTable,
@@ -86,10 +90,10 @@ pub(crate) struct Peer {
     chooses_egress: bool,
     /// Of each class of the policy, by its place. The last is that of everything else.
     courses: Vec<Course>,
-    /// The slots that are some class's current one, a bit each.
-    carrying: u8,
+    /// The paths that are some class's current one, a bit each.
+    carrying: u16,
     /// What the choice of path was made of last, and when; `None`: it is to be made anew.
-    views: Option<[Option<View>; MAX_SLOTS]>,
+    views: Option<[Option<View>; MAX_PATHS]>,
     chosen_at: Instant,
     /// Some class has a limit, and is left and taken as what is measured says.
     limits: bool,
@@ -101,8 +105,8 @@ pub(crate) struct Peer {
     /// The last inner packet, either way.
     last_traffic: Option<Instant>,
     receipt_due: Option<Instant>,
-    /// Slots whose uplink went, of which the peer is to be told.
-    lost: [bool; MAX_SLOTS],
+    /// Paths whose uplink went, of which the peer is to be told.
+    lost: [bool; MAX_PATHS],
     last_receipt: Option<Instant>,
     remote_epoch: Option<u64>,
     /// Its epochs before that one: a HELLO of an earlier life may still be under way, by a slow path.
@@ -121,11 +125,11 @@ pub(crate) struct Peer {
     bonds: Bonds,
     /// What came of the peer's bonded classes, and waits for what was sent before.
     resequencer: Resequencer,
-    /// Slots and places of packets that are about to be given to a path: used again for each such list.
+    /// Paths and places of packets that are about to be given to a path: used again for each such list.
     list: Vec<(u8, u64)>,
-    /// Slots of paths by which nothing more may have come, a bit each, since what is kept was sent again last: what went by
+    /// Paths by which nothing more may have come, a bit each, since what is kept was sent again last: what went by
     /// them, or found no path, wants another one.
-    rescue: Option<u8>,
+    rescue: Option<u16>,
     copies: Traffic,
     receipts_sent: Traffic,
     tx: Traffic,
@@ -137,12 +141,14 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn new(config: PeerConfig, at: usize, suite: &dyn Suite, mtu: u16, now: Instant) -> Self {
         let role = if config.kind == PeerKind::Core { Role::Initiator } else { Role::Responder };
-        let path =
-            |path: &PathConfig| Path::new(path.clone(), PathRef { peer: at, slot: path.slot }, role, suite, mtu, now);
+        let path = |path: &PathConfig| {
+            Path::new(path.clone(), PathRef { peer: at, path: path.number() }, role, suite, mtu, now)
+        };
         let mut peer = Peer {
             paths: config.paths.iter().map(path).collect(),
             at,
             role,
+            either: Vec::new(),
             flows: FlowTable::default(),
             arrivals: FlowTable::default(),
             chooses_egress: config.policy.chooses_egress(),
@@ -157,7 +163,7 @@ impl Peer {
             reachable: false,
             last_traffic: None,
             receipt_due: None,
-            lost: [false; MAX_SLOTS],
+            lost: [false; MAX_PATHS],
             last_receipt: None,
             remote_epoch: None,
             past_epochs: [None; PAST_EPOCHS],
@@ -179,6 +185,7 @@ impl Peer {
             armed: Armed::default(),
         };
         peer.numbering = peer.numbering();
+        peer.find_either(now);
         peer.tell_links();
         peer.tell_policy(now);
         peer
@@ -211,6 +218,7 @@ impl Peer {
         for wanted in &config.paths {
             let same = |path: &Path| {
                 path.config.slot == wanted.slot
+                    && path.config.kind == wanted.kind
                     && path.config.remote_key == wanted.remote_key
                     && path.config.local_key == wanted.local_key
                     && path.config.link == wanted.link
@@ -221,9 +229,14 @@ impl Peer {
                     path.config.preference = wanted.preference;
                     path
                 }
-                None => {
-                    Path::new(wanted.clone(), PathRef { peer: self.at, slot: wanted.slot }, self.role, suite, mtu, now)
-                }
+                None => Path::new(
+                    wanted.clone(),
+                    PathRef { peer: self.at, path: wanted.number() },
+                    self.role,
+                    suite,
+                    mtu,
+                    now,
+                ),
             };
             self.paths.push(path);
         }
@@ -240,6 +253,7 @@ impl Peer {
         }
         self.set_open_windows(now, config.open_windows);
         self.config = config;
+        self.find_either(now);
         self.tell_policy(now);
         self.numbering = self.numbering();
         (self.limits, self.views) = (self.config.policy.limits(), None);
@@ -305,18 +319,18 @@ impl Peer {
         }
     }
 
-    /// The path of this slot is one that packets take now: of the class of everything else, or of one that is in use.
-    fn in_use(&self, now: Instant, slot: u8) -> bool {
+    /// The path of this number is one that packets take now: of the class of everything else, or of one that is in use.
+    fn in_use(&self, now: Instant, number: u8) -> bool {
         let recent = |course: &Course| course.used.is_some_and(|at| now.since(at) < ACTIVE);
         let direction = self.direction();
         let takes =
-            |(course, class): &(&Course, &Class)| course.slots(&class.treatment(direction).mode) & 1 << slot != 0;
+            |(course, class): &(&Course, &Class)| course.paths(&class.treatment(direction).mode) & 1 << number != 0;
         let mut courses = self.courses.iter().zip(self.config.policy.classes()).rev();
         courses.next().as_ref().is_some_and(takes) || courses.any(|of| takes(&of) && recent(of.0))
     }
 
-    fn path_mut(&mut self, slot: u8) -> Option<&mut Path> {
-        self.paths.iter_mut().find(|path| path.config.slot == slot)
+    fn path_mut(&mut self, number: u8) -> Option<&mut Path> {
+        self.paths.iter_mut().find(|path| path.number() == number)
     }
 
     // ---- time ----------------------------------------------------------------------------------------------------
@@ -326,12 +340,12 @@ impl Peer {
     }
 
     fn surroundings(&self, path: &Path, now: Instant) -> Surroundings {
-        let slot = path.config.slot;
+        let number = path.number();
         Surroundings {
             initiator: self.role == Role::Initiator,
-            other_up: self.paths.iter().any(|p| p.config.slot != slot && p.health.state() == PathState::Up),
+            other_up: self.paths.iter().any(|p| p.number() != number && p.health.state() == PathState::Up),
             several_ways: path.endpoints.len() > 1,
-            active: self.is_active(now) && (!path.metered() || self.in_use(now, slot)),
+            active: self.is_active(now) && (!path.metered() || self.in_use(now, number)),
             keepalive: path.keepalive,
             largest: path.mtu.size(),
         }
@@ -345,29 +359,33 @@ impl Peer {
         let bonds = self.bonds.ready_at().map(|at| (at, "bond"));
         let order = self.resequencer.deadline(now).map(|at| (at, "order"));
         let expiry = self.replay.expires_at().map(|at| (at, "memory"));
-        let paths = self.paths.iter().flat_map(|path| {
+        let either = self.either_deadline(now);
+        // A core has many on which nobody ever speaks.
+        let begun = self.paths.iter().filter(|path| path.tick_at.is_some());
+        let paths = begun.flat_map(|path| {
             let around = self.surroundings(path, now);
             let health = if self.receipts() { path.health.deadline(around, now) } else { None };
             [
-                health.filter(|_| path.tick_at.is_some()),
+                health,
                 path.tick_at.map(|at| (at, "tunnel")),
+                path.tunnel.deadline().map(|at| (at, "quic")),
                 path.hello_at.map(|at| (at, "hello")),
                 path.probe_at(around.active).filter(|_| self.puts_together()).map(|at| (at, "path MTU")),
                 path.health.probation_end(now).map(|at| (at, "probation")),
                 path.room_at(now).map(|at| (at, "room")),
             ]
         });
-        paths.chain([receipts, lost, rescue, bonds, order, expiry]).flatten().min()
+        paths.chain([receipts, lost, rescue, bonds, order, expiry, either]).flatten().min()
     }
 
     pub(crate) fn on_timeout(&mut self, ctx: &mut Context<'_>) {
         for at in 0..self.paths.len() {
-            let slot = self.paths[at].config.slot;
+            let number = self.paths[at].number();
             let around = self.surroundings(&self.paths[at], ctx.now);
             let (receipts, role) = (self.receipts(), self.role);
             let path = &mut self.paths[at];
             let transition = path.on_timeout(ctx, around, receipts, role);
-            self.report(ctx, slot, transition);
+            self.report(ctx, number, transition);
         }
         self.send_due_receipts(ctx);
         self.tell_lost(ctx);
@@ -376,6 +394,7 @@ impl Peer {
         self.deliver_resequenced(ctx);
         self.replay.expire(ctx.now, &mut self.drops);
         self.reassembly.expire(ctx.now, &mut self.drops);
+        self.send_trains(ctx);
         // Last: where one does not fit the interface, the kernel refuses a whole run of datagrams that begins with it.
         if self.puts_together() {
             for at in 0..self.paths.len() {
@@ -390,8 +409,8 @@ impl Peer {
         let lost = std::mem::take(&mut self.lost);
         let mut buffer = [0; MAX_MESSAGE];
         let mut message = Writer::new(&mut buffer);
-        for slot in (0..MAX_SLOTS as u8).filter(|slot| lost[usize::from(*slot)]) {
-            message.add(&Item::Lost(slot));
+        for path in (0..MAX_PATHS as u8).filter(|path| lost[usize::from(*path)]) {
+            message.add(&Item::Lost(path));
         }
         if !message.is_empty()
             && let Some(path) = self.best_alive(ctx.now, lost)
@@ -405,6 +424,8 @@ impl Peer {
         self.send_due_receipts(ctx);
         self.rescue(ctx);
         self.release(ctx);
+        // Last: what a tunnel has to say for itself has found place in its packets by then, or goes alone.
+        self.paths.iter_mut().filter(|path| path.stirred).for_each(|path| path.flush(ctx));
         self.choose_path(ctx);
     }
 
@@ -416,10 +437,11 @@ impl Peer {
 
     /// The choice of path, of each class, follows what was learnt. Sends nothing.
     pub(crate) fn choose_path(&mut self, ctx: &mut Context<'_>) {
+        self.choose_tunnels(ctx);
         let direction = self.direction();
-        let mut views = [None; MAX_SLOTS];
+        let mut views = [None; MAX_PATHS];
         for (view, path) in views.iter_mut().zip(&self.paths) {
-            *view = Some((path.standing(ctx.now), path.preference(), path.capped, path.alive()));
+            *view = Some((path.standing(ctx.now), path.preference(), path.stands_by, path.capped, path.alive()));
         }
         // It would say the same as before; with many classes it costs much more than a packet.
         let measures = self.limits && ctx.now.since(self.chosen_at) >= MEASURE;
@@ -432,48 +454,57 @@ impl Peer {
         for (class, course) in courses.iter_mut().enumerate() {
             let order = config.policy.order(class as ClassId, direction);
             let limit = &order.treatment.limit;
-            let mut candidates = [None; MAX_SLOTS];
+            let mut candidates = [None; MAX_PATHS];
             for (candidate, path) in candidates.iter_mut().zip(&*paths) {
-                let slot = path.config.slot;
+                let number = path.number();
                 *candidate = path.standing(ctx.now).and_then(|standing| {
-                    let mut preference = order.preference(slot, path.preference(), path.capped)?;
-                    preference.within_limit = course.is_within(ctx.now, slot, limit, path.measured(ctx.now, fastest));
-                    Some(Candidate { slot, preference, standing })
+                    let mut preference = order.preference(path.config.slot, path.preference(), path.capped)?;
+                    preference.stands_by = path.stands_by;
+                    preference.within_limit = course.is_within(ctx.now, number, limit, path.measured(ctx.now, fastest));
+                    Some(Candidate { path: number, preference, standing })
                 });
             }
             let candidates = candidates.into_iter().flatten();
-            let lives = |slot| paths.iter().any(|path| path.config.slot == slot && path.alive());
+            let lives = |number| paths.iter().any(|path| path.number() == number && path.alive());
             if let Some((from, to)) = course.follow(ctx.now, candidates, lives) {
                 let class = config.policy.class(class as ClassId).name.clone();
-                ctx.events.push_back(Event::Moved { peer: config.id, class, from, to });
+                let id =
+                    |number: Option<u8>| Some(paths.iter().find(|path| Some(path.number()) == number)?.id(config.id));
+                ctx.events.push_back(Event::Moved { peer: config.id, class, from: id(from), to: id(to) });
             }
         }
         self.carrying = 0;
         for (course, class) in self.courses.iter().zip(self.config.policy.classes()) {
-            self.carrying |= course.slots(&class.treatment(direction).mode);
+            self.carrying |= course.paths(&class.treatment(direction).mode);
         }
     }
 
-    fn report(&mut self, ctx: &mut Context<'_>, slot: u8, transition: Option<Transition>) {
+    fn report(&mut self, ctx: &mut Context<'_>, number: u8, transition: Option<Transition>) {
         let Some(Transition { from, to, reason }) = transition else { return };
+        let peer = self.config.id;
         if from == PathState::Down
-            && let Some(path) = self.path_mut(slot)
+            && let Some(path) = self.path_mut(number)
         {
             path.mtu.on_up();
         }
         if to == PathState::Up && from != PathState::Suspect {
-            self.replay.forget_tries(slot);
+            self.replay.forget_tries(number);
+            let (now, says) = (ctx.now, self.config.kind != PeerKind::Client);
+            if let Some(path) = self.path_mut(number).filter(|_| says) {
+                path.on_up_again(now);
+            }
         }
         if matches!(to, PathState::Down | PathState::Absent)
-            && let Some(path) = self.path_mut(slot)
+            && let Some(path) = self.path_mut(number)
         {
             // What waits is kept, and goes by another path, or by this one when it works again.
             path.shaper.clear();
         }
         // Where a path works again, all that has found no other may go by it.
-        *self.rescue.get_or_insert(0) |= if to == PathState::Up { !0 } else { 1 << slot };
-        let path = PathId { peer: self.config.id, slot };
-        ctx.events.push_back(Event::Path { path, from, to, reason });
+        *self.rescue.get_or_insert(0) |= if to == PathState::Up { !0 } else { 1 << number };
+        if let Some(path) = self.path_mut(number).map(|path| path.id(peer)) {
+            ctx.events.push_back(Event::Path { path, from, to, reason });
+        }
         self.report_reachability(ctx);
     }
 
@@ -490,22 +521,26 @@ impl Peer {
 
     /// An uplink can be used, or cannot.
     pub(crate) fn set_uplink(&mut self, ctx: &mut Context<'_>, link: LinkId, uplink: Option<&Uplink>) {
+        if self.set_either(ctx, link, uplink) {
+            return;
+        }
         for at in 0..self.paths.len() {
             let path = &mut self.paths[at];
             if path.config.link != Some(link) {
                 continue;
             }
-            let (slot, transition) = (path.config.slot, path.set_uplink(ctx.now, link, uplink));
+            let (number, transition) = (path.number(), path.set_uplink(ctx.now, link, uplink));
             if let Some(transition) = transition {
-                self.lost[usize::from(slot)] = transition.to == PathState::Absent;
+                self.lost[usize::from(number)] = transition.to == PathState::Absent;
             }
-            self.report(ctx, slot, transition);
+            self.report(ctx, number, transition);
         }
     }
 
     /// The box's address on a link is another one.
     pub(crate) fn renumbered(&mut self, link: LinkId) {
         for path in self.paths.iter_mut().filter(|path| path.config.link == Some(link)) {
+            path.tunnel.renumbered();
             path.health.ask_now();
             path.mtu.begin_anew();
         }
@@ -528,7 +563,8 @@ impl Peer {
 
     /// Old time stamps are of no use from now on: shake hands anew, beside the session in use.
     pub(crate) fn clock_stepped(&mut self, now: Instant) {
-        for path in self.paths.iter_mut().filter(|path| self.role == Role::Initiator && path.tick_at.is_some()) {
+        let stamps = |path: &&mut Path| path.tick_at.is_some() && path.tunnel.rekeys();
+        for path in self.paths.iter_mut().filter(|path| self.role == Role::Initiator && stamps(path)) {
             path.tunnel.clock_stepped();
             path.initiation_wanted = true;
             path.tick_at = Some(now);
@@ -541,13 +577,13 @@ impl Peer {
         let of = |(number, (course, class)): (usize, (&Course, &Class))| {
             let mode = &class.treatment(direction).mode;
             let (members, (packets, bytes)) = self.bonds.of(number as ClassId);
-            let slots = if members == 0 { course.slots(mode) } else { members };
+            let paths = if members == 0 { course.paths(mode) } else { members };
             ClassSnapshot {
                 name: class.name.to_string(),
                 open: self.config.policy.is_open(number, self.config.open_windows),
-                current_slot: course.current,
-                slots: (0..MAX_SLOTS as u8).filter(|slot| slots & 1 << slot != 0).collect(),
-                beyond_limit: (0..MAX_SLOTS as u8).filter(|slot| course.is_beyond(*slot)).collect(),
+                current_slot: course.current.map(slot_of),
+                slots: slots_of(paths),
+                beyond_limit: course.beyond_limit(),
                 path_changes: course.changes,
                 tx: course.tx,
                 egress: class.egress.as_ref().map(|egress| egress.name.to_string()),
@@ -560,20 +596,22 @@ impl Peer {
 
     pub(crate) fn snapshot(&self, mtu: u16, now: Instant) -> PeerSnapshot {
         let fastest = self.fastest();
-        // Both ends know eight slots; those that never had an uplink, or on which nobody has spoken, are nothing to show.
+        // Both ends know eight slots, and the core two paths over each; those that never had an uplink, or on which nobody has spoken, are nothing to show.
         let mut paths: Vec<_> = self
             .paths
             .iter()
             .filter(|path| path.tick_at.is_some())
             .map(|path| path.snapshot(self.config.id, mtu, fastest, now))
             .collect();
-        paths.sort_by_key(|path| path.id.slot);
+        paths.sort_by_key(|path| (path.id.slot, path.id.tunnel));
+        let current = self.courses.last().and_then(|rest| rest.current);
         PeerSnapshot {
             id: self.config.id,
             name: self.config.name.clone(),
             other_policy: self.policy_hash != 0 && self.policy_hash != self.config.policy.hash(),
             reachable: self.reachable,
-            current_slot: self.courses.last().and_then(|rest| rest.current),
+            current_slot: current.map(slot_of),
+            current_tunnel: self.paths.iter().find(|path| Some(path.number()) == current).map(|path| path.config.kind),
             path_changes: self.courses.last().map_or(0, |rest| rest.changes),
             classes: self.classes(),
             tx: self.tx,
@@ -590,6 +628,7 @@ impl Peer {
             late: self.resequencer.late(),
             drops: self.drops.clone(),
             paths,
+            tunnels: self.tunnels(now),
         }
     }
 }

@@ -558,12 +558,13 @@ impl Matches {
 impl Treatment {
     /// How much a link is wanted that has this preference without policy: less is more. `None`: packets never take it.
     fn preference(&self, slot: u8, preference: u8) -> Option<Preference> {
+        let some = |listed, place| Some(Preference { within_limit: true, listed, stands_by: false, place });
         match self.links.iter().position(|link| *link == slot) {
             // At most eight slots are in a list.
-            Some(place) => Some(Preference { within_limit: true, listed: true, place: place as u8 }),
-            None if self.links.is_empty() => Some(Preference { within_limit: true, listed: true, place: preference }),
+            Some(place) => some(true, place as u8),
+            None if self.links.is_empty() => some(true, preference),
             None if self.otherwise == Otherwise::Drop => None,
-            None => Some(Preference { within_limit: true, listed: false, place: preference }),
+            None => some(false, preference),
         }
     }
 
@@ -603,12 +604,15 @@ pub(crate) struct Preference {
     pub(crate) within_limit: bool,
     /// It is in the list of its class, or its class has none.
     pub(crate) listed: bool,
+    /// The other path over its uplink is the one to be used.
+    pub(crate) stands_by: bool,
     /// Its place in the list, or in the order that holds without policy.
     pub(crate) place: u8,
 }
 
 impl Preference {
-    /// What all links have in common that are as good as this one, but for their order.
+    /// What all links have in common that are as good as this one, but for their order. Not which of two paths over a link is to
+    /// be used: a link whose path that stands by is all that works is as good as another.
     pub(crate) fn tier(self) -> (bool, bool) {
         (!self.within_limit, !self.listed)
     }
@@ -622,7 +626,7 @@ impl PartialOrd for Preference {
 
 impl Ord for Preference {
     fn cmp(&self, other: &Self) -> Ordering {
-        (self.tier(), self.place).cmp(&(other.tier(), other.place))
+        (self.tier(), self.stands_by, self.place).cmp(&(other.tier(), other.stands_by, other.place))
     }
 }
 

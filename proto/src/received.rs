@@ -55,6 +55,13 @@ pub(crate) struct Window {
     bits: Vec<u64>,
 }
 
+/// The whole number of which this is the low half: the one nearest to `near`.
+pub(crate) fn nearest(low: u32, near: u64) -> u64 {
+    let same = near & !u64::from(u32::MAX) | u64::from(low);
+    let others = [same.checked_sub(1 << 32), same.checked_add(1 << 32)];
+    others.into_iter().flatten().fold(same, |a, b| if b.abs_diff(near) < a.abs_diff(near) { b } else { a })
+}
+
 impl Window {
     fn capacity(&self) -> u64 {
         self.bits.len() as u64 * 64
@@ -72,10 +79,7 @@ impl Window {
 
     /// The whole number of which this is the low half: the one nearest to the largest.
     pub(crate) fn nearest(&self, low: u32) -> u64 {
-        let near = self.end;
-        let same = near & !u64::from(u32::MAX) | u64::from(low);
-        let others = [same.checked_sub(1 << 32), same.checked_add(1 << 32)];
-        others.into_iter().flatten().fold(same, |a, b| if b.abs_diff(near) < a.abs_diff(near) { b } else { a })
+        nearest(low, self.end)
     }
 
     /// Whether it is in the set; `None`: it is too old to tell.
@@ -179,7 +183,7 @@ impl ReceivedLog {
     }
 
     /// Takes the receipts that are wanted.
-    pub(crate) fn take_receipts(&mut self, slot: u8, now: Instant, mut each: impl FnMut(Receipt)) {
+    pub(crate) fn take_receipts(&mut self, path: u8, now: Instant, mut each: impl FnMut(Receipt)) {
         for session in self.sessions.iter_mut().filter(|session| session.news) {
             session.news = false;
             let arrived = &session.arrived;
@@ -204,7 +208,7 @@ impl ReceivedLog {
             }
             let delay_us = u32::try_from(now.since(session.largest_at).as_micros()).unwrap_or(u32::MAX);
             let received_us = (session.largest_at.as_nanos() / 1000) as u32;
-            each(Receipt { slot, session: session.session, largest, delay_us, received_us, ranges });
+            each(Receipt { path, session: session.session, largest, delay_us, received_us, ranges });
         }
     }
 }
@@ -296,10 +300,10 @@ mod tests {
     fn a_copy_is_no_news_of_the_path_that_its_packet_was_sent_by() {
         let mut log = ReceivedLog::default();
         log.note(PacketId { session: 5, number: 1 }, Instant::ZERO, true);
-        assert_eq!(log.note_copy(wire::Copy { slot: 0, session: 5, number: 2 }, Instant::ZERO), Ok(()));
+        assert_eq!(log.note_copy(wire::Copy { path: 0, session: 5, number: 2 }, Instant::ZERO), Ok(()));
         assert_eq!(*receipt(&mut log, Instant::ZERO).ranges, [(1, 1)]);
         assert!(log.note(PacketId { session: 5, number: 2 }, Instant::ZERO, true), "the copy was first");
-        let again = log.note_copy(wire::Copy { slot: 0, session: 5, number: 2 }, Instant::ZERO);
+        let again = log.note_copy(wire::Copy { path: 0, session: 5, number: 2 }, Instant::ZERO);
         assert_eq!(again, Err(DropReason::Duplicate));
     }
 

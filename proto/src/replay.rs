@@ -12,7 +12,7 @@ use crate::policy::{ClassId, MOST_COPIES, Priority};
 use crate::shape::Waiting;
 use crate::tunnel::PacketId;
 use crate::wire::Sequence;
-use crate::{Instant, MAX_SLOTS};
+use crate::{Instant, MAX_PATHS};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Ticket {
 /// What a packet is known by at the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// It went in one datagram, by the path of this slot.
+    /// It went in one datagram, by the path of this number.
     Whole(u8, PacketId),
     /// It went in fragments of this number.
     Fragments(u32),
@@ -81,8 +81,8 @@ struct Kept {
     queued: bool,
     /// Its place in its stream, if it is bonded.
     sequence: Option<Sequence>,
-    /// Slots by which it was sent or for which it waits, a bit each.
-    tried: u8,
+    /// Paths by which it was sent or for which it waits, a bit each.
+    tried: u16,
     transmissions: u8,
     /// Datagrams of each transmission that are not acknowledged.
     open: [u8; TRANSMISSIONS],
@@ -225,12 +225,12 @@ impl Replay {
         ticket.parts().is_some_and(|(place, _)| self.is_urgent(place))
     }
 
-    /// Gives the packet at `place` to the path of `slot`: it is sent there next, or waits there like this.
-    pub(crate) fn assign(&mut self, now: Instant, place: u64, slot: u8) -> Option<Waiting> {
+    /// Gives the packet at `place` to `path`: it is sent there next, or waits there like this.
+    pub(crate) fn assign(&mut self, now: Instant, place: u64, path: u8) -> Option<Waiting> {
         let at = self.at(place)?;
         let kept = &mut self.kept[at];
-        let copy = kept.transmissions > 0 || kept.tried & !(1 << slot) != 0;
-        kept.tried |= 1 << slot;
+        let copy = kept.transmissions > 0 || kept.tried & !(1 << path) != 0;
+        kept.tried |= 1 << path;
         Some(kept.waiting(now, place, copy))
     }
 
@@ -242,15 +242,15 @@ impl Replay {
         Some(kept.waiting(now, place, false))
     }
 
-    /// The packet at `place` goes by the path of `slot`, with this place in its stream. `false`: it need not any more.
-    pub(crate) fn leave_queue(&mut self, now: Instant, place: u64, slot: u8, sequence: Sequence) -> bool {
+    /// The packet at `place` goes by `path`, with this place in its stream. `false`: it need not any more.
+    pub(crate) fn leave_queue(&mut self, now: Instant, place: u64, path: u8, sequence: Sequence) -> bool {
         let Some(at) = self.at(place) else { return false };
         let kept = &mut self.kept[at];
         if !std::mem::take(&mut kept.queued) {
             return false;
         }
         kept.sequence = Some(sequence);
-        self.assign(now, place, slot).is_some()
+        self.assign(now, place, path).is_some()
     }
 
     /// The packet at `place` is not waited for any more. Whether it still was.
@@ -268,12 +268,12 @@ impl Replay {
         self.kept.iter_mut().for_each(|kept| kept.queued = false);
     }
 
-    /// Has `send` transmit the packet at `place` by the path of `slot`, and say what it is known by now and in how many
+    /// Has `send` transmit the packet at `place` by `path`, and say what it is known by now and in how many
     /// datagrams it went; 0: it could not. Whether there still was such a packet.
     pub(crate) fn transmit(
         &mut self,
         place: u64,
-        slot: u8,
+        path: u8,
         send: impl FnOnce(Outgoing<'_>) -> Option<(Origin, u8)>,
     ) -> bool {
         let Some(at) = self.at(place) else { return false };
@@ -290,7 +290,7 @@ impl Replay {
                 kept.open[transmission] = datagrams;
                 kept.transmissions += 1;
             }
-            None => kept.tried &= !(1 << slot),
+            None => kept.tried &= !(1 << path),
         }
         true
     }
@@ -300,14 +300,14 @@ impl Replay {
         self.at(place).is_none_or(|at| self.kept[at].transmissions > 0)
     }
 
-    /// Whether the path of `slot` is to send what has waited for it. Where it was the only one to be asked, another may have
+    /// Whether `path` is to send what has waited for it. Where it was the only one to be asked, another may have
     /// sent the packet since; it is that one's then, unless it has lost it.
-    pub(crate) fn claim(&mut self, waiting: &Waiting, slot: u8) -> bool {
+    pub(crate) fn claim(&mut self, waiting: &Waiting, path: u8) -> bool {
         let Some(at) = self.at(waiting.place) else { return false };
         let kept = &mut self.kept[at];
-        let claimed = waiting.copy || kept.everywhere || kept.transmissions == 0 || kept.tried == 1 << slot;
+        let claimed = waiting.copy || kept.everywhere || kept.transmissions == 0 || kept.tried == 1 << path;
         if !claimed {
-            kept.tried &= !(1 << slot);
+            kept.tried &= !(1 << path);
         }
         claimed
     }
@@ -319,11 +319,11 @@ impl Replay {
         }
     }
 
-    /// The path of `slot` will not carry the packet at `place`. Whether nobody will, and it is forgotten.
-    pub(crate) fn give_up(&mut self, place: u64, slot: u8) -> bool {
+    /// The `path` will not carry the packet at `place`. Whether nobody will, and it is forgotten.
+    pub(crate) fn give_up(&mut self, place: u64, path: u8) -> bool {
         let Some(at) = self.at(place) else { return false };
         let kept = &mut self.kept[at];
-        kept.tried &= !(1 << slot);
+        kept.tried &= !(1 << path);
         let forgotten = kept.tried == 0;
         if forgotten {
             self.forget(at);
@@ -385,10 +385,10 @@ impl Replay {
         }
     }
 
-    /// The path of this slot works again: what was sent by it before is as lost as if it had not been.
-    pub(crate) fn forget_tries(&mut self, slot: u8) {
+    /// This path works again: what was sent by it before is as lost as if it had not been.
+    pub(crate) fn forget_tries(&mut self, path: u8) {
         for kept in &mut self.kept {
-            kept.tried &= !(1 << slot);
+            kept.tried &= !(1 << path);
         }
     }
 
@@ -403,11 +403,11 @@ impl Replay {
         }
     }
 
-    /// This transmission by the path of this slot was lost.
-    pub(crate) fn forget_try(&mut self, ticket: Ticket, slot: u8) {
+    /// This transmission by this path was lost.
+    pub(crate) fn forget_try(&mut self, ticket: Ticket, path: u8) {
         if let Some(at) = ticket.parts().and_then(|(place, _)| self.at(place)) {
             let kept = &mut self.kept[at];
-            kept.tried &= !(1 << slot);
+            kept.tried &= !(1 << path);
             self.orphans |= kept.tried == 0;
         }
     }
@@ -417,15 +417,15 @@ impl Replay {
         std::mem::take(&mut self.orphans)
     }
 
-    /// Lists, as slot and place, real time first and then the oldest first, what was given to a path in `bad` or to none,
-    /// and to none in `good` (a bit for each slot), with the first of the `targets` of its class that was not given it yet.
+    /// Lists, as path and place, real time first and then the oldest first, what was given to a path in `bad` or to none,
+    /// and to none in `good` (a bit for each path), with the first of the `targets` of its class that was not given it yet.
     /// What is too old is forgotten and counted.
     pub(crate) fn rescue(
         &mut self,
         now: Instant,
-        bad: u8,
-        good: u8,
-        targets: impl Fn(ClassId) -> [Option<u8>; MAX_SLOTS],
+        bad: u16,
+        good: u16,
+        targets: impl Fn(ClassId) -> [Option<u8>; MAX_PATHS],
         drops: &mut Drops,
         list: &mut Vec<(u8, u64)>,
     ) {
@@ -444,18 +444,18 @@ impl Replay {
                     _ => *ranked.insert((kept.class, targets(kept.class))),
                 };
                 let mut targets = targets.into_iter().flatten();
-                let Some(slot) = targets.find(|slot| kept.tried & 1 << slot == 0) else { continue };
+                let Some(path) = targets.find(|path| kept.tried & 1 << path == 0) else { continue };
                 if now > kept.until {
                     self.forget(at);
                     drops.add(DropReason::Aged);
                     continue;
                 }
-                list.push((slot, self.first + at as u64));
+                list.push((path, self.first + at as u64));
             }
         }
     }
 
-    /// Lists, as slot and place, the oldest first, what moves of what was given to the path `from` alone and was not sent yet,
+    /// Lists, as path and place, the oldest first, what moves of what was given to the path `from` alone and was not sent yet,
     /// or is of at most `age` ago, to go by the path `to`.
     pub(crate) fn overtake(
         &self,
@@ -498,10 +498,10 @@ mod tests {
     }
 
     /// Sends what is kept at `place`, and says with which ticket.
-    fn send(replay: &mut Replay, place: u64, slot: u8, origin: Origin, datagrams: u8) -> Ticket {
+    fn send(replay: &mut Replay, place: u64, path: u8, origin: Origin, datagrams: u8) -> Ticket {
         let mut ticket = Ticket::NONE;
-        replay.assign(at(0), place, slot).expect("it is kept");
-        assert!(replay.transmit(place, slot, |outgoing| {
+        replay.assign(at(0), place, path).expect("it is kept");
+        assert!(replay.transmit(place, path, |outgoing| {
             ticket = outgoing.ticket;
             Some((outgoing.origin.unwrap_or(origin), datagrams))
         }));
@@ -517,8 +517,8 @@ mod tests {
         (replay, tickets, drops)
     }
 
-    /// What a rescue sends, by slot and number.
-    fn rescued(replay: &mut Replay, now: u64, good: u8, targets: &[u8], drops: &mut Drops) -> Vec<(u8, u64)> {
+    /// What a rescue sends, by path and number.
+    fn rescued(replay: &mut Replay, now: u64, good: u16, targets: &[u8], drops: &mut Drops) -> Vec<(u8, u64)> {
         let (mut list, mut sent) = (Vec::new(), Vec::new());
         replay.rescue(
             at(now),
@@ -528,12 +528,12 @@ mod tests {
             drops,
             &mut list,
         );
-        for (slot, place) in list {
-            replay.assign(at(now), place, slot);
-            replay.transmit(place, slot, |outgoing| {
+        for (path, place) in list {
+            replay.assign(at(now), place, path);
+            replay.transmit(place, path, |outgoing| {
                 let Some(Origin::Whole(_, id)) = outgoing.origin else { panic!("they were whole") };
                 assert_eq!(outgoing.packet, packet(id.number));
-                sent.push((slot, id.number));
+                sent.push((path, id.number));
                 Some((Origin::Fragments(99), 1))
             });
         }

@@ -11,7 +11,7 @@
 //! What comes after its place was given up is delivered at once, out of order: late is better than never.
 
 use crate::wire::Sequence;
-use crate::{Instant, MAX_SLOTS};
+use crate::{Instant, MAX_PATHS};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ struct Stream {
     /// From `next` on. The first is missing, the last is not.
     held: VecDeque<Option<Held>>,
     /// The newest number that each path has brought.
-    newest: [Option<u32>; MAX_SLOTS],
+    newest: [Option<u32>; MAX_PATHS],
 }
 
 impl Stream {
@@ -57,13 +57,13 @@ impl Stream {
         self.held.iter().take_while(|held| held.is_none()).count()
     }
 
-    /// Until when the gap at the front is waited for; `in_use`: the slots of the paths that may still bring what is missing.
-    fn until(&self, in_use: u8) -> Option<Instant> {
+    /// Until when the gap at the front is waited for; `in_use`: the paths that may still bring what is missing.
+    fn until(&self, in_use: u16) -> Option<Instant> {
         let gap = self.gap();
         let until = self.held.get(gap)?.as_ref()?.until;
         let last_missing = self.next?.wrapping_add(gap as u32).wrapping_sub(1);
         let is_past = |newest: &Option<u32>| newest.is_some_and(|n| n.wrapping_sub(last_missing).cast_signed() > 0);
-        let lost = self.newest.iter().enumerate().all(|(slot, newest)| in_use & 1 << slot == 0 || is_past(newest));
+        let lost = self.newest.iter().enumerate().all(|(path, newest)| in_use & 1 << path == 0 || is_past(newest));
         Some(if lost { until } else { until + QUEUE })
     }
 
@@ -88,7 +88,7 @@ pub(crate) struct Resequencer {
     /// Those of which something waits.
     waiting: Vec<u8>,
     /// When each path has brought something last.
-    used: [Option<Instant>; MAX_SLOTS],
+    used: [Option<Instant>; MAX_PATHS],
     octets: usize,
     packets: usize,
     spare: Vec<Vec<u8>>,
@@ -97,15 +97,15 @@ pub(crate) struct Resequencer {
 }
 
 impl Resequencer {
-    /// A packet came by the path of `slot`. `true`: it is to be delivered now. [`Resequencer::pop`] has what follows it.
-    pub(crate) fn insert(&mut self, now: Instant, slot: u8, sequence: Sequence, packet: &[u8]) -> bool {
+    /// A packet came by `path`. `true`: it is to be delivered now. [`Resequencer::pop`] has what follows it.
+    pub(crate) fn insert(&mut self, now: Instant, path: u8, sequence: Sequence, packet: &[u8]) -> bool {
         if self.streams.is_empty() {
             self.streams.resize_with(STREAMS, Stream::default);
         }
         let full = self.octets + packet.len() > MOST_OCTETS;
         let stream = &mut self.streams[usize::from(sequence.stream)];
-        self.used[usize::from(slot)] = Some(now);
-        let newest = stream.newest[usize::from(slot)].get_or_insert(sequence.number);
+        self.used[usize::from(path)] = Some(now);
+        let newest = stream.newest[usize::from(path)].get_or_insert(sequence.number);
         if sequence.number.wrapping_sub(*newest).cast_signed() > 0 {
             *newest = sequence.number;
         }
@@ -172,10 +172,10 @@ impl Resequencer {
         }
     }
 
-    /// The slots of the paths that are in use, a bit each.
-    fn in_use(&self, now: Instant) -> u8 {
-        let recent = |slot: &usize| self.used[*slot].is_some_and(|at| now.since(at) < IN_USE);
-        (0..MAX_SLOTS).filter(recent).fold(0, |slots, slot| slots | 1 << slot)
+    /// The paths that are in use, a bit each.
+    fn in_use(&self, now: Instant) -> u16 {
+        let recent = |path: &usize| self.used[*path].is_some_and(|at| now.since(at) < IN_USE);
+        (0..MAX_PATHS).filter(recent).fold(0, |paths, path| paths | 1 << path)
     }
 
     /// When [`Resequencer::pop`] has something, if nothing comes before.
@@ -268,9 +268,9 @@ mod tests {
     #[test]
     fn a_path_that_has_brought_nothing_newer_may_have_a_queue() {
         let mut resequencer = Resequencer::default();
-        let mut come = |ms: u64, slot: u8, number: u32| {
+        let mut come = |ms: u64, path: u8, number: u32| {
             let sequence = Sequence { stream: 0, number, wait: Duration::from_millis(30) };
-            let now = resequencer.insert(at(ms), slot, sequence, &number.to_be_bytes());
+            let now = resequencer.insert(at(ms), path, sequence, &number.to_be_bytes());
             let mut delivered = if now { vec![number] } else { Vec::new() };
             delivered.extend(due(&mut resequencer, ms));
             (delivered, resequencer.deadline(at(ms)))

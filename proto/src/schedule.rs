@@ -4,13 +4,14 @@ use crate::balance::Balance;
 use crate::node::PathState;
 use crate::policy::{Limit, Measured, Mode, Preference};
 use crate::snapshot::Traffic;
-use crate::{Instant, MAX_SLOTS};
+use crate::{Instant, MAX_PATHS, paths_in, slot_of, slots_of};
 use std::time::Duration;
 
 /// A path as the choice sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
-    pub(crate) slot: u8,
+    /// The number of the path.
+    pub(crate) path: u8,
     pub(crate) preference: Preference,
     pub(crate) standing: Standing,
 }
@@ -55,11 +56,11 @@ impl Standing {
 
 impl Candidate {
     fn rank(&self) -> (Standing, Preference, u8) {
-        (self.standing, self.preference, self.slot)
+        (self.standing, self.preference, self.path)
     }
 }
 
-/// The slot that new flows take. The one in use stays while it lives; it is left for a preferred one only when that is
+/// The path that new flows take. The one in use stays while it lives; it is left for a preferred one only when that is
 /// off probation, so a flapping path cannot draw flows to and fro.
 pub(crate) fn choose(candidates: impl IntoIterator<Item = Candidate>, current: Option<u8>) -> Option<u8> {
     let (mut best, mut now) = (None::<Candidate>, None);
@@ -67,35 +68,47 @@ pub(crate) fn choose(candidates: impl IntoIterator<Item = Candidate>, current: O
         if best.is_none_or(|best| candidate.rank() < best.rank()) {
             best = Some(candidate);
         }
-        if Some(candidate.slot) == current {
+        if Some(candidate.path) == current {
             now = Some(candidate);
         }
     }
     let best = best?;
-    let Some(now) = now else { return Some(best.slot) };
-    let preferred = (best.preference, best.slot) < (now.preference, now.slot);
+    let Some(now) = now else { return Some(best.path) };
+    let preferred = (best.preference, best.path) < (now.preference, now.path);
     let leave = if now.standing.holds() {
         best.standing == Standing::Settled && preferred
     } else {
         best.standing < now.standing
     };
-    Some(if leave { best.slot } else { now.slot })
+    Some(if leave { best.path } else { now.path })
 }
 
-/// The slots, a bit each, over which a class may spread: of the links that are wanted most those that hold. One on probation
-/// does only where there is nothing else, so a flapping path cannot draw flows to and fro.
-pub(crate) fn spread(candidates: impl Iterator<Item = Candidate> + Clone) -> u8 {
+/// The paths, a bit each, over which a class may spread: of the links that are wanted most those that hold. One on probation
+/// does only where there is nothing else, so a flapping path cannot draw flows to and fro. Of two paths over one uplink the
+/// one that stands by takes no part: together they carry no more than one.
+pub(crate) fn spread(candidates: impl Iterator<Item = Candidate> + Clone) -> u16 {
     let rank = |candidate: &Candidate| (candidate.standing == Standing::Probation, candidate.preference.tier());
     let holding = candidates.filter(|candidate| candidate.standing.holds());
     let best = holding.clone().map(|candidate| rank(&candidate)).min();
-    let chosen = holding.filter(|candidate| Some(rank(candidate)) == best);
-    chosen.fold(0, |slots, candidate| slots | 1 << candidate.slot)
+    let chosen = holding.filter(move |candidate| Some(rank(candidate)) == best);
+    let firsts = chosen.clone().filter(|candidate| !candidate.preference.stands_by);
+    let leads = firsts.fold(0u16, |slots, candidate| slots | 1 << slot_of(candidate.path));
+    let takes_part = |of: &Candidate| !of.preference.stands_by || leads & 1 << slot_of(of.path) == 0;
+    chosen.filter(takes_part).fold(0, |paths, candidate| paths | 1 << candidate.path)
 }
 
-/// Which of these slots a flow of this hash is drawn to: of many flows, each gets as many as its weight says. If one is
-/// gone, only its own flows are drawn anew (weighted rendezvous hashing: Thaler and Ravishankar, 1998).
-pub(crate) fn draw(flow: u64, slots: u8, weight: impl Fn(u8) -> u16) -> Option<u8> {
-    let score = |slot: u8| {
+/// Of these paths, a bit each, the one that goes over the same uplink as `path`; `path` itself if it is one of them.
+pub(crate) fn same_uplink(paths: u16, path: u8) -> Option<u8> {
+    let over = |other: &u8| slot_of(*other) == slot_of(path);
+    if paths & 1 << path != 0 { Some(path) } else { paths_in(paths).find(over) }
+}
+
+/// Which of these paths a flow of this hash is drawn to: of many flows, each gets as many as the weight of its uplink says. If
+/// one is gone, only its own flows are drawn anew (weighted rendezvous hashing: Thaler and Ravishankar, 1998); and none where
+/// an uplink has another tunnel now.
+pub(crate) fn draw(flow: u64, paths: u16, weight: impl Fn(u8) -> u16) -> Option<u8> {
+    let score = |path: u8| {
+        let slot = slot_of(path);
         // The finalizer of SplitMix64: every bit of the flow's hash and of the slot counts.
         let mut bits = flow ^ u64::from(slot + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -105,28 +118,27 @@ pub(crate) fn draw(flow: u64, slots: u8, weight: impl Fn(u8) -> u16) -> Option<u
         let uniform = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
         -uniform.ln() / f64::from(weight(slot).max(1))
     };
-    let slots = (0..MAX_SLOTS as u8).filter(|slot| slots & 1 << slot != 0);
-    slots.map(|slot| (score(slot), slot)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, slot)| slot)
+    paths_in(paths).map(|path| (score(path), path)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, path)| path)
 }
 
 /// The way that the packets of one class take.
 #[derive(Debug, Default)]
 pub(crate) struct Course {
-    /// The slot that new flows take, where the class does not spread.
+    /// The path that new flows take, where the class does not spread.
     pub(crate) current: Option<u8>,
-    /// The slots over which it spreads if it does, a bit each.
-    pub(crate) spread: u8,
+    /// The paths over which it spreads if it does, a bit each.
+    pub(crate) spread: u16,
     /// When that last became another set.
     pub(crate) spread_at: Instant,
     /// Where its flows are balanced.
     pub(crate) balance: Balance,
-    /// The links that are beyond the limit of the class.
+    /// The paths whose links are beyond the limit of the class.
     beyond: Beyond,
-    /// The last slot that was current: coming back to it is no change of path.
+    /// The last path that was current: coming back to it is no change of path.
     last: Option<u8>,
     pub(crate) moved_at: Instant,
     pub(crate) changes: u64,
-    /// Flows that don't pause are to follow from the path of this slot, after a planned move.
+    /// Flows that don't pause are to follow from this path, after a planned move.
     pub(crate) leaving: Option<u8>,
     /// What has been sent of the class.
     pub(crate) tx: Traffic,
@@ -137,15 +149,15 @@ pub(crate) struct Course {
 }
 
 impl Course {
-    /// The slots that packets take now, a bit each, in this mode.
-    pub(crate) fn slots(&self, mode: &Mode) -> u8 {
+    /// The paths that packets take now, a bit each, in this mode.
+    pub(crate) fn paths(&self, mode: &Mode) -> u16 {
         match mode {
             Mode::Share(_) | Mode::Balance | Mode::Duplicate(_) | Mode::Bond if self.spread != 0 => self.spread,
-            _ => self.current.map_or(0, |slot| 1 << slot),
+            _ => self.current.map_or(0, |path| 1 << path),
         }
     }
 
-    /// Follows what has become of the paths; `lives`: whether one can still carry what it has. The slots moved from and to,
+    /// Follows what has become of the paths; `lives`: whether one can still carry what it has. The paths moved from and to,
     /// if new flows take another one now.
     pub(crate) fn follow(
         &mut self,
@@ -164,9 +176,9 @@ impl Course {
         }
         let from = std::mem::replace(&mut self.current, to);
         // A path that lives is left as planned; from one that does not, all has been sent again already.
-        self.leaving = from.filter(|slot| lives(*slot));
-        if let Some(slot) = to {
-            self.changes += u64::from(self.last.replace(slot).is_some_and(|last| last != slot));
+        self.leaving = from.filter(|path| lives(*path));
+        if let Some(path) = to {
+            self.changes += u64::from(self.last.replace(path).is_some_and(|last| last != path));
             self.moved_at = now;
         }
         Some((from, to))
@@ -176,9 +188,9 @@ impl Course {
 /// Which links are beyond the limit of a class.
 #[derive(Debug, Default)]
 struct Beyond {
-    slots: u8,
+    paths: u16,
     /// Since when each has been well within it.
-    calm_since: [Option<Instant>; MAX_SLOTS],
+    calm_since: [Option<Instant>; MAX_PATHS],
 }
 
 /// A link that was beyond its class's limit is within it again after so long without: as long as a path that was down is
@@ -186,23 +198,23 @@ struct Beyond {
 const CALM: Duration = Duration::from_secs(5);
 
 impl Course {
-    /// Notes what the link of `slot` is like now, and says whether it is within the limit of the class.
-    pub(crate) fn is_within(&mut self, now: Instant, slot: u8, limit: &Limit, measured: Option<Measured>) -> bool {
+    /// Notes what the link of `path` is like now, by that path, and says whether it is within the limit of the class.
+    pub(crate) fn is_within(&mut self, now: Instant, path: u8, limit: &Limit, measured: Option<Measured>) -> bool {
         let Some(measured) = measured.filter(|_| *limit != Limit::default()) else { return true };
-        let (bit, calm_since) = (1 << slot, &mut self.beyond.calm_since[usize::from(slot)]);
-        let before = self.beyond.slots & bit != 0;
+        let (bit, calm_since) = (1 << path, &mut self.beyond.calm_since[usize::from(path)]);
+        let before = self.beyond.paths & bit != 0;
         if limit.is_exceeded(before, measured) {
-            self.beyond.slots |= bit;
+            self.beyond.paths |= bit;
             *calm_since = None;
         } else if before && now.since(*calm_since.get_or_insert(now)) >= CALM {
-            self.beyond.slots &= !bit;
+            self.beyond.paths &= !bit;
         }
-        self.beyond.slots & bit == 0
+        self.beyond.paths & bit == 0
     }
 
-    /// Whether the link of `slot` was beyond the limit of the class when that was looked at last.
-    pub(crate) fn is_beyond(&self, slot: u8) -> bool {
-        self.beyond.slots & 1 << slot != 0
+    /// The slots of the links that were beyond the limit of the class when that was looked at last.
+    pub(crate) fn beyond_limit(&self) -> Vec<u8> {
+        slots_of(self.beyond.paths)
     }
 }
 
@@ -216,9 +228,9 @@ mod tests {
     use Standing::*;
 
     fn pick(paths: &[(u8, Standing)], current: Option<u8>) -> Option<u8> {
-        let preference = |place| Preference { within_limit: true, listed: true, place };
+        let preference = |place| Preference { within_limit: true, listed: true, stands_by: false, place };
         let candidates =
-            paths.iter().map(|&(slot, standing)| Candidate { slot, preference: preference(slot), standing });
+            paths.iter().map(|&(path, standing)| Candidate { path, preference: preference(path), standing });
         choose(candidates, current)
     }
 

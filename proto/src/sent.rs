@@ -314,7 +314,7 @@ mod tests {
     }
 
     fn receipt(largest: u64, ranges: &[(u64, u64)]) -> Receipt {
-        Receipt { slot: 0, session: 1, largest, delay_us: 0, received_us: 0, ranges: ranges.iter().copied().collect() }
+        Receipt { path: 0, session: 1, largest, delay_us: 0, received_us: 0, ranges: ranges.iter().copied().collect() }
     }
 
     fn log(count: u64) -> SentLog {

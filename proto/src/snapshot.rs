@@ -2,7 +2,7 @@
 //!
 //! A part of the interface to people and scripts: fields are added, never renamed; readers skip what they don't know.
 
-use crate::{Drops, PathId, PathState, PeerId};
+use crate::{Drops, PathId, PathState, PeerId, TunnelKind};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -29,7 +29,10 @@ pub struct PeerSnapshot {
     pub other_policy: bool,
     /// The slot that new flows take now, of all that is of no class of the policy.
     pub current_slot: Option<u8>,
-    /// How often `current_slot` has changed from one path to another, since the start.
+    /// And of its two paths the one whose tunnel is of this kind.
+    #[serde(default)]
+    pub current_tunnel: Option<TunnelKind>,
+    /// How often the path that they take has changed, since the start.
     pub path_changes: u64,
     /// The classes of the policy, in its order.
     #[serde(default)]
@@ -64,6 +67,20 @@ pub struct PeerSnapshot {
     pub drops: Drops,
     /// Its paths, in the order of their slots.
     pub paths: Vec<PathSnapshot>,
+    /// Of each uplink of this box that may have either kind of tunnel, which it has now.
+    #[serde(default)]
+    pub tunnels: Vec<TunnelSnapshot>,
+}
+
+/// Which kind of tunnel an uplink has, where it may have either.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelSnapshot {
+    /// The uplink's slot.
+    pub slot: u8,
+    /// The kind that carries what goes over it.
+    pub tunnel: TunnelKind,
+    /// Which, and why, in words: "wireguard: works".
+    pub reason: String,
 }
 
 /// What is sent of a class, and by whom what comes of it leaves.
@@ -116,6 +133,13 @@ pub struct PathSnapshot {
     /// Its link is at its cap, and only classes that may go on take it.
     #[serde(default)]
     pub capped: bool,
+    /// The other path over its uplink is the one to be used.
+    #[serde(default)]
+    pub stands_by: bool,
+    /// It was found to carry far less than it is given, by this end or by the other. Only looked at where its uplink may have
+    /// either kind of tunnel.
+    #[serde(default)]
+    pub throttled: bool,
     /// Where the peer is, if known.
     pub endpoint: Option<SocketAddr>,
     /// Smoothed round-trip time, in milliseconds.

@@ -6,7 +6,7 @@ mod direct;
 use direct::{BOX, CORE, Direct, packet, site};
 use proto::PeerConfig;
 use proto::policy::{Class, Egress, Policy};
-use proto::tunnel::wireguard::WireGuard;
+use proto::tunnel::Ciphered;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
@@ -49,19 +49,19 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_packet_allocates_nothing_in_the_steady_state() {
-    nothing_is_allocated(&mut Direct::new(|| Box::new(WireGuard)), 0);
+    nothing_is_allocated(&mut Direct::new(|| Box::<Ciphered>::default()), 0);
 }
 
 #[test]
 fn a_packet_in_fragments_allocates_nothing_in_the_steady_state() {
-    let mut pair = Direct::new(|| Box::new(WireGuard));
+    let mut pair = Direct::new(|| Box::<Ciphered>::default());
     pair.largest = 1_272;
     nothing_is_allocated(&mut pair, 2_000);
 }
 
 #[test]
 fn a_packet_whose_class_is_looked_for_as_it_comes_allocates_nothing_in_the_steady_state() {
-    let mut pair = Direct::new(|| Box::new(WireGuard));
+    let mut pair = Direct::new(|| Box::<Ciphered>::default());
     let egress = Some(Egress { name: "cheap".into(), tun: Some(1) });
     let all = Class { egress, ..Class::everything("all") };
     let policy = Policy::new(Default::default(), vec![all]).expect("a good policy");

@@ -1,7 +1,7 @@
 //! A box and a core joined by seeded links, in virtual time.
 
 use proto::sim::{Flow, LinkModel, Loss, PEER, Side, World, WorldConfig, at, ms};
-use proto::tunnel::wireguard::WireGuard;
+use proto::tunnel::Ciphered;
 use proto::wire::{Hello, Item, MAX_MESSAGE, Writer};
 use proto::{DropReason, Event, Instant, PathState};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ fn world(links: &[LinkModel], seed: u64) -> World {
 
 /// The same with real WireGuard. Its timers stand still in virtual time; what is tested with it needs none.
 fn with_wireguard(links: &[LinkModel], seed: u64) -> World {
-    World::new(WorldConfig { suite: || Box::new(WireGuard), ..WorldConfig::new(links, seed) })
+    World::new(WorldConfig { suite: || Box::<Ciphered>::default(), ..WorldConfig::new(links, seed) })
 }
 
 fn two_links(seed: u64) -> World {

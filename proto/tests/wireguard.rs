@@ -35,6 +35,7 @@ fn site(egress: u8) -> PeerConfig {
     let key = SecretKey::from_bytes(CORE);
     let path = PathConfig {
         slot: 0,
+        kind: Default::default(),
         preference: None,
         local_key: key,
         remote_key: SecretKey::from_bytes(CLIENT).public(),

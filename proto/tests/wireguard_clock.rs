@@ -3,7 +3,7 @@
 
 use mock_instant::MockClock;
 use proto::sim::{Flow, LinkModel, Side, World, WorldConfig, at, ms};
-use proto::tunnel::wireguard::WireGuard;
+use proto::tunnel::Ciphered;
 use proto::{Event, Instant, PathState};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ fn run_until(world: &mut World, until: Instant) {
 
 fn world(links: usize) -> World {
     let config = WorldConfig::new(&vec![LinkModel::default(); links], 1);
-    World::new(WorldConfig { suite: || Box::new(WireGuard), ..config })
+    World::new(WorldConfig { suite: || Box::<Ciphered>::default(), ..config })
 }
 
 fn flows(world: &mut World, end: u64) {

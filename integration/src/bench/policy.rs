@@ -124,6 +124,7 @@ fn node(policy: Policy) -> Result<Node> {
     let secret = SecretKey::from_bytes([1; 32]);
     let path = PathConfig {
         slot: 0,
+        kind: Default::default(),
         preference: None,
         local_key: secret.uplink(0),
         remote_key: SecretKey::from_bytes([2; 32]).public(),

@@ -368,6 +368,7 @@ impl Boxes {
             open_windows: 0,
             paths: vec![PathConfig {
                 slot: 0,
+                kind: Default::default(),
                 preference: None,
                 local_key: key.clone(),
                 remote_key: core,
@@ -386,7 +387,12 @@ impl Boxes {
     }
 
     fn connect(&mut self, now: NodeInstant, core: SocketAddr) {
-        let uplink = Uplink { endpoints: vec![core], preference: 0, keepalive: Keepalive::new(IDLE, false) };
+        let uplink = Uplink {
+            endpoints: vec![core],
+            quic_endpoints: vec![core],
+            preference: 0,
+            keepalive: Keepalive::new(IDLE, false),
+        };
         self.node.set_uplink(now, LinkId(0), Some(uplink));
     }
 

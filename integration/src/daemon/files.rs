@@ -2,12 +2,14 @@
 
 use super::{Kind, bird, services};
 use crate::net::build::Network;
-use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, WireGuard};
+use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, Tunnel, WireGuard};
+use crate::setup::aioquic;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use proto::{MAX_SLOTS, SecretKey};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,9 @@ use std::process::Command;
 
 /// The interface of a WireGuard client.
 pub(super) const CLIENT_TUN: &str = "wg0";
+
+/// Where boxes look for QUIC, if their configuration does not say.
+const QUIC_PORT: u16 = 443;
 
 /// Where a run's files are.
 #[derive(Clone, Debug)]
@@ -106,7 +111,11 @@ impl Files {
             }
             (Kind::Script, ..) => {
                 let script = host.script.as_ref().context("the host has no script")?;
-                let environment = self.environment(name, Some(script));
+                if script.aioquic {
+                    aioquic::ready()?;
+                    self.put(name, "client.py", aioquic::CLIENT, 0o644)?;
+                }
+                let environment = self.environment(name, Some(script))?;
                 self.put(name, "run.sh", &format!("{environment}{}", script.run), 0o644)?;
                 self.put(name, "ready.sh", &format!("{environment}{}", script.ready), 0o644)
             }
@@ -115,7 +124,7 @@ impl Files {
     }
 
     /// What a script of a host begins with.
-    pub fn environment(&self, name: &str, script: Option<&Script>) -> String {
+    pub fn environment(&self, name: &str, script: Option<&Script>) -> Result<String> {
         services::environment(script, &self.folder.join(name), &self.control(name))
     }
 
@@ -149,10 +158,11 @@ impl Files {
         };
         let mut text = format!(
             "schema = 1\nprefixes = {}\nsecret_file = \"secret.key\"\nmiddlebox = {}\ncontrol = \"{}\"\n\
-             state = \"state\"\n{}[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = {}\n",
+             state = \"state\"\ntunnel = \"{}\"\n{}[tun]\nname = \"msp0\"\nmtu = {}\n[core]\nname = \"{}\"\npublic_key = \"{}\"\nendpoints = {}\n",
             quoted(&middlebox.prefixes),
             middlebox.number,
             self.control(name).display(),
+            scenario.tunnel.name(0),
             if middlebox.policy.is_some() { "policy = \"policy.toml\"\n" } else { "" },
             middlebox.mtu,
             middlebox.core,
@@ -162,8 +172,18 @@ impl Files {
         if let Some(policy) = &middlebox.policy {
             self.put(name, "policy.toml", policy, 0o644)?;
         }
-        for uplink in middlebox.named_uplinks() {
+        // Where each uplink has a tunnel of its own, each is named; the others are found.
+        let mut uplinks: Vec<String> = middlebox.named_uplinks().into_iter().cloned().collect();
+        if scenario.tunnel == Tunnel::Mixed {
+            let known = scenario.uplinks(name).into_iter();
+            let others: Vec<String> = known.filter(|uplink| !uplinks.contains(uplink)).collect();
+            uplinks.extend(others);
+        }
+        for (place, uplink) in uplinks.iter().enumerate() {
             let _ = write!(text, "[[uplink]]\ninterface = \"{uplink}\"\n");
+            if scenario.tunnel == Tunnel::Mixed {
+                let _ = writeln!(text, "tunnel = \"{}\"", scenario.tunnel.name(place));
+            }
             if middlebox.metered.contains(uplink) {
                 text.push_str("metered = true\n");
             }
@@ -179,14 +199,16 @@ impl Files {
     }
 
     fn core(&self, scenario: &Scenario, name: &str, core: &Core) -> Result<()> {
-        let listen: Vec<String> = core
-            .endpoints
-            .iter()
-            .map(|endpoint| match endpoint.is_ipv4() {
-                true => format!("\"0.0.0.0:{}\"", endpoint.port()),
-                false => format!("\"[::]:{}\"", endpoint.port()),
+        // Each port serves both kinds of tunnels; boxes look for QUIC at the second one.
+        let ports =
+            core.endpoints.iter().flat_map(|endpoint| [endpoint.port(), QUIC_PORT].map(|port| (endpoint, port)));
+        let listen: BTreeSet<String> = ports
+            .map(|(endpoint, port)| match endpoint.is_ipv4() {
+                true => format!("\"0.0.0.0:{port}\""),
+                false => format!("\"[::]:{port}\""),
             })
             .collect();
+        let listen: Vec<String> = listen.into_iter().collect();
         let mut text = format!(
             "schema = 1\npop = {}\nprivate_key_file = \"private.key\"\nlisten = [{}]\nsites = \"sites.d\"\n\
              holdings = {}\nwithdraw_after = \"{}\"\ncontrol = \"{}\"\n[tun]\nname = \"msp0\"\nmtu = {}\n",
@@ -250,6 +272,11 @@ impl Files {
                 let _ = writeln!(text, "prefixes = {}", quoted(&own));
                 self.site_extras(site, &mut text);
                 let _ = write!(text, "[client]\npublic_key = \"{}\"\n", self.secret(host).public());
+            }
+            if let Some(key) = &site.public_key {
+                let _ = writeln!(text, "prefixes = {}", quoted(&site.prefixes));
+                self.site_extras(site, &mut text);
+                let _ = write!(text, "[client]\npublic_key = \"{key}\"\n");
             }
             self.put(&format!("{name}/sites.d"), &format!("{site_name}.toml"), &text, 0o644)?;
         }

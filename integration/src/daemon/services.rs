@@ -2,8 +2,10 @@
 
 use crate::kernel::quote;
 use crate::scenario::{Dns, Nat64, Script};
+use crate::setup::aioquic;
+use anyhow::Result;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The translator's interface.
 const NAT64_TUN: &str = "nat64";
@@ -69,9 +71,11 @@ pub(super) fn run_tayga(nat64: &Nat64, config: &Path) -> String {
 
 /// The folder and the environment of a host's script, and its functions, as its first lines. A host without a script has
 /// them for a `check`.
-pub(super) fn environment(script: Option<&Script>, folder: &Path, control: &Path) -> String {
+pub(super) fn environment(script: Option<&Script>, folder: &Path, control: &Path) -> Result<String> {
     let lab = std::env::current_exe().unwrap_or_default();
-    let own = [("CONTROL", control.to_string_lossy()), ("LAB", lab.to_string_lossy())];
+    let python = if script.is_some_and(|script| script.aioquic) { aioquic::python()? } else { PathBuf::new() };
+    let own =
+        [("CONTROL", control.to_string_lossy()), ("LAB", lab.to_string_lossy()), ("PYTHON", python.to_string_lossy())];
     let given = script.iter().flat_map(|script| &script.environment);
     let given = given.map(|(name, value)| (name.as_str(), value.as_str().into()));
     let folder_name = quote(&folder.to_string_lossy());
@@ -83,5 +87,5 @@ pub(super) fn environment(script: Option<&Script>, folder: &Path, control: &Path
     if let Some(script) = script {
         let _ = writeln!(lines, "{}", script.functions);
     }
-    lines
+    Ok(lines)
 }

@@ -223,7 +223,7 @@ impl<'a> Stage<'a> {
     fn check(&mut self, host: &str, due: &Due, clock: Clock) -> Result<()> {
         let script = self.scenario.hosts.get(host).and_then(|host| host.script.as_ref());
         let line = due.step.line.as_deref().context("line is checked when a scenario is read")?;
-        let text = format!("{}{line}\n", self.files.environment(host, script));
+        let text = format!("{}{line}\n", self.files.environment(host, script)?);
         let within = due.step.within.unwrap_or_default().0;
         let begun = Instant::now();
         loop {

@@ -1,6 +1,7 @@
 //! Attackers, and the watch that looks for what they got through. All are bounded in count and rate.
 
 use super::clock::{Clock, Nanos, millis};
+use super::initial::forgery;
 use super::packet::{payload_to, replayable, spoofed};
 use super::payload::{draw, marks, pattern};
 use super::result::Seen;
@@ -117,7 +118,15 @@ pub(crate) struct Vandal {
     garbage: Garbage,
     seed: u64,
     socket: UdpSocket,
+    back: Back,
+}
+
+/// What has come back.
+#[derive(Default)]
+struct Back {
     replies: u64,
+    octets: u64,
+    longest: u64,
     icmp: u64,
 }
 
@@ -134,39 +143,43 @@ impl Vandal {
         } else {
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
         }
-        Ok(Vandal { garbage, seed, socket, replies: 0, icmp: 0 })
+        Ok(Vandal { garbage, seed, socket, back: Back::default() })
     }
 
     /// Sends, and listens until `end`.
     pub(crate) fn run(self, clock: Clock, end: Nanos) -> io::Result<EndResult> {
-        let Vandal { garbage, seed, socket, mut replies, mut icmp } = self;
+        let Vandal { garbage, seed, socket, mut back } = self;
         let to = SocketAddr::new(garbage.to_address, garbage.port);
         let start = nanos(garbage.start);
-        let (mut sent, mut refused) = (0, 0);
+        let (mut sent, mut refused, mut sent_octets) = (0, 0, 0);
         let mut datagram = Vec::new();
         let send = |number| {
-            trash(seed, number, garbage.max_size, &mut datagram);
+            let make = if garbage.quic { forgery } else { trash };
+            make(seed, number, garbage.max_size, &mut datagram);
             // The first call after an ICMP error reports that error in place of its own; the second one counts.
             match socket.send_to(&datagram, to).or_else(|_| socket.send_to(&datagram, to)) {
-                Ok(_) => sent += 1,
+                Ok(octets) => (sent, sent_octets) = (sent + 1, sent_octets + octets as u64),
                 Err(_) => refused += 1,
             }
         };
         let stop = paced(clock, (start, garbage.count, garbage.rate), send, || {
-            listen(&socket, &mut replies, &mut icmp);
+            listen(&socket, &mut back);
             Ok(())
         })?;
         // What waits in the queue of errors makes the socket ready all the time: it is emptied in the same turn.
         while clock.wait(&socket, PollFlags::IN, end)? {
-            listen(&socket, &mut replies, &mut icmp);
+            listen(&socket, &mut back);
         }
         Ok(EndResult::Attack(AttackResult {
             name: garbage.name,
             from: garbage.from,
             sent,
             refused,
-            replies,
-            icmp,
+            replies: back.replies,
+            sent_octets,
+            reply_octets: back.octets,
+            longest_reply: back.longest,
+            icmp: back.icmp,
             start_ms: millis(start),
             stop_ms: millis(stop),
             ..AttackResult::default()
@@ -175,16 +188,20 @@ impl Vandal {
 }
 
 /// Counts what has come back.
-fn listen(socket: &UdpSocket, replies: &mut u64, icmp: &mut u64) {
+fn listen(socket: &UdpSocket, back: &mut Back) {
     let mut buffer = [0; 2048];
     let fd = socket.as_raw_fd();
     let errors = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     while nix::sys::socket::recv(fd, &mut buffer, errors).is_ok() {
-        *icmp += 1;
+        back.icmp += 1;
     }
     loop {
         match socket.recv_from(&mut buffer) {
-            Ok(_) => *replies += 1,
+            Ok((octets, _)) => {
+                back.replies += 1;
+                back.octets += octets as u64;
+                back.longest = back.longest.max(octets as u64);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             // An ICMP error that is in the queue as well, and counted there; the next call goes on.
             Err(_) => {}

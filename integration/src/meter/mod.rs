@@ -15,6 +15,7 @@
 pub(crate) mod account;
 mod attack;
 mod clock;
+mod initial;
 mod live;
 mod packet;
 mod payload;

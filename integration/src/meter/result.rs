@@ -253,6 +253,15 @@ pub struct AttackResult {
     pub recorded: u64,
     /// Datagrams that came back.
     pub replies: u64,
+    /// Octets sent, without headers; counted where garbage is sent.
+    #[serde(default)]
+    pub sent_octets: u64,
+    /// Octets that came back.
+    #[serde(default)]
+    pub reply_octets: u64,
+    /// Octets of the longest datagram that came back.
+    #[serde(default)]
+    pub longest_reply: u64,
     /// ICMP errors that came back (an unreachable port answers so, and it is no answer of a daemon).
     pub icmp: u64,
     /// When the first packet was sent.

@@ -454,6 +454,9 @@ pub struct Garbage {
     /// Octets of the longest, at most 1,472.
     #[serde(default = "default_garbage_size")]
     pub max_size: usize,
+    /// Forged QUIC Initials, and what looks like them, in place of what looks like WireGuard.
+    #[serde(default)]
+    pub quic: bool,
     /// When the first is sent.
     #[serde(default)]
     pub start: Span,

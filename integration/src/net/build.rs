@@ -136,6 +136,17 @@ impl Network {
         Ok(())
     }
 
+    /// Packets that the filter that each link has now has dropped, of those that have one at any time.
+    pub fn dropped_by_links(&self) -> Result<BTreeMap<String, u64>> {
+        let of = |name: &String| {
+            let link = self.link(name)?;
+            let ends = [&link.near, &link.far].into_iter();
+            let dropped = ends.map(|end| router::dropped_at(self.host(&end.host)?, &end.interface));
+            Ok((name.clone(), dropped.sum::<Result<u64>>()?))
+        };
+        self.filtered.iter().map(of).collect()
+    }
+
     /// Gives both ends of a link an MTU.
     pub fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
         for end in [&link.near, &link.far] {

@@ -1,6 +1,7 @@
 //! What a router refuses, translates and counts: BCP 38 at an ISP's edge, strict reverse path, NAT.
 
 use super::build::Node;
+use super::filter;
 use crate::scenario::{Host, Isp, Nat};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -25,19 +26,28 @@ fn has_filter(host: &Host) -> bool {
     host.strict_rp || host.isp.as_ref().is_some_and(|isp| !isp.ingress.is_empty())
 }
 
+/// How many packets the filter of what arrives at an interface of the host has dropped.
+pub(super) fn dropped_at(node: &Node, interface: &str) -> Result<u64> {
+    let rules = list(node, &format!("nft list table netdev {}", filter::table(interface)))?;
+    Ok(rules.lines().filter_map(count).sum())
+}
+
+/// What a command says on a host, if it is there and has something to say.
+fn list(node: &Node, command: &str) -> Result<String> {
+    let mut words = command.split(' ');
+    let mut command = Command::new(words.next().unwrap_or_default());
+    let output = node
+        .spawn(command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()))?
+        .wait_with_output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// How many packets the host's filters have dropped, and by which rules; nothing if it has none.
 pub(crate) fn dropped(node: &Node) -> Result<Option<(u64, Vec<String>)>> {
     if !has_filter(&node.host) {
         return Ok(None);
     }
-    let list = |command: &str| -> Result<String> {
-        let mut words = command.split(' ');
-        let mut command = Command::new(words.next().unwrap_or_default());
-        let output = node
-            .spawn(command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()))?
-            .wait_with_output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    };
+    let list = |command| list(node, command);
     let mut rules = list("nft list table inet lab")?;
     if rules.is_empty() {
         rules = [list("iptables-legacy-save -c")?, list("ip6tables-legacy-save -c")?].concat();

@@ -61,6 +61,8 @@ pub struct Expect {
     pub longest_gap_ms: Option<Bar>,
     /// Stream or ping: packets lost.
     pub lost: Option<Bar>,
+    /// Stream or ping: packets lost beyond those that the filter of a link has dropped.
+    pub lost_beyond: Option<Beyond>,
     /// Stream or ping: packets lost, as a share of those sent, in percent.
     pub lost_percent: Option<Bar>,
     /// Stream or ping: distinct packets that arrived.
@@ -107,6 +109,8 @@ pub struct Expect {
     pub tcp_bytes: Option<Bar>,
     /// The same: octets of content received between `from` and `until`, in megabits a second.
     pub tcp_mbit: Option<Bar>,
+    /// One tcp entry: octets of content received, in percent of those that another one received.
+    pub tcp_percent_of: Option<PercentOf>,
     /// The same: longest stall, in milliseconds.
     pub tcp_stall_ms: Option<Bar>,
     /// The same: octets received in the two seconds after an event, in percent of those in the two seconds before it.
@@ -118,6 +122,10 @@ pub struct Expect {
     pub recorded: Option<Bar>,
     /// Attack: datagrams that came back.
     pub replies: Option<Bar>,
+    /// Attack: octets that came back, in percent of those sent.
+    pub reply_percent: Option<Bar>,
+    /// Attack: octets of the longest datagram that came back.
+    pub longest_reply: Option<Bar>,
 
     /// Watch: datagrams that came to its port.
     pub datagrams: Option<Bar>,
@@ -162,6 +170,28 @@ pub struct Share {
     pub min: Option<f64>,
     /// At most.
     pub max: Option<f64>,
+}
+
+/// Bounds on what a tcp entry received beside another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PercentOf {
+    /// The other one.
+    pub tcp: String,
+    /// At least.
+    pub min: Option<f64>,
+    /// At most.
+    pub max: Option<f64>,
+}
+
+/// Bounds on what was lost beyond what a link has dropped on purpose.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beyond {
+    /// The link, whose filter is there until the end.
+    pub link: String,
+    /// At most so many packets more.
+    pub max: f64,
 }
 
 /// Where a bar is asserted; elsewhere it is only reported.
@@ -262,6 +292,8 @@ impl<T> OneOrMore<T> {
 pub struct PathExpect {
     /// Its slot.
     pub slot: u8,
+    /// The kind of its tunnel; without it, of two paths over an uplink the one that does not stand by.
+    pub tunnel: Option<proto::TunnelKind>,
     /// "current" for the path that new flows take, or a name of [`proto::PathState`].
     pub is: String,
     /// Measured: the time from then until it is so, and is so ever after (up to `until`).

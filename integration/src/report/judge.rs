@@ -2,7 +2,7 @@
 
 mod network;
 
-use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, Outcome, Verdict};
+use super::expect::{Asserted, Bar, BgpExpect, EventBar, Expect, Moment, Outcome, PercentOf, Verdict};
 use super::{Report, StatusSample};
 use crate::meter::{Flow, Hole, SizesResult, TcpResult, WatchResult};
 use proto::snapshot::Traffic;
@@ -163,6 +163,13 @@ impl Judge<'_> {
         }
     }
 
+    fn lost_beyond(&self, link: &str) -> Measured {
+        let lost = self.flow()?.flow.lost as f64;
+        let dropped = self.report.dropped_by_links.get(link);
+        let dropped = *dropped.ok_or_else(|| format!("\"{link}\" has no filter, or this kernel has none"))?;
+        Ok((Some(lost - dropped as f64), format!("{lost} lost, {dropped} dropped")))
+    }
+
     fn packets(&mut self) {
         let e = self.expect;
         let count = |of: fn(&Flow) -> u64| move |j: &Self| Ok((Some(of(j.flow()?.flow) as f64), String::new()));
@@ -188,6 +195,11 @@ impl Judge<'_> {
                 sent => Ok((Some(packets.flow.lost as f64 * 100.0 / sent as f64), String::new())),
             }
         });
+        if let Some(beyond) = &e.lost_beyond {
+            let measured = self.lost_beyond(&beyond.link);
+            let what = format!("lost beyond what {} has dropped", beyond.link);
+            self.judge(&what, PACKETS, Bar { min: None, max: Some(beyond.max) }, measured);
+        }
         self.maybe("received", PACKETS, e.received, count(|f| f.received));
         self.maybe("duplicated", PACKETS, e.duplicated, count(|f| f.duplicated));
         self.maybe("out of order", PACKETS, e.reordered, count(|f| f.reordered));
@@ -426,6 +438,21 @@ impl Judge<'_> {
             let octets: f64 = entries.iter().map(|t| octets(t, from, until)).sum();
             Ok((Some(octets * 8.0 / ((until - from) * 1e3)), String::new()))
         });
+        if let Some(PercentOf { tcp, min, max }) = &e.tcp_percent_of {
+            let other = self.report.traffic.tcp.iter().find(|other| other.name == *tcp);
+            let measured = entries(self).and_then(|entries| match other {
+                Some(other) if other.bytes > 0 => {
+                    let octets: u64 = entries.iter().map(|entry| entry.bytes).sum();
+                    Ok((
+                        Some(octets as f64 * 100.0 / other.bytes as f64),
+                        format!("{octets} of {} octets", other.bytes),
+                    ))
+                }
+                _ => Err(format!("there is no tcp entry \"{tcp}\", or it received nothing")),
+            });
+            let scale = Scale { unit: "%", timed: true };
+            self.judge(&format!("downloaded beside {tcp}"), scale, Bar { min: *min, max: *max }, measured);
+        }
         self.maybe("longest stall", MILLIS, e.tcp_stall_ms, |j| {
             let stalls = entries(j)?.into_iter().map(|t| t.longest_stall.length_ms);
             Ok((Some(stalls.fold(0.0, f64::max)), String::new()))
@@ -459,6 +486,12 @@ impl Judge<'_> {
         self.maybe("sent", PACKETS, e.sent, count(|a| a.sent));
         self.maybe("recorded", PACKETS, e.recorded, count(|a| a.recorded));
         self.maybe("answers", PACKETS, e.replies, count(|a| a.replies));
+        self.maybe("longest answer", OCTETS, e.longest_reply, count(|a| a.longest_reply));
+        self.maybe("octets answered", Scale { unit: "%", timed: false }, e.reply_percent, |j| {
+            let [sent, replied] = [count(|a| a.sent_octets)(j)?.0, count(|a| a.reply_octets)(j)?.0];
+            let note = format!("{replied:?} of {sent:?} octets");
+            Ok((sent.filter(|sent| *sent > 0.0).zip(replied).map(|(sent, replied)| replied * 100.0 / sent), note))
+        });
         let watched = |of: fn(&WatchResult) -> Option<u64>| {
             move |j: &Self| {
                 let name = j.expect.watch.as_ref().ok_or("this bar needs a watch as its subject")?;

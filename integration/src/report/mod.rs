@@ -25,8 +25,8 @@ pub use table::Table;
 pub(crate) use summary::{figure, table};
 
 use crate::meter::TrafficResults;
-use proto::PathState;
 use proto::snapshot::{Snapshot, Traffic};
+use proto::{PathState, TunnelKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -54,6 +54,9 @@ pub struct Report {
     /// What the filters of routers had dropped in the end.
     #[serde(default)]
     pub filters: Vec<FilterCount>,
+    /// Packets that the filters of links have dropped, as they were at the end.
+    #[serde(default)]
+    pub dropped_by_links: BTreeMap<String, u64>,
     /// What the timeline did, in order of time.
     pub events: Vec<TimelineEvent>,
     /// How daemons ended, in order of time.
@@ -161,6 +164,9 @@ pub struct PeerSample {
     pub reachable: bool,
     /// The slot that new flows take.
     pub current_slot: Option<u8>,
+    /// And the kind of the tunnel.
+    #[serde(default)]
+    pub current_tunnel: Option<TunnelKind>,
     /// Changes of that slot since the daemon's start.
     pub path_changes: u64,
     /// Packets sent in fragments.
@@ -189,6 +195,12 @@ pub struct PeerSample {
 pub struct PathSample {
     /// The uplink slot of the box.
     pub slot: u8,
+    /// What its tunnel is.
+    #[serde(default)]
+    pub tunnel: TunnelKind,
+    /// The other path over its uplink is the one to be used.
+    #[serde(default)]
+    pub stands_by: bool,
     /// Its state.
     pub state: PathState,
     /// Smoothed round-trip time.
@@ -222,6 +234,7 @@ impl StatusSample {
             name: peer.name.clone(),
             reachable: peer.reachable,
             current_slot: peer.current_slot,
+            current_tunnel: peer.current_tunnel,
             path_changes: peer.path_changes,
             fragmented: peer.fragmented,
             reassembled: peer.reassembled,
@@ -234,6 +247,8 @@ impl StatusSample {
                 .iter()
                 .map(|p| PathSample {
                     slot: p.id.slot,
+                    tunnel: p.id.tunnel,
+                    stands_by: p.stands_by,
                     state: p.state,
                     rtt_ms: p.rtt_ms,
                     loss: p.loss,

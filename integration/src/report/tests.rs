@@ -74,6 +74,8 @@ fn story() -> Report {
         for (node, peer) in [("box", "pop-a"), ("core", "home")] {
             let path = |slot, state| PathSample {
                 slot,
+                tunnel: Default::default(),
+                stands_by: false,
                 state,
                 rtt_ms: Some(20.0),
                 loss: None,
@@ -91,6 +93,7 @@ fn story() -> Report {
                     name: peer.into(),
                     reachable: current.is_some(),
                     current_slot: current,
+                    current_tunnel: None,
                     path_changes: 0,
                     fragmented: 0,
                     reassembled: 0,
@@ -132,6 +135,7 @@ fn story() -> Report {
         status,
         links: Vec::new(),
         filters: Vec::new(),
+        dropped_by_links: Default::default(),
         events: vec![
             event(10_000.0, "cut_a", "ISP A goes silent"),
             event(30_000.0, "heal_a", "ISP A returns"),

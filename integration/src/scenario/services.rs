@@ -39,6 +39,9 @@ pub struct Script {
     /// Without it the host runs what it would run without a script, and has `functions` and `environment` for `check`.
     #[serde(default)]
     pub run: String,
+    /// It runs `$PYTHON client.py`, aioquic: see `integration/aioquic`.
+    #[serde(default)]
+    pub aioquic: bool,
     /// A second script, which fails as long as not all is well: traffic waits for it.
     #[serde(default)]
     pub ready: String,

@@ -23,7 +23,7 @@ use super::origin::Origins;
 use super::update::{Aggregator, Community, ExtendedCommunity, LargeCommunity};
 use ipnet::IpNet;
 use liveness::Life;
-use proto::{Instant, PeerId};
+use proto::{Instant, PathId, PeerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -172,8 +172,8 @@ impl Ingress {
     }
 
     /// A path of a site came up, or went down.
-    pub(crate) fn path(&mut self, id: PeerId, slot: u8, up: bool) {
-        self.liveness.path(id, slot, up);
+    pub(crate) fn path(&mut self, path: PathId, up: bool) {
+        self.liveness.path(path, up);
         self.work_out();
     }
 

@@ -26,7 +26,7 @@ fn settled() -> (Health, u64) {
             let largest = ms - 20;
             let ranges = [(0, largest)].into_iter().collect();
             health.on_receipt(
-                &Receipt { slot: 0, session: 1, largest, delay_us: 0, received_us: 0, ranges },
+                &Receipt { path: 0, session: 1, largest, delay_us: 0, received_us: 0, ranges },
                 0,
                 at(ms),
                 |_| true,
@@ -62,7 +62,7 @@ fn suspicion_is_forgiven_when_a_question_is_answered() {
     assert!(wants.ping);
     health.on_sent(PacketId { session: 1, number: next }, 100, at(240), true, Ticket::NONE);
     let receipt = Receipt {
-        slot: 0,
+        path: 0,
         session: 1,
         largest: next,
         delay_us: 0,
@@ -95,7 +95,7 @@ fn probation_doubles_with_each_failure_up_to_a_minute_and_is_forgiven() {
         health.on_sent(PacketId { session: 1, number }, 100, at(now), true, Ticket::NONE);
         health.on_receipt(
             &Receipt {
-                slot: 0,
+                path: 0,
                 session: 1,
                 largest: number,
                 delay_us: 0,

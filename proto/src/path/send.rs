@@ -60,7 +60,7 @@ impl Path {
         ticket: Ticket,
     ) -> Option<PacketId> {
         let id = self.send_numbered(ctx, plaintext, self.outer.of_own(), eliciting, ticket)?;
-        self.charge_own(ctx.now, plaintext.len() + OVERHEAD);
+        self.charge_own(ctx.now, plaintext.len() + self.tunnel.overhead().most);
         Some(id)
     }
 
@@ -110,34 +110,42 @@ impl Path {
         ticket: Ticket,
     ) -> Option<PacketId> {
         let route = self.route?;
-        let room = (plaintext.len() + OVERHEAD).max(HANDSHAKE_MAX);
+        let most = plaintext.len() + self.tunnel.overhead().most;
+        let room = most.max(HANDSHAKE_MAX).max(self.mtu.size().into());
+        let route = self.tunnel.route().unwrap_or(route);
         let (tunnel, now) = (&mut self.tunnel, ctx.now);
+        let mut waits = None;
         let sealed = ctx.out.transmit(room, class, |dst| {
             let sealed = tunnel.seal(plaintext, now, dst)?;
-            Some((sealed.len, route, sealed))
+            waits = Some(sealed).filter(|sealed| sealed.len == 0);
+            (sealed.len > 0).then_some((sealed.len, route, sealed))
         });
-        let sealed = sealed?;
-        self.tx.add(sealed.len);
-        self.health.on_sent(sealed.id, sealed.len, ctx.now, eliciting, ticket);
+        let sealed = sealed.or(waits)?;
+        // What waits in the tunnel is counted when it goes.
+        if sealed.len > 0 {
+            self.tx.add(sealed.len);
+        }
+        let len = if sealed.len > 0 { sealed.len } else { most };
+        self.health.on_sent(sealed.id, len, ctx.now, eliciting, ticket);
         Some(sealed.id)
     }
 
     /// Whether a packet of this length goes in one datagram, as far as is known.
     pub(crate) fn fits(&self, len: usize) -> bool {
-        len + OVERHEAD <= usize::from(self.mtu.size())
+        len + self.tunnel.overhead().most <= usize::from(self.mtu.size())
     }
 
     /// The largest packet that goes in one datagram, or the TUN's MTU while nothing is known: segments that turn out too
     /// large cost fragments, and ones that need not be small would stay small for as long as the connection lives.
     pub(crate) fn packet_mtu(&self, tun_mtu: u16) -> u16 {
-        self.mtu.measured().map_or(tun_mtu, |size| tun_mtu.min(size - OVERHEAD as u16))
+        self.mtu.measured().map_or(tun_mtu, |size| tun_mtu.min(size - self.tunnel.overhead().most as u16))
     }
 
     /// Seals and sends a packet that does not fit, and says in how many datagrams. 0: there is no session or no way. A path
     /// loses both between two datagrams of one call at most when its session's numbers end, after two million years.
     fn send_fragments(&mut self, ctx: &mut Context<'_>, packet: &[u8], id: u32, marks: Marks, ticket: Ticket) -> u8 {
         let size = self.mtu.size();
-        let room = size - marks.room() as u16;
+        let room = size - self.tunnel.overhead().most as u16 - marks.room() as u16;
         let class = self.outer.of_packet(packet, self.takes_marks);
         let mut buffer = std::mem::take(ctx.scratch);
         let mut sent = 0;
@@ -167,7 +175,7 @@ impl Path {
         fragmented: &mut u64,
     ) -> Option<(Origin, u8, bool)> {
         let &Outgoing { packet, origin, sequence, ticket, urgent } = outgoing;
-        let (before, slot) = (self.tx.bytes, self.config.slot);
+        let (before, path) = (self.tx.bytes, self.number());
         let mut number = || {
             let number = fragment_number(ctx.epoch, *fragmented);
             *fragmented += 1;
@@ -189,7 +197,7 @@ impl Path {
                 room[marked..end].copy_from_slice(trailer);
             }
             let id = self.send_whole(ctx, packet, &room[..end], ticket, true)?;
-            (origin.unwrap_or(Origin::Whole(slot, id)), 1, rides)
+            (origin.unwrap_or(Origin::Whole(path, id)), 1, rides)
         } else {
             // The fragments of a packet that went so before have its number again; a copy of a whole one has its own.
             let id = match origin {
@@ -212,16 +220,39 @@ impl Path {
         self.send(ctx, message.finish(), true)
     }
 
-    /// A PING that fills a datagram of this length.
+    /// A PING that fills a datagram of this length, or a little more where the tunnel's own part varies.
     pub(super) fn send_padded(&mut self, ctx: &mut Context<'_>, datagram: u16, eliciting: bool) -> Option<PacketId> {
         let mut buffer = std::mem::take(ctx.scratch);
-        buffer.resize(usize::from(datagram).saturating_sub(OVERHEAD).max(LEAST_MESSAGE), 0);
+        buffer.resize(usize::from(datagram).saturating_sub(self.tunnel.overhead().least).max(LEAST_MESSAGE), 0);
         let mut message = Writer::new(&mut buffer);
         message.add(&Item::Ping);
         message.pad();
         let id = self.send_own_numbered(ctx, message.finish(), eliciting, Ticket::NONE);
         *ctx.scratch = buffer;
         id
+    }
+
+    /// Sends what the tunnel has to say by itself.
+    pub(crate) fn flush(&mut self, ctx: &mut Context<'_>) {
+        self.stirred = false;
+        // An uplink that is gone has no socket.
+        let nowhere = self.config.link.is_some() && self.route.is_none();
+        let mut octets = 0;
+        while let Some((datagram, route)) = self.tunnel.poll_transmit(ctx.now) {
+            if nowhere {
+                continue;
+            }
+            let len = datagram.len();
+            ctx.out.transmit(len, self.outer.of_own(), |dst| {
+                dst.copy_from_slice(datagram);
+                Some((len, route, ()))
+            });
+            self.tx.add(len);
+            octets += len;
+        }
+        if octets > 0 {
+            self.charge_own(ctx.now, octets);
+        }
     }
 
     /// Sends what a tunnel wrote by itself: a handshake message, or a keepalive with a number.

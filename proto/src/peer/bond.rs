@@ -21,7 +21,7 @@ use crate::path::Path;
 use crate::policy::{ClassId, Mode};
 use crate::shape::{Popped, Queue, Waiting};
 use crate::wire::Sequence;
-use crate::{Instant, MAX_SLOTS};
+use crate::{Instant, MAX_PATHS};
 use std::time::Duration;
 
 /// Paths of which one is later by more than this are not bonded with each other: the receiver's memory, and what a flow must
@@ -63,12 +63,12 @@ const STREAMS: usize = 256;
 pub(super) struct Bond {
     class: ClassId,
     queue: Queue,
-    /// The slots of the paths that take part, a bit each.
-    members: u8,
+    /// The paths that take part, a bit each.
+    members: u16,
     /// When each of the slower ones has carried something last.
-    engaged: [Option<Instant>; MAX_SLOTS],
+    engaged: [Option<Instant>; MAX_PATHS],
     /// Of each path what its losses have led to.
-    lossy: [Lossy; MAX_SLOTS],
+    lossy: [Lossy; MAX_PATHS],
     /// When one of them went.
     shrunk_at: Option<Instant>,
     /// When one of them has room, if no receipt comes before.
@@ -116,8 +116,8 @@ impl Bonds {
         self.list.iter().filter_map(|bond| bond.ready_at).min()
     }
 
-    /// Of a class the slots of the paths that take part, a bit each, and the packets and octets that wait for them.
-    pub(super) fn of(&self, class: ClassId) -> (u8, (usize, u64)) {
+    /// Of a class the paths that take part, a bit each, and the packets and octets that wait for them.
+    pub(super) fn of(&self, class: ClassId) -> (u16, (usize, u64)) {
         let bond = self.list.iter().find(|bond| bond.class == class);
         bond.map_or((0, (0, 0)), |bond| (bond.members, bond.queue.held()))
     }
@@ -143,7 +143,7 @@ impl Bonds {
 struct Member {
     /// Its place among the peer's paths.
     at: usize,
-    slot: u8,
+    number: u8,
     /// By how much its packets are later than those of the fastest.
     later: Duration,
     /// What it carries, in octets a second, as far as is known.
@@ -161,7 +161,7 @@ impl Member {
 
 /// The set of paths, the fastest first, that carries most, of those that are no more than [`MOST_LATER`] apart. `before`: the
 /// set until now.
-fn choose(sorted: &[Member], before: u8) -> &[Member] {
+fn choose(sorted: &[Member], before: u16) -> &[Member] {
     let group = |first: usize| {
         let within = sorted[first..].iter().take_while(|member| member.later - sorted[first].later <= MOST_LATER);
         &sorted[first..first + within.count()]
@@ -169,7 +169,7 @@ fn choose(sorted: &[Member], before: u8) -> &[Member] {
     let rate = |group: &[Member]| group.iter().map(|member| member.rate).sum::<u64>();
     let groups = || (0..sorted.len()).map(group);
     let mut best = groups().next().unwrap_or(&[]);
-    if let Some(same) = groups().find(|group| before != 0 && slots(group) & before == before) {
+    if let Some(same) = groups().find(|group| before != 0 && set(group) & before == before) {
         best = same;
     }
     for other in groups() {
@@ -189,7 +189,7 @@ impl Peer {
                 class,
                 queue: Queue::default(),
                 members: 0,
-                engaged: [None; MAX_SLOTS],
+                engaged: [None; MAX_PATHS],
                 lossy: Default::default(),
                 shrunk_at: None,
                 ready_at: None,
@@ -219,9 +219,9 @@ impl Peer {
             return;
         }
         let (mut queue, mut engaged) = (std::mem::take(&mut bond.queue), bond.engaged);
-        let mut members = [Member::default(); MAX_SLOTS];
+        let mut members = [Member::default(); MAX_PATHS];
         for path in &self.paths {
-            let lossy = &mut self.bonds.list[at].lossy[usize::from(path.config.slot)];
+            let lossy = &mut self.bonds.list[at].lossy[usize::from(path.number())];
             *lossy = lossy.follow(ctx.now, path.health.quality().loss(ctx.now)[0].unwrap_or(0.0));
         }
         let count = self.members(ctx.now, at, &mut members);
@@ -230,7 +230,7 @@ impl Peer {
             self.paths[member.at].wake(ctx.now);
         }
         let bond = &mut self.bonds.list[at];
-        if bond.members & !slots(members) != 0 {
+        if bond.members & !set(members) != 0 {
             bond.shrunk_at = Some(ctx.now);
         }
         // Where any path has not shown yet what it carries, or others must carry what one that died had, a wait is nobody's
@@ -239,13 +239,13 @@ impl Peer {
         let lasting = settled && members.iter().all(|member| member.full);
         let latest = members.last().map_or(Duration::ZERO, |member| member.later);
         while let Some(member) = self.next_member(ctx.now, members, &queue, &engaged) {
-            engaged[usize::from(member.slot)] = Some(ctx.now);
+            engaged[usize::from(member.number)] = Some(ctx.now);
             let latency = self.paths[member.at].latency();
             match queue.pop(ctx.now, latency, lasting.then_some(latest), |_| true) {
                 Some(Popped::Send(waiting)) => self.send_bonded(ctx, members, &member, &waiting),
                 Some(Popped::Aged(waiting)) => self.drop_bonded(&waiting, DropReason::Aged),
                 Some(Popped::Mark(waiting)) => {
-                    self.mark(member.slot, waiting.place);
+                    self.mark(member.number, waiting.place);
                     self.send_bonded(ctx, members, &member, &waiting);
                 }
                 Some(Popped::Drop(waiting)) => self.drop_bonded(&waiting, DropReason::Congestion),
@@ -268,7 +268,7 @@ impl Peer {
             }
         }
         let bond = &mut self.bonds.list[at];
-        (bond.queue, bond.members, bond.engaged, bond.ready_at) = (queue, slots(members), engaged, ready_at);
+        (bond.queue, bond.members, bond.engaged, bond.ready_at) = (queue, set(members), engaged, ready_at);
     }
 
     /// The path by which the next packet of `queue` goes, if it is to go now.
@@ -277,7 +277,7 @@ impl Peer {
         now: Instant,
         members: &[Member],
         queue: &Queue,
-        engaged: &[Option<Instant>; MAX_SLOTS],
+        engaged: &[Option<Instant>; MAX_PATHS],
     ) -> Option<Member> {
         let (packets, octets) = queue.held();
         if packets == 0 {
@@ -306,8 +306,9 @@ impl Peer {
         }
         let number = self.bonds.next_number(waiting.flow);
         let sequence = Sequence { stream: waiting.flow, wait, number };
-        if self.replay.leave_queue(ctx.now, waiting.place, member.slot, sequence) {
-            self.transmit(ctx, member.slot, waiting.place);
+        if self.replay.leave_queue(ctx.now, waiting.place, member.number, sequence) {
+            self.paths[member.at].throttle.on_offered(usize::from(waiting.len));
+            self.transmit(ctx, member.number, waiting.place);
         }
     }
 
@@ -318,13 +319,13 @@ impl Peer {
     }
 
     /// The paths that take part, the fastest first, and how many.
-    fn members(&self, now: Instant, bond: usize, members: &mut [Member; MAX_SLOTS]) -> usize {
+    fn members(&self, now: Instant, bond: usize, members: &mut [Member; MAX_PATHS]) -> usize {
         let &Bond { class, members: before, lossy, .. } = &self.bonds.list[bond];
         let Some(course) = self.courses.get(usize::from(class)) else { return 0 };
-        let within = course.slots(&Mode::Bond);
-        let usable = |path: &Path| within & 1 << path.config.slot != 0 && path.standing(now).is_some();
+        let within = course.paths(&Mode::Bond);
+        let usable = |path: &Path| within & 1 << path.number() != 0 && path.standing(now).is_some();
         let sound = |path: &Path| {
-            let left_out = matches!(lossy[usize::from(path.config.slot)], Lossy::LeftOut(_));
+            let left_out = matches!(lossy[usize::from(path.number())], Lossy::LeftOut(_));
             path.health.state() == PathState::Up && !left_out
         };
         let any_sound = self.paths.iter().any(|path| usable(path) && sound(path));
@@ -338,17 +339,17 @@ impl Peer {
             let later = path.health.beyond(&fastest.health);
             members[count] = Member {
                 at,
-                slot: path.config.slot,
+                number: path.number(),
                 later,
                 rate: path.carries(now),
                 full: path.shaper.rate().is_some(),
             };
             count += 1;
         }
-        members[..count].sort_unstable_by_key(|member| (member.later, member.slot));
+        members[..count].sort_unstable_by_key(|member| (member.later, member.number));
         let chosen = choose(&members[..count], before);
-        let (first, count) = (chosen.first().map_or(0, |member| member.slot), chosen.len());
-        let first = members.iter().position(|member| member.slot == first).unwrap_or(0);
+        let (first, count) = (chosen.first().map_or(0, |member| member.number), chosen.len());
+        let first = members.iter().position(|member| member.number == first).unwrap_or(0);
         let fastest = members[first].later;
         members.copy_within(first..first + count, 0);
         members[..count].iter_mut().for_each(|member| member.later -= fastest);
@@ -363,25 +364,25 @@ fn is_worth(
     octets: u64,
     faster: Option<u64>,
     member: &Member,
-    engaged: &[Option<Instant>; MAX_SLOTS],
+    engaged: &[Option<Instant>; MAX_PATHS],
 ) -> bool {
     let Some(faster) = faster else { return false };
-    let goes_on = engaged[usize::from(member.slot)].is_some_and(|at| now.since(at) < member.later + IDLE);
+    let goes_on = engaged[usize::from(member.number)].is_some_and(|at| now.since(at) < member.later + IDLE);
     let needed = if goes_on { member.later.min(BURST) } else { member.later };
     let needs = octets.saturating_mul(1_000_000) / faster.max(1);
     u128::from(needs) >= needed.as_micros()
 }
 
-fn slots(members: &[Member]) -> u8 {
-    members.iter().fold(0, |slots, member| slots | 1 << member.slot)
+fn set(members: &[Member]) -> u16 {
+    members.iter().fold(0, |set, member| set | 1 << member.number)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn member(slot: u8, later_ms: u64, mbit: u64) -> Member {
-        Member { at: slot.into(), slot, later: Duration::from_millis(later_ms), rate: mbit * 125_000, full: true }
+    fn member(number: u8, later_ms: u64, mbit: u64) -> Member {
+        Member { at: number.into(), number, later: Duration::from_millis(later_ms), rate: mbit * 125_000, full: true }
     }
 
     #[test]
@@ -395,7 +396,7 @@ mod tests {
             (&[member(0, 0, 10), member(1, 80, 10), member(2, 160, 10)], 0b110, 0b110, "the set in use, of equals"),
             (&[], 0, 0, "none"),
         ] {
-            assert_eq!(slots(choose(paths, before)), expected, "{why}");
+            assert_eq!(set(choose(paths, before)), expected, "{why}");
         }
     }
 
@@ -404,7 +405,7 @@ mod tests {
         let (now, path) = (Instant::from_nanos(1_000_000_000), member(1, 30, 50));
         let takes_part = |octets, faster_mbit: u64, idle_ms: Option<u64>| {
             let at = idle_ms.map(|ms| Instant::from_nanos(1_000_000_000 - ms * 1_000_000));
-            let mut engaged = [None; MAX_SLOTS];
+            let mut engaged = [None; MAX_PATHS];
             engaged[1] = at;
             is_worth(now, octets, Some(faster_mbit * 125_000), &path, &engaged)
         };
@@ -413,7 +414,7 @@ mod tests {
         assert!(takes_part(26_000, 100, Some(129)), "it goes on");
         assert!(!takes_part(24_000, 100, Some(10)), "a burst is none of its business");
         assert!(!takes_part(26_000, 100, Some(131)), "it has stopped");
-        assert!(is_worth(now, 0, Some(0), &member(0, 0, 100), &[None; MAX_SLOTS]), "the fastest always does");
-        assert!(!is_worth(now, 1 << 30, None, &path, &[None; MAX_SLOTS]), "nobody knows that it is needed");
+        assert!(is_worth(now, 0, Some(0), &member(0, 0, 100), &[None; MAX_PATHS]), "the fastest always does");
+        assert!(!is_worth(now, 1 << 30, None, &path, &[None; MAX_PATHS]), "nobody knows that it is needed");
     }
 }

@@ -7,8 +7,11 @@ use crate::node::{Datagram, MAX_AGE};
 use crate::outer;
 use crate::output::Route;
 use crate::packet::{IpView, clamp_mss};
+use crate::path::Path;
 use crate::policy::{Direction, Facts};
-use crate::tunnel::{PacketId, Role};
+use crate::replay::Ticket;
+use crate::tunnel::quic::Parcel;
+use crate::tunnel::{Opened, PacketId, Role};
 use crate::wire::{self, Fragment, Hello, Item, MOST_TRAILER, ReadError, Receipt, Sequence};
 
 impl Peer {
@@ -16,11 +19,11 @@ impl Peer {
     pub(crate) fn on_handshake(
         &mut self,
         ctx: &mut Context<'_>,
-        slot: u8,
+        number: u8,
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
         let (kind, role, epoch) = (self.config.kind, self.role, self.remote_epoch);
-        let path = self.path_mut(slot).ok_or(DropReason::HandshakeInvalid)?;
+        let path = self.path_mut(number).ok_or(DropReason::HandshakeInvalid)?;
         path.tick_at.get_or_insert(ctx.now);
         // A responder answers to where the initiation came from and remembers nothing of it: an old initiation, played
         // again from elsewhere, moves no endpoint. An initiator confirms to where the answer came from, if it knows that
@@ -48,53 +51,97 @@ impl Peer {
     pub(crate) fn on_data(
         &mut self,
         ctx: &mut Context<'_>,
-        slot: u8,
+        number: u8,
         id: PacketId,
         datagram: &Datagram<'_>,
     ) -> Result<(), DropReason> {
-        let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
+        let role = self.role;
         (ctx.waited, ctx.ecn) = (datagram.waited, datagram.ecn);
-        let path = self.path_mut(slot).ok_or(DropReason::UnknownSession)?;
+        let path = self.path_mut(number).ok_or(DropReason::UnknownSession)?;
         let buffer = ctx.out.lend(datagram.data.len());
         let opened = path.tunnel.open(datagram.data, ctx.now, ctx.indices.of(path.at), buffer)?;
         path.rx.add(datagram.data.len());
         path.marks.met += u64::from(datagram.ecn == outer::CE);
-        if opened.established {
-            path.on_session(ctx, kind, role, epoch);
-        }
         // A packet that was overtaken by others tells where the peer was, not where it is.
         if role == Role::Responder && opened.current && path.received.is_newest(id) {
             path.move_to(Route { link: datagram.link, to: datagram.from, from: datagram.to });
         }
+        self.on_opened(ctx, number, id, opened)
+    }
+
+    /// A datagram for a connection of one of its paths.
+    pub(crate) fn on_parcel(
+        &mut self,
+        ctx: &mut Context<'_>,
+        number: u8,
+        parcel: Parcel,
+        datagram: &Datagram<'_>,
+    ) -> Result<(), DropReason> {
+        let (kind, role, epoch) = (self.config.kind, self.role, self.remote_epoch);
+        (ctx.waited, ctx.ecn) = (datagram.waited, datagram.ecn);
+        let path = self.path_mut(number).ok_or(DropReason::UnknownSession)?;
+        path.tick_at.get_or_insert(ctx.now);
+        path.stirred = true;
+        let outcome = path.tunnel.accept(parcel, ctx.now, ctx.indices.of(path.at))?;
+        path.rx.add(datagram.data.len());
+        path.marks.met += u64::from(datagram.ecn == outer::CE);
+        if let Some(id) = outcome.id {
+            let len = path.tunnel.overhead().most;
+            path.health.on_sent(id, len, ctx.now, false, Ticket::NONE);
+        }
+        if outcome.established {
+            path.on_answer(datagram.from);
+            path.on_session(ctx, kind, role, epoch);
+        }
+        path.follow();
+        loop {
+            let Some(path) = self.path_mut(number) else { return Ok(()) };
+            let buffer = ctx.out.lend(datagram.data.len());
+            let Some(packet) = path.tunnel.next(ctx.now, ctx.indices.of(path.at), buffer) else { return Ok(()) };
+            path.follow();
+            // One bad packet is no reason to leave the next one.
+            if let Err(reason) = packet.and_then(|(id, opened)| self.on_opened(ctx, number, id, opened)) {
+                self.count_drop(reason);
+            }
+        }
+    }
+
+    /// What came out of a tunnel, in the buffer lent last.
+    fn on_opened(&mut self, ctx: &mut Context<'_>, number: u8, id: PacketId, opened: Opened) -> Result<(), DropReason> {
+        let (kind, role, epoch, receipts) = (self.config.kind, self.role, self.remote_epoch, self.receipts());
+        let path = self.path_mut(number).ok_or(DropReason::UnknownSession)?;
+        if opened.established {
+            path.on_session(ctx, kind, role, epoch);
+        }
         path.health.on_heard(ctx.now);
         let transition = if receipts { None } else { path.health.on_session(ctx.now, true) };
-        let packet = &ctx.out.lend(datagram.data.len())[..opened.ip];
+        let packet = &ctx.out.lend(opened.plaintext)[..opened.ip];
         if packet.is_empty() {
             path.received.note(id, ctx.now, false);
-            self.report(ctx, slot, transition);
+            self.report(ctx, number, transition);
             return Ok(());
         }
         if receipts && wire::is_link_message(packet) {
             let mut message = std::mem::take(ctx.scratch);
             message.clear();
             message.extend_from_slice(packet);
-            self.report(ctx, slot, transition);
-            let outcome = self.on_link_message(ctx, slot, id, &message);
+            self.report(ctx, number, transition);
+            let outcome = self.on_link_message(ctx, number, id, &message);
             *ctx.scratch = message;
             return outcome;
         }
         let mut trailer = [0; MOST_TRAILER];
         let behind = opened.plaintext - opened.ip;
         if receipts && behind > 0 {
-            let whole = &ctx.out.lend(datagram.data.len())[opened.ip..opened.plaintext];
+            let whole = &ctx.out.lend(opened.plaintext)[opened.ip..];
             trailer.get_mut(..behind).ok_or(DropReason::LinkMessageMalformed)?.copy_from_slice(whole);
         }
         let came_as_copy = path.received.note(id, ctx.now, true);
-        self.report(ctx, slot, transition);
+        self.report(ctx, number, transition);
         let mut place = None;
         if receipts {
             self.want_receipt(ctx.now, false);
-            let (copy, sequence) = self.on_trailer(ctx, slot, &trailer[..behind.min(MOST_TRAILER)])?;
+            let (copy, sequence) = self.on_trailer(ctx, number, &trailer[..behind.min(MOST_TRAILER)])?;
             match copy {
                 Some(copy) => self.note_copy(ctx.now, copy)?,
                 None if came_as_copy => return Err(DropReason::Duplicate),
@@ -102,21 +149,21 @@ impl Peer {
             }
             place = sequence;
         }
-        self.on_packet(ctx, opened.ip, place.map(|place| (slot, place)))
+        self.on_packet(ctx, opened.ip, place.map(|place| (number, place)))
     }
 
     /// What stands behind a packet: receipts, whether the packet is a copy, and its place in its stream.
     fn on_trailer(
         &mut self,
         ctx: &mut Context<'_>,
-        slot: u8,
+        number: u8,
         trailer: &[u8],
     ) -> Result<(Option<wire::Copy>, Option<Sequence>), DropReason> {
         let (mut copy, mut sequence) = (None, None);
         let read = wire::read_trailer(trailer, |item| match item {
             Item::Copy(of) => copy = Some(of),
             Item::Sequence(of) => sequence = Some(of),
-            Item::Receipt(receipt) => self.on_receipt(ctx, slot, &receipt),
+            Item::Receipt(receipt) => self.on_receipt(ctx, number, &receipt),
             // Nothing else is sent so.
             _ => {}
         });
@@ -125,23 +172,23 @@ impl Peer {
 
     /// A copy of a packet is to be delivered: only the first.
     fn note_copy(&mut self, now: Instant, copy: wire::Copy) -> Result<(), DropReason> {
-        let path = self.path_mut(copy.slot).ok_or(DropReason::LinkMessageMalformed)?;
+        let path = self.path_mut(copy.path).ok_or(DropReason::LinkMessageMalformed)?;
         path.received.note_copy(copy, now)
     }
 
-    /// A receipt that came by the path of slot `via`.
+    /// A receipt that came by the path of number `via`.
     fn on_receipt(&mut self, ctx: &mut Context<'_>, via: u8, receipt: &Receipt) {
         let Peer { paths, replay, .. } = self;
-        if let Some(path) = paths.iter_mut().find(|path| path.config.slot == receipt.slot) {
+        if let Some(path) = paths.iter_mut().find(|path| path.number() == receipt.path) {
             let transition = path.on_receipt(receipt, via, ctx.now, replay);
             if replay.take_orphans() {
                 self.rescue.get_or_insert(0);
             }
-            self.report(ctx, receipt.slot, transition);
+            self.report(ctx, receipt.path, transition);
         }
     }
 
-    /// An inner packet, which lies in the buffer lent last; `sequence`: by the path of which slot it came and its place in its
+    /// An inner packet, which lies in the buffer lent last; `sequence`: by which path it came and its place in its
     /// stream, if it is bonded.
     fn on_packet(
         &mut self,
@@ -169,16 +216,16 @@ impl Peer {
         }
         outer::decapsulate(packet, ctx.ecn).ok_or(DropReason::NotEcnCapable)?;
         // A SYN's MSS governs the segments that go back to its sender: those take our direction of the path.
-        let used = self.paths.iter().filter(|path| self.carrying & 1 << path.config.slot != 0);
+        let used = self.paths.iter().filter(|path| self.carrying & 1 << path.number() != 0);
         let mtu = used.map(|path| path.packet_mtu(ctx.mtu)).min().unwrap_or(ctx.mtu);
         clamp_mss(&view, packet, mtu - self.numbering);
         self.last_traffic = Some(ctx.now);
         self.rx.add(len);
-        let Some((slot, sequence)) = sequence else {
+        let Some((path, sequence)) = sequence else {
             self.deliver(ctx, len);
             return Ok(());
         };
-        if self.resequencer.insert(ctx.now, slot, sequence, &ctx.out.lend(len)[..len]) {
+        if self.resequencer.insert(ctx.now, path, sequence, &ctx.out.lend(len)[..len]) {
             self.deliver(ctx, len);
         }
         self.deliver_resequenced(ctx);
@@ -218,7 +265,7 @@ impl Peer {
     fn on_fragment(
         &mut self,
         ctx: &mut Context<'_>,
-        slot: u8,
+        number: u8,
         fragment: &Fragment<'_>,
         (copy, sequence): (Option<wire::Copy>, Option<Sequence>),
     ) -> Result<(), DropReason> {
@@ -231,13 +278,13 @@ impl Peer {
         if let Some(copy) = copy {
             self.note_copy(ctx.now, copy)?;
         }
-        self.on_packet(ctx, len, sequence.map(|sequence| (slot, sequence)))
+        self.on_packet(ctx, len, sequence.map(|sequence| (number, sequence)))
     }
 
     fn on_link_message(
         &mut self,
         ctx: &mut Context<'_>,
-        slot: u8,
+        number: u8,
         id: PacketId,
         message: &[u8],
     ) -> Result<(), DropReason> {
@@ -251,20 +298,20 @@ impl Peer {
             Item::Lost(gone) => {
                 eliciting = true;
                 // What came by a path is no sign that this path is gone, whatever it says.
-                if let Some(path) = self.path_mut(gone).filter(|_| gone != slot) {
+                if let Some(path) = self.path_mut(gone).filter(|_| gone != number) {
                     let transition = path.health.on_lost(ctx.now);
                     self.report(ctx, gone, transition);
                 }
             }
-            Item::Receipt(receipt) => self.on_receipt(ctx, slot, &receipt),
+            Item::Receipt(receipt) => self.on_receipt(ctx, number, &receipt),
             Item::Copy(of) => copy = Some(of),
             Item::Sequence(of) => sequence = Some(of),
         });
         if let Some(hello) = hello {
             eliciting = true;
-            self.on_hello(ctx, slot, &hello);
+            self.on_hello(ctx, number, &hello);
         }
-        if let Some(path) = self.path_mut(slot) {
+        if let Some(path) = self.path_mut(number) {
             path.received.note(id, ctx.now, eliciting);
         }
         if eliciting {
@@ -274,10 +321,10 @@ impl Peer {
             ReadError::Malformed => DropReason::LinkMessageMalformed,
             ReadError::Version(_) => DropReason::LinkMessageVersion,
         })?;
-        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, slot, &fragment, (copy, sequence)))
+        fragment.map_or(Ok(()), |fragment| self.on_fragment(ctx, number, &fragment, (copy, sequence)))
     }
 
-    fn on_hello(&mut self, ctx: &mut Context<'_>, slot: u8, hello: &Hello) {
+    fn on_hello(&mut self, ctx: &mut Context<'_>, number: u8, hello: &Hello) {
         if hello.least_version > wire::VERSION {
             self.drops.add(DropReason::LinkMessageVersion);
             return;
@@ -299,8 +346,13 @@ impl Peer {
         self.capabilities = hello.capabilities;
         self.paths.iter_mut().for_each(|path| path.takes_marks = hello.capabilities & Hello::ECN != 0);
         self.policy_hash = hello.policy_hash;
-        if let Some(path) = self.path_mut(slot) {
+        if let Some(path) = self.path_mut(number) {
             path.on_hello(ctx, hello);
+            let slot = path.config.slot;
+            if self.role == Role::Responder && !hello.stands_by {
+                let other = |path: &&mut Path| path.config.slot == slot && path.number() != number;
+                self.paths.iter_mut().filter(other).for_each(|other| other.stands_by = true);
+            }
         }
     }
 }

@@ -10,11 +10,10 @@ use crate::packet::IpView;
 use crate::path::Path;
 use crate::policy::{ClassId, Facts, Mode, Order, Preference, Priority};
 use crate::replay::{Moving, Outgoing, Sort, Ticket};
-use crate::schedule::{Course, MOVE_GRACE, draw};
+use crate::schedule::{Course, MOVE_GRACE, draw, same_uplink};
 use crate::shape::Popped;
-use crate::tunnel::OVERHEAD;
 use crate::wire::{self, Hello, Item, MAX_MESSAGE, MOST_TRAILER, Writer};
-use crate::{Instant, MAX_SLOTS};
+use crate::{Instant, MAX_PATHS, slot_of};
 use std::time::Duration;
 
 /// How much before they are due receipts go with a packet that is sent anyway, and so cost 26 octets instead of 102: one
@@ -23,7 +22,7 @@ const RIDES_EARLY: Duration = Duration::from_millis(1);
 
 /// By how much a packet by one path may arrive later than one that goes by the other at the same time.
 fn later_by(paths: &[Path], slow: u8, fast: u8) -> Duration {
-    let path = |slot| paths.iter().find(|path| path.config.slot == slot);
+    let path = |number| paths.iter().find(|path| path.number() == number);
     path(slow)
         .zip(path(fast))
         .map_or(Duration::ZERO, |(slow, fast)| slow.shaper.wait() + slow.health.later_than(&fast.health))
@@ -33,8 +32,8 @@ fn later_by(paths: &[Path], slow: u8, fast: u8) -> Duration {
 struct Receipts<'a> {
     /// As a link message.
     message: &'a [u8],
-    /// The slots of the paths by which something came that asks for them.
-    with_news: [bool; MAX_SLOTS],
+    /// The paths by which something came that asks for them.
+    with_news: [bool; MAX_PATHS],
 }
 
 /// What the fragments of a packet carry: each life of this end counts from a number of its own, so that what is under way
@@ -51,12 +50,12 @@ fn balanced(
     (flow, now): (u64, Instant),
 ) -> Option<u8> {
     let spread = course.spread;
-    let place = flows.find(flow, now).place.filter(|slot| spread & 1 << slot != 0);
+    let place = flows.find(flow, now).place.and_then(|path| same_uplink(spread, path));
     if place.is_some() && !course.balance.is_due(now) {
         return place;
     }
-    let mut berths = [Berth::default(); MAX_SLOTS];
-    let used = paths.iter().filter(|path| spread & 1 << path.config.slot != 0);
+    let mut berths = [Berth::default(); MAX_PATHS];
+    let used = paths.iter().filter(|path| spread & 1 << path.number() != 0);
     let count = berths.iter_mut().zip(used).map(|(berth, path)| *berth = path.berth(now)).count();
     course.balance.move_one(flows, class, now, &berths[..count]);
     let place = place.or_else(|| balance::place(flows, class, now, &berths[..count]));
@@ -64,24 +63,24 @@ fn balanced(
     place
 }
 
-/// The slots of the paths that live, the best first: without an order of policy's, all; else without those that are not to be
+/// The paths that live, the best first: without an order of policy's, all; else without those that are not to be
 /// taken.
-fn ranked(paths: &[Path], now: Instant, order: Option<Order<'_>>) -> [Option<u8>; MAX_SLOTS] {
-    let mut ranked = [None; MAX_SLOTS];
+fn ranked(paths: &[Path], now: Instant, order: Option<Order<'_>>) -> [Option<u8>; MAX_PATHS] {
+    let mut ranked = [None; MAX_PATHS];
     let standing = paths.iter().filter(|path| path.alive()).filter_map(|path| {
-        let slot = path.config.slot;
         let place = path.preference();
-        let preference = match order {
-            Some(order) => order.preference(slot, place, path.capped)?,
-            None => Preference { within_limit: true, listed: true, place },
+        let mut preference = match order {
+            Some(order) => order.preference(path.config.slot, place, path.capped)?,
+            None => Preference { within_limit: true, listed: true, stands_by: false, place },
         };
-        Some((path.standing(now)?, preference, slot))
+        preference.stands_by = path.stands_by;
+        Some((path.standing(now)?, preference, path.number()))
     });
     for (place, of) in ranked.iter_mut().zip(standing) {
         *place = Some(of);
     }
     ranked.sort_unstable_by_key(|of| (of.is_none(), *of));
-    ranked.map(|of| of.map(|(_, _, slot)| slot))
+    ranked.map(|of| of.map(|(_, _, path)| path))
 }
 
 impl Peer {
@@ -116,12 +115,12 @@ impl Peer {
         };
         let known = flows.find(flow, ctx.now);
         known.octets += packet.len() as u64;
-        let mut alive = [false; MAX_SLOTS];
+        let mut alive = [false; MAX_PATHS];
         for path in &*paths {
             // An impaired one keeps nobody: what flows there is lost.
-            alive[usize::from(path.config.slot)] = path.alive() && path.health.state() != PathState::Impaired;
+            alive[usize::from(path.number())] = path.alive() && path.health.state() != PathState::Impaired;
         }
-        let (slot, left) = known.assign(ctx.now, wanted, alive, moved_at, |from| later_by(paths, from, wanted));
+        let (path, left) = known.assign(ctx.now, wanted, alive, moved_at, |from| later_by(paths, from, wanted));
         course.tx.add(packet.len());
         if !by_itself
             && ctx.now.since(moved_at) >= MOVE_GRACE
@@ -133,7 +132,7 @@ impl Peer {
             self.overtake(ctx, from, wanted, Moving::Flow(flow));
         }
         if !self.takes_copies() {
-            self.send_unkept(ctx, slot, packet);
+            self.send_unkept(ctx, path, packet);
             return;
         }
         self.tx.add(packet.len());
@@ -150,35 +149,36 @@ impl Peer {
             return;
         }
         if copies > 1 {
-            self.offer_copies(ctx, place, (class, slot), copies);
+            self.offer_copies(ctx, place, (class, path), copies);
             return;
         }
         let (now, urgent) = (ctx.now, self.replay.is_urgent(place));
-        let of = |slot: u8| self.paths.iter().find(move |path| path.config.slot == slot);
-        let doubtful = of(slot).is_some_and(|path| path.health.state() == PathState::Suspect);
-        let slow = urgent && of(slot).is_some_and(|path| path.has_long_queue(now));
+        let of = |number: u8| self.paths.iter().find(move |path| path.number() == number);
+        let doubtful = of(path).is_some_and(|path| path.health.state() == PathState::Suspect);
+        let slow = urgent && of(path).is_some_and(|path| path.has_long_queue(now));
         // What is suspected may be dead, and the other may be dead as well and not be known to be. And what a call sends into a
         // queue that is to be emptied first comes too late, if not by another path as well: that is worth its few octets
         // where they cost nothing.
-        let helps =
-            |other: &u8| of(*other).is_some_and(|path| doubtful || !(path.metered() || path.has_long_queue(now)));
+        let relieves =
+            |other: &Path| slot_of(other.number()) != slot_of(path) && !other.metered() && !other.has_long_queue(now);
+        let helps = |other: &u8| of(*other).is_some_and(|other| doubtful || relieves(other));
         let other = (doubtful || slow)
-            .then(|| self.ranked(now, class).into_iter().flatten().find(|other| *other != slot && helps(other)))
+            .then(|| self.ranked(now, class).into_iter().flatten().find(|other| *other != path && helps(other)))
             .flatten();
-        self.offer(ctx, slot, place);
+        self.offer(ctx, path, place);
         if let Some(other) = other {
             self.offer(ctx, other, place);
         }
     }
 
-    /// Gives a kept packet to so many paths at once: to the one of `slot`, and to others over which its class spreads, the best
+    /// Gives a kept packet to so many paths at once: to `path`, and to others over which its class spreads, the best
     /// first.
-    fn offer_copies(&mut self, ctx: &mut Context<'_>, place: u64, (class, slot): (ClassId, u8), copies: usize) {
+    fn offer_copies(&mut self, ctx: &mut Context<'_>, place: u64, (class, path): (ClassId, u8), copies: usize) {
         self.replay.wants_all(place);
         let spread = self.courses.get(usize::from(class)).map_or(0, |course| course.spread);
         let ranked = self.ranked(ctx.now, class);
-        let others = ranked.into_iter().flatten().filter(|other| *other != slot && spread & 1 << other != 0);
-        self.offer(ctx, slot, place);
+        let others = ranked.into_iter().flatten().filter(|other| *other != path && spread & 1 << other != 0);
+        self.offer(ctx, path, place);
         for other in others.take(copies - 1) {
             self.offer(ctx, other, place);
         }
@@ -186,10 +186,10 @@ impl Peer {
 
     /// A packet for a peer that takes no copies, or does not know yet that this end has started anew. It is not kept, since it
     /// could not be sent again, and does not wait: what room there is only receipts would tell.
-    fn send_unkept(&mut self, ctx: &mut Context<'_>, slot: u8, packet: &[u8]) {
+    fn send_unkept(&mut self, ctx: &mut Context<'_>, number: u8, packet: &[u8]) {
         let (cut, eliciting) = (self.puts_together(), self.receipts());
         let Peer { paths, fragmented, .. } = self;
-        let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
+        let Some(path) = paths.iter_mut().find(|path| path.number() == number) else { return };
         let sent = if cut {
             let outgoing = Outgoing { packet, origin: None, sequence: None, ticket: Ticket::NONE, urgent: false };
             path.send_packet(ctx, &outgoing, &[], cut, fragmented).is_some()
@@ -202,30 +202,33 @@ impl Peer {
         }
     }
 
-    /// Gives a kept packet to the path of `slot`: it goes at once, or waits there.
-    fn offer(&mut self, ctx: &mut Context<'_>, slot: u8, place: u64) {
+    /// Gives a kept packet to the path of this number: it goes at once, or waits there.
+    fn offer(&mut self, ctx: &mut Context<'_>, number: u8, place: u64) {
         let Peer { paths, replay, drops, .. } = self;
-        let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
-        let Some(waiting) = replay.assign(ctx.now, place, slot) else { return };
+        let Some(path) = paths.iter_mut().find(|path| path.number() == number) else { return };
+        let Some(waiting) = replay.assign(ctx.now, place, number) else { return };
+        if !waiting.copy {
+            path.throttle.on_offered(usize::from(waiting.len));
+        }
         if path.has_room(ctx.now, waiting.priority == Priority::Realtime) {
-            self.transmit(ctx, slot, place);
-        } else if !path.make_wait(waiting) && replay.give_up(place, slot) {
+            self.transmit(ctx, number, place);
+        } else if !path.make_wait(waiting) && replay.give_up(place, number) {
             drops.add(DropReason::ReplayBound);
         }
     }
 
-    /// Sends a kept packet by the path of `slot`. Receipts that are wanted ride on it.
-    pub(super) fn transmit(&mut self, ctx: &mut Context<'_>, slot: u8, place: u64) {
+    /// Sends a kept packet by the path of this number. Receipts that are wanted ride on it.
+    pub(super) fn transmit(&mut self, ctx: &mut Context<'_>, number: u8, place: u64) {
         let first = !self.replay.is_sent(place);
         let mut buffer = [0; MAX_MESSAGE];
-        let receipts = if first { self.receipts_to_ride(ctx.now, slot, &mut buffer) } else { None };
+        let receipts = if first { self.receipts_to_ride(ctx.now, number, &mut buffer) } else { None };
         let cut = self.puts_together();
         let Peer { paths, replay, copies, fragmented, .. } = self;
-        let Some(path) = paths.iter_mut().find(|path| path.config.slot == slot) else { return };
+        let Some(path) = paths.iter_mut().find(|path| path.number() == number) else { return };
         let trailer = receipts.as_ref().map_or(&[][..], |receipts| wire::items_of(receipts.message));
         let trailer = if trailer.len() <= MOST_TRAILER { trailer } else { &[] };
         let (before, mut ridden) = (path.tx.bytes, false);
-        replay.transmit(place, slot, |outgoing| {
+        replay.transmit(place, number, |outgoing| {
             let (origin, datagrams, rode) = path.send_packet(ctx, &outgoing, trailer, cut, fragmented)?;
             ridden = rode;
             if !first {
@@ -234,14 +237,14 @@ impl Peer {
             Some((origin, datagrams))
         });
         if let Some(receipts) = receipts {
-            self.send_receipts(ctx, &receipts, ridden.then_some(slot));
+            self.send_receipts(ctx, &receipts, ridden.then_some(number));
         }
     }
 
-    /// Marks a kept packet, which the path of `slot` has made wait for too long.
-    pub(super) fn mark(&mut self, slot: u8, place: u64) {
+    /// Marks a kept packet, which the path of this number has made wait for too long.
+    pub(super) fn mark(&mut self, number: u8, place: u64) {
         self.replay.mark(place);
-        if let Some(path) = self.path_mut(slot) {
+        if let Some(path) = self.path_mut(number) {
             path.marks.made += 1;
         }
     }
@@ -249,22 +252,22 @@ impl Peer {
     /// Sends what waits and need not wait any more.
     pub(super) fn release(&mut self, ctx: &mut Context<'_>) {
         for at in 0..self.paths.len() {
-            let slot = self.paths[at].config.slot;
+            let number = self.paths[at].number();
             while let Some(popped) = self.paths[at].pop_waiting(ctx.now) {
                 let (reason, waiting) = match popped {
                     Popped::Send(waiting) | Popped::Mark(waiting) => {
-                        if self.replay.claim(&waiting, slot) {
+                        if self.replay.claim(&waiting, number) {
                             if matches!(popped, Popped::Mark(_)) {
-                                self.mark(slot, waiting.place);
+                                self.mark(number, waiting.place);
                             }
-                            self.transmit(ctx, slot, waiting.place);
+                            self.transmit(ctx, number, waiting.place);
                         }
                         continue;
                     }
                     Popped::Aged(waiting) => (DropReason::Aged, waiting),
                     Popped::Drop(waiting) => (DropReason::Congestion, waiting),
                 };
-                if self.replay.give_up(waiting.place, slot) {
+                if self.replay.give_up(waiting.place, number) {
                     self.drops.add(reason);
                 }
             }
@@ -276,7 +279,7 @@ impl Peer {
     pub(super) fn rescue(&mut self, ctx: &mut Context<'_>) {
         let Some(bad) = self.rescue.take() else { return };
         let works = |path: &&Path| path.health.state() == PathState::Up && path.standing(ctx.now).is_some();
-        let good = self.paths.iter().filter(works).fold(0, |good, path| good | 1 << path.config.slot);
+        let good = self.paths.iter().filter(works).fold(0, |good, path| good | 1 << path.number());
         let mut list = std::mem::take(&mut self.list);
         let direction = self.direction();
         let Peer { paths, replay, drops, config, .. } = self;
@@ -298,16 +301,16 @@ impl Peer {
         self.offer_all(ctx, list);
     }
 
-    /// Gives each packet listed to the path of its slot. The list is emptied and used again.
+    /// Gives each packet listed to its path. The list is emptied and used again.
     fn offer_all(&mut self, ctx: &mut Context<'_>, mut list: Vec<(u8, u64)>) {
-        for (slot, place) in list.drain(..) {
-            self.offer(ctx, slot, place);
+        for (path, place) in list.drain(..) {
+            self.offer(ctx, path, place);
         }
         self.list = list;
     }
 
-    /// The slots of the paths that live, the best for packets of a class first, without those that they never take.
-    fn ranked(&self, now: Instant, class: ClassId) -> [Option<u8>; MAX_SLOTS] {
+    /// The paths that live, the best for packets of a class first, without those that they never take.
+    fn ranked(&self, now: Instant, class: ClassId) -> [Option<u8>; MAX_PATHS] {
         ranked(&self.paths, now, Some(self.config.policy.order(class, self.direction())))
     }
 
@@ -328,29 +331,29 @@ impl Peer {
         self.receipt_due = None;
         self.last_receipt = Some(now);
         let mut message = Writer::new(buffer);
-        let mut with_news = [false; MAX_SLOTS];
-        for path in &mut self.paths {
-            let slot = path.config.slot;
-            with_news[usize::from(slot)] = path.received.has_news();
-            path.received.take_receipts(slot, now, |receipt| {
+        let mut with_news = [false; MAX_PATHS];
+        for path in self.paths.iter_mut().filter(|path| !path.rests()) {
+            let number = path.number();
+            with_news[usize::from(number)] = path.received.has_news();
+            path.received.take_receipts(number, now, |receipt| {
                 message.add(&Item::Receipt(receipt));
             });
         }
         (!message.is_empty()).then(|| Receipts { message: message.finish(), with_news })
     }
 
-    /// Takes the receipts that are wanted, if a packet that is about to be sent by the path of `slot` can carry them: only
+    /// Takes the receipts that are wanted, if a packet that is about to be sent by the path of this number can carry them: only
     /// where they go by themselves on another one too. What drops the large packets of a path would drop them as well.
     fn receipts_to_ride<'a>(
         &mut self,
         now: Instant,
-        slot: u8,
+        number: u8,
         buffer: &'a mut [u8; MAX_MESSAGE],
     ) -> Option<Receipts<'a>> {
         if self.receipt_due? > now + RIDES_EARLY || !self.takes_copies() {
             return None;
         }
-        let others = self.paths.iter().filter(|path| path.config.slot != slot && path.alive() && !path.metered());
+        let others = self.paths.iter().filter(|path| path.number() != number && path.alive() && !path.metered());
         if others.count() == 0 {
             return None;
         }
@@ -370,23 +373,23 @@ impl Peer {
 
     /// Sends receipts on every path with news and, for the case that this one's way back is broken, on one more. That one
     /// costs: on a metered path, or when nobody waits, only where there is a doubt. `ridden`: they went with a packet by
-    /// the path of this slot.
+    /// the path of this number.
     fn send_receipts(&mut self, ctx: &mut Context<'_>, receipts: &Receipts<'_>, ridden: Option<u8>) {
         let &Receipts { message, mut with_news } = receipts;
         let (mut sent, mut doubt) = (0, false);
-        for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.config.slot)]) {
+        for path in self.paths.iter_mut().filter(|path| with_news[usize::from(path.number())]) {
             doubt |= path.health.state() != PathState::Up;
-            if Some(path.config.slot) == ridden {
+            if Some(path.number()) == ridden {
                 self.receipts_sent.add(wire::items_of(message).len());
                 sent += 1;
             } else if path.send(ctx, message, false) {
-                self.receipts_sent.add(message.len() + OVERHEAD);
+                self.receipts_sent.add(message.len() + path.tunnel.overhead().most);
                 sent += 1;
             }
         }
         let active = self.is_active(ctx.now);
         for path in &self.paths {
-            with_news[usize::from(path.config.slot)] |= !doubt && (path.metered() || !active);
+            with_news[usize::from(path.number())] |= !doubt && (path.metered() || !active);
         }
         if let Some(ridden) = ridden {
             with_news[usize::from(ridden)] = true;
@@ -395,13 +398,14 @@ impl Peer {
             && let Some(path) = self.best_alive(ctx.now, with_news)
             && path.send(ctx, message, false)
         {
-            self.receipts_sent.add(message.len() + OVERHEAD);
+            let len = message.len() + path.tunnel.overhead().most;
+            self.receipts_sent.add(len);
         }
     }
 
-    /// The best path that lives, whatever policy says, of those whose slots are not in `except`.
-    pub(super) fn best_alive(&mut self, now: Instant, except: [bool; MAX_SLOTS]) -> Option<&mut Path> {
-        let slot = ranked(&self.paths, now, None).into_iter().flatten().find(|slot| !except[usize::from(*slot)])?;
-        self.path_mut(slot)
+    /// The best path that lives, whatever policy says, of those that are not in `except`.
+    pub(super) fn best_alive(&mut self, now: Instant, except: [bool; MAX_PATHS]) -> Option<&mut Path> {
+        let path = ranked(&self.paths, now, None).into_iter().flatten().find(|path| !except[usize::from(*path)])?;
+        self.path_mut(path)
     }
 }

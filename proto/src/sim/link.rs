@@ -224,6 +224,34 @@ impl Direction {
     }
 }
 
+/// Drops what exceeds a rate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Policer {
+    /// Bits a second.
+    rate: u64,
+    /// Octets that may pass now.
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Policer {
+    pub(super) fn new(rate: u64) -> Self {
+        Policer { rate, tokens: 0.0, filled: Instant::ZERO }
+    }
+
+    pub(super) fn lets_pass(&mut self, now: Instant, len: usize) -> bool {
+        let rate = self.rate as f64 / 8.0;
+        let burst = if self.rate == 0 { 0.0 } else { (rate / 20.0).max(3000.0) };
+        self.tokens = (self.tokens + now.since(self.filled).as_secs_f64() * rate).min(burst);
+        self.filled = now;
+        let passes = self.tokens >= len as f64;
+        if passes {
+            self.tokens -= len as f64;
+        }
+        passes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{at, ms};

@@ -14,16 +14,16 @@ pub use tcp::{CONTENT, Progress};
 pub use traffic::{Arrival, Flow, Report, at, ms};
 
 use crate::policy::Policy;
-use crate::tunnel::Suite;
+use crate::tunnel::{Suite, TunnelChoice, TunnelKind};
 use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
 use crate::{PeerId, PeerKind, SecretKey, Uplink};
 use ipnet::IpNet;
-use link::{Direction, Radio};
+use link::{Direction, Policer, Radio};
 use nat::Outside;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +61,8 @@ pub struct WorldConfig {
     pub box_prefixes: Vec<IpNet>,
     /// The core's addresses, best first; every link leads to all of them.
     pub core_addresses: Vec<SocketAddr>,
+    /// Which kind of tunnel each uplink has. QUIC goes to port 443 of the same addresses.
+    pub tunnel: TunnelChoice,
     /// How the box is to ask on each link while idle.
     pub keepalive: Keepalive,
     /// What both ends go by.
@@ -76,6 +78,7 @@ impl WorldConfig {
             suite: || Box::new(crate::tunnel::null::Null),
             box_prefixes: site_prefixes(),
             core_addresses: vec![SocketAddr::from(([192, 0, 2, 1], 51820))],
+            tunnel: TunnelChoice::default(),
             keepalive: Keepalive::default(),
             policy: Arc::default(),
         }
@@ -83,12 +86,39 @@ impl WorldConfig {
 
     /// How the box uses its uplink of a slot.
     fn uplink(&self, slot: u8) -> Uplink {
-        Uplink { endpoints: self.core_addresses.clone(), preference: slot, keepalive: self.keepalive }
+        let [endpoints, quic_endpoints] =
+            [TunnelKind::WireGuard, TunnelKind::Quic].map(|kind| self.addresses(kind).collect());
+        Uplink { endpoints, quic_endpoints, preference: slot, keepalive: self.keepalive }
+    }
+
+    /// Where the core listens for tunnels of this kind.
+    fn addresses(&self, kind: TunnelKind) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.core_addresses.iter().map(move |address| match kind {
+            TunnelKind::WireGuard => *address,
+            TunnelKind::Quic => SocketAddr::new(address.ip(), QUIC_PORT),
+        })
+    }
+
+    /// The kinds of tunnel that each uplink may have, as a side knows it: the core takes either.
+    fn kinds(&self, side: Side) -> &'static [TunnelKind] {
+        match (side, self.tunnel) {
+            (Side::Core, _) | (_, TunnelChoice::Auto) => &[TunnelKind::WireGuard, TunnelKind::Quic],
+            (_, TunnelChoice::WireGuard) => &[TunnelKind::WireGuard],
+            (_, TunnelChoice::Quic) => &[TunnelKind::Quic],
+        }
     }
 }
 
 /// The peer's number at either end.
 pub const PEER: PeerId = PeerId(1);
+
+/// Where the core listens for QUIC.
+const QUIC_PORT: u16 = 443;
+
+/// Of what kind the tunnel is whose datagrams go to or from this address of the core.
+fn kind_at(core: SocketAddr) -> TunnelKind {
+    if core.port() == QUIC_PORT { TunnelKind::Quic } else { TunnelKind::WireGuard }
+}
 
 /// The MTU of both TUNs.
 const MTU: u16 = 1380;
@@ -152,6 +182,10 @@ pub struct World {
     outside: Vec<Outside>,
     /// What a side sends on a link to (the box) or from (the core) an address of the core is lost.
     black_holes: HashSet<(usize, Side, SocketAddr)>,
+    /// How what a side sends on a link by tunnels of a kind is held down.
+    policers: HashMap<(usize, Side, TunnelKind), Policer>,
+    /// Datagrams that they have dropped.
+    policed: u64,
     queue: BinaryHeap<Reverse<(Instant, u64, Next)>>,
     order: u64,
     in_flight: Vec<Option<InFlight>>,
@@ -160,7 +194,8 @@ pub struct World {
     connections: Vec<Connection>,
     /// Of them, those that may have something to send.
     stirred: Vec<usize>,
-    datagrams: u64,
+    /// Sent by either kind of tunnel.
+    datagrams: [u64; 2],
     /// The packet that came to each end's TUN last.
     delivered: [Vec<u8>; 2],
     /// Called with every datagram that is sent.
@@ -198,6 +233,8 @@ impl World {
             radios: config.links.iter().map(|_| Radio::default()).collect(),
             outside: (0..slots).map(Outside::new).collect(),
             black_holes: HashSet::new(),
+            policers: HashMap::new(),
+            policed: 0,
             queue: BinaryHeap::new(),
             order: 0,
             in_flight: Vec::new(),
@@ -205,7 +242,7 @@ impl World {
             traffic: Traffic::default(),
             connections: Vec::new(),
             stirred: Vec::new(),
-            datagrams: 0,
+            datagrams: [0; 2],
             delivered: [Vec::new(), Vec::new()],
             tap: None,
             config,
@@ -220,9 +257,10 @@ impl World {
     /// What the node of a side is told of the other one.
     fn peer(side: Side, world: &WorldConfig) -> PeerConfig {
         let (box_secret, core_secret) = Self::secrets();
-        let path = |slot: u8| match side {
+        let path = |slot: u8, kind: TunnelKind| match side {
             Side::Box => PathConfig {
                 slot,
+                kind,
                 preference: None,
                 local_key: box_secret.uplink(slot),
                 remote_key: core_secret.public(),
@@ -230,6 +268,7 @@ impl World {
             },
             Side::Core => PathConfig {
                 slot,
+                kind,
                 preference: None,
                 local_key: core_secret.clone(),
                 remote_key: box_secret.uplink(slot).public(),
@@ -251,7 +290,9 @@ impl World {
             egress: 0,
             policy: world.policy.clone(),
             open_windows: 0,
-            paths: (0..world.links.len() as u8).map(path).collect(),
+            paths: (0..world.links.len() as u8)
+                .flat_map(|slot| world.kinds(side).iter().map(move |&kind| path(slot, kind)))
+                .collect(),
         }
     }
 
@@ -298,7 +339,12 @@ impl World {
 
     /// Datagrams sent by both ends so far.
     pub fn datagrams(&self) -> u64 {
-        self.datagrams
+        self.datagrams.iter().sum()
+    }
+
+    /// Of them, those of tunnels of this kind.
+    pub fn datagrams_of(&self, kind: TunnelKind) -> u64 {
+        self.datagrams[kind as usize]
     }
 
     /// How the flows have fared.
@@ -378,6 +424,20 @@ impl World {
         } else {
             self.black_holes.remove(&(link, from, core));
         }
+    }
+
+    /// What `from` sends over `link` by tunnels of this kind is held to so many bits a second, with a burst of a twentieth of a
+    /// second and two datagrams at least; 0: nothing passes; `None`: all does.
+    pub fn set_policer(&mut self, link: usize, from: Side, kind: TunnelKind, rate: Option<u64>) {
+        match rate {
+            Some(rate) => self.policers.insert((link, from, kind), Policer::new(rate)),
+            None => self.policers.remove(&(link, from, kind)),
+        };
+    }
+
+    /// Datagrams that policers have dropped so far.
+    pub fn policed(&self) -> u64 {
+        self.policed
     }
 
     /// The box's uplink appears or vanishes, and the box knows.
@@ -586,7 +646,7 @@ impl World {
     fn receive(&mut self, datagram: &InFlight, waited: Duration) {
         let (link, to) = match datagram.to {
             Side::Box => (LinkId(datagram.link as u16), None),
-            Side::Core => (LinkId(0), Some(datagram.to_address.ip())),
+            Side::Core => (LinkId(kind_at(datagram.to_address) as u16), Some(datagram.to_address.ip())),
         };
         let view = Datagram { link, from: datagram.from, to, ecn: datagram.ecn, waited, data: &datagram.data };
         let end = &mut self.ends[datagram.to as usize];
@@ -612,9 +672,7 @@ impl World {
             }
         }
         for transmit in out.transmits() {
-            self.datagrams += 1;
             let data = &out.bytes()[transmit.range.clone()];
-            let core = &self.config.core_addresses;
             let (link, from, core) = match side {
                 Side::Box => {
                     let link = usize::from(transmit.link.0);
@@ -622,14 +680,25 @@ impl World {
                 }
                 // By the address that the core answers to; an address that no NAT has any more leads nowhere.
                 Side::Core => {
-                    let from = core.iter().copied().find(|core| Some(core.ip()) == transmit.from).unwrap_or(core[0]);
+                    let kind = if transmit.link.0 == 0 { TunnelKind::WireGuard } else { TunnelKind::Quic };
+                    let mut core = self.config.addresses(kind);
+                    let first = core.next().expect("a core has an address");
+                    let is_from = |core: &SocketAddr| Some(core.ip()) == transmit.from;
+                    let from = core.find(is_from).unwrap_or(first);
                     match self.outside.iter().position(|outside| outside.lets_in(now, transmit.to)) {
                         Some(link) => (link, from, from),
                         None => continue,
                     }
                 }
             };
+            self.datagrams[kind_at(core) as usize] += 1;
             if self.black_holes.contains(&(link, side, core)) {
+                continue;
+            }
+            if let Some(police) = self.policers.get_mut(&(link, side, kind_at(core)))
+                && !police.lets_pass(now, data.len())
+            {
+                self.policed += 1;
                 continue;
             }
             if self.tap.as_mut().is_some_and(|tap| !tap(link, side, data)) {

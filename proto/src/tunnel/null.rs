@@ -5,7 +5,10 @@
 
 use super::{Gate, Handshake, Header, Indices, Keys, OVERHEAD, Opened, PacketId, Refusal, Role, Sealed, Suite, Tunnel};
 use super::{HANDSHAKE_MAX, packet_id};
+use super::{TunnelKind, quic};
+use crate::output::Route;
 use crate::{DropReason, Instant, PublicKey, SecretKey};
+use rand::rngs::StdRng;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -17,6 +20,9 @@ const WINDOW: u64 = 1024;
 /// boringtun answers to the last two initiations only.
 const PENDING: usize = 2;
 
+/// Where an initiation says which kind of tunnel it is for: all formats here are WireGuard's.
+const KIND: usize = 40;
+
 /// The suite without a cipher.
 #[derive(Debug, Default)]
 pub struct Null;
@@ -26,8 +32,9 @@ impl Suite for Null {
         Box::new(NullGate)
     }
 
-    fn tunnel(&self, keys: Keys, role: Role, _now: Instant) -> Box<dyn Tunnel> {
+    fn tunnel(&self, kind: TunnelKind, keys: Keys, role: Role, _now: Instant) -> Box<dyn Tunnel> {
         Box::new(NullTunnel {
+            kind,
             public: keys.local.public(),
             role,
             base: None,
@@ -37,6 +44,10 @@ impl Suite for Null {
             current: None,
         })
     }
+
+    fn endpoint(&self, _listen: Option<&SecretKey>, _largest: u16, _rng: &mut StdRng) -> Option<quic::Endpoint> {
+        None
+    }
 }
 
 struct NullGate;
@@ -45,6 +56,10 @@ impl Gate for NullGate {
     fn initiator(&mut self, initiation: &[u8], _from: IpAddr, _dst: &mut [u8]) -> Result<PublicKey, Refusal> {
         let key = initiation.get(8..40).and_then(|key| <[u8; 32]>::try_from(key).ok());
         key.map(PublicKey::unchecked).ok_or(Refusal { reason: DropReason::HandshakeUnknownKey, reply: 0 })
+    }
+
+    fn kind(&self, initiation: &[u8]) -> TunnelKind {
+        if initiation.get(KIND) == Some(&1) { TunnelKind::Quic } else { TunnelKind::WireGuard }
     }
 
     fn tick(&mut self) {}
@@ -89,6 +104,7 @@ impl Session {
 }
 
 struct NullTunnel {
+    kind: TunnelKind,
     public: PublicKey,
     role: Role,
     base: Option<u32>,
@@ -208,7 +224,7 @@ impl Tunnel for NullTunnel {
         }
     }
 
-    fn initiate(&mut self, _now: Instant, indices: &mut Indices, dst: &mut [u8]) -> usize {
+    fn initiate(&mut self, _now: Instant, _ways: &[Route], indices: &mut Indices, dst: &mut [u8]) -> usize {
         if self.role == Role::Responder {
             return 0;
         }
@@ -221,6 +237,7 @@ impl Tunnel for NullTunnel {
         dst[0] = 1;
         dst[4..8].copy_from_slice(&index.to_le_bytes());
         dst[8..40].copy_from_slice(self.public.as_bytes());
+        dst[KIND] = u8::from(self.kind == TunnelKind::Quic);
         HANDSHAKE_MAX
     }
 

@@ -13,8 +13,9 @@
 //!
 //! boringtun reads the clock and draws ephemeral keys inside: the one exception to this crate's rule.
 
-use super::{Gate, Handshake, Indices, Keys, OVERHEAD, Opened, Refusal, Role, Sealed, Suite, Tunnel};
+use super::{Gate, Handshake, Indices, Keys, OVERHEAD, Opened, Refusal, Role, Sealed, Tunnel};
 use super::{HANDSHAKE_MAX, packet_id};
+use crate::output::Route;
 use crate::{DropReason, Instant, PublicKey, SecretKey};
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
@@ -38,29 +39,18 @@ const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// whose clock was set back waits no longer than that.
 const CANDIDATE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The WireGuard suite.
-#[derive(Debug, Default)]
-pub struct WireGuard;
-
-impl Suite for WireGuard {
-    fn gate(&self, local: &SecretKey) -> Box<dyn Gate> {
-        let public = x25519::PublicKey::from(local.x25519());
-        Box::new(WireGuardGate {
-            private: local.x25519().clone(),
-            public,
-            limiter: RateLimiter::new(&public, INITIATIONS_PER_SECOND),
-        })
-    }
-
-    fn tunnel(&self, keys: Keys, role: Role, _now: Instant) -> Box<dyn Tunnel> {
-        Box::new(WireGuardTunnel { keys, role, live: None, candidate: None, old: None, stepped: false })
-    }
-}
-
-struct WireGuardGate {
+pub(super) struct WireGuardGate {
     private: x25519::StaticSecret,
     public: x25519::PublicKey,
     limiter: RateLimiter,
+}
+
+impl WireGuardGate {
+    pub(super) fn new(local: &SecretKey) -> WireGuardGate {
+        let public = x25519::PublicKey::from(local.x25519());
+        let limiter = RateLimiter::new(&public, INITIATIONS_PER_SECOND);
+        WireGuardGate { private: local.x25519().clone(), public, limiter }
+    }
 }
 
 impl Gate for WireGuardGate {
@@ -133,7 +123,7 @@ fn before(now: Instant, age: Duration) -> Instant {
     Instant::from_nanos(now.as_nanos().saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)))
 }
 
-struct WireGuardTunnel {
+pub(super) struct WireGuardTunnel {
     keys: Keys,
     role: Role,
     /// What we send with; opens too.
@@ -147,6 +137,10 @@ struct WireGuardTunnel {
 }
 
 impl WireGuardTunnel {
+    pub(super) fn new(keys: Keys, role: Role) -> WireGuardTunnel {
+        WireGuardTunnel { keys, role, live: None, candidate: None, old: None, stepped: false }
+    }
+
     fn promote(&mut self, now: Instant, indices: &mut Indices) {
         let Some(mut candidate) = self.candidate.take() else { return };
         candidate.since = now;
@@ -249,7 +243,7 @@ impl Tunnel for WireGuardTunnel {
         }
     }
 
-    fn initiate(&mut self, now: Instant, indices: &mut Indices, dst: &mut [u8]) -> usize {
+    fn initiate(&mut self, now: Instant, _ways: &[Route], indices: &mut Indices, dst: &mut [u8]) -> usize {
         if self.role == Role::Responder || dst.len() < HANDSHAKE_MAX {
             return 0;
         }

@@ -7,7 +7,7 @@ use crate::tunnel::PacketId;
 ///  0                   1                   2                   3
 ///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 /// +---------------+---------------+---------------+---------------+
-/// |   type (1)    |  length (9)   |     slot      |    session:
+/// |   type (1)    |  length (9)   |     path      |    session:
 /// +---------------+---------------+---------------+---------------+
 ///   the receiver's index, as the data carried it  |  packet number,
 /// +---------------+---------------+---------------+---------------+
@@ -19,8 +19,8 @@ use crate::tunnel::PacketId;
 /// the packet, then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Copy {
-    /// The slot of the path by which the packet was sent first.
-    pub slot: u8,
+    /// The number of the path by which the packet was sent first: see [`crate::MAX_PATHS`].
+    pub path: u8,
     /// The session's index at the receiver.
     pub session: u32,
     /// The low half of its number there. A session lasts three minutes, so the high half is that of its neighbours.
@@ -33,14 +33,14 @@ impl Copy {
     /// Octets on the wire, type and length counted.
     pub(crate) const ROOM: usize = 2 + LEN;
 
-    /// Of a packet that was sent first by this slot.
-    pub(crate) fn of(slot: u8, id: PacketId) -> Self {
-        Copy { slot, session: id.session, number: id.number as u32 }
+    /// Of a packet that was sent first by this path.
+    pub(crate) fn of(path: u8, id: PacketId) -> Self {
+        Copy { path, session: id.session, number: id.number as u32 }
     }
 
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let room = room.get_mut(..LEN)?;
-        room[0] = self.slot;
+        room[0] = self.path;
         room[1..5].copy_from_slice(&self.session.to_be_bytes());
         room[5..9].copy_from_slice(&self.number.to_be_bytes());
         Some(LEN)
@@ -48,7 +48,7 @@ impl Copy {
 
     pub(super) fn read(mut value: &[u8]) -> Option<Copy> {
         let from = &mut value;
-        let [slot] = take(from)?;
-        Some(Copy { slot, session: u32::from_be_bytes(take(from)?), number: u32::from_be_bytes(take(from)?) })
+        let [path] = take(from)?;
+        Some(Copy { path, session: u32::from_be_bytes(take(from)?), number: u32::from_be_bytes(take(from)?) })
     }
 }

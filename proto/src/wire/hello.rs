@@ -8,7 +8,7 @@ use std::time::Duration;
 ///  0                   1                   2                   3
 ///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 /// +---------------+---------------+---------------+---------------+
-/// |    version    | least version |    flags    |A|     slot      |
+/// |    version    | least version |    flags    |A|     path      |
 /// +---------------+---------------+---------------+---------------+
 /// |                         capabilities                          |
 /// +---------------------------------------------------------------+
@@ -22,14 +22,17 @@ use std::time::Duration;
 /// |                   policy hash (0: not said)                   |
 /// |                                                               |
 /// +-------------------------------+---------------+-------------+-+
-/// |       idle interval, ms       |  preference   | reserved  |C|M|
-/// +-------------------------------+---------------+-----------+-+-+
+/// |       idle interval, ms       |  preference   | res |T|O|S|C|M|
+/// +-------------------------------+---------------+-----+-+-+-+-+-+
 /// ```
 /// Policy hash: of what the sender's policy says; the same at both ends, or `status` tells.
 /// A: this answers the receiver's HELLO, which need not be said again; without it, an answer is asked for.
 /// Idle interval: how often the sender, a box, asks on this path while the bundle is idle; 0 from a core, which does not
 /// ask then. Preference: the place of this path among the box's, lower is preferred; of a box only. M: octets on it cost
 /// the box money. C: its link has carried what it may this month, and only classes that the policy names go on to take it.
+/// S: the other path over the uplink is the one to be used; the core repeats what it has taken in. O: the uplink may have either
+/// kind of tunnel, so each end is to look whether this one is throttled. T: the sender has found that this path, in its
+/// direction, carries far less than it is given.
 /// The last line was added later: without it nothing is known of any of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -39,8 +42,8 @@ pub struct Hello {
     pub least_version: u8,
     /// It answers ours.
     pub answer: bool,
-    /// The slot of the path that this goes over.
-    pub slot: u8,
+    /// The number of the path that this goes over: see [`crate::MAX_PATHS`].
+    pub path: u8,
     /// What it can do beyond its version, a bit each: see [`Hello::FRAGMENTS`].
     pub capabilities: u32,
     /// The box's number.
@@ -57,6 +60,12 @@ pub struct Hello {
     pub preference: u8,
     /// The link is at its cap. Without meaning where `keepalive` is `None`.
     pub capped: bool,
+    /// The other path over the uplink is the one to be used.
+    pub stands_by: bool,
+    /// The uplink may have either kind of tunnel; only a box says it.
+    pub either: bool,
+    /// This path carries far less than it is given, in the sender's direction.
+    pub throttled: bool,
 }
 
 /// Octets on the wire.
@@ -64,6 +73,9 @@ const LEN: usize = 36;
 const ANSWER: u8 = 0x01;
 const METERED: u8 = 0x01;
 const CAPPED: u8 = 0x02;
+const STANDS_BY: u8 = 0x04;
+const EITHER: u8 = 0x08;
+const THROTTLED: u8 = 0x10;
 
 impl Default for Hello {
     fn default() -> Self {
@@ -71,7 +83,7 @@ impl Default for Hello {
             version: VERSION,
             least_version: LEAST_VERSION,
             answer: false,
-            slot: 0,
+            path: 0,
             capabilities: 0,
             middlebox: 0,
             pop: 0,
@@ -80,6 +92,9 @@ impl Default for Hello {
             keepalive: None,
             preference: 0,
             capped: false,
+            stands_by: false,
+            either: false,
+            throttled: false,
         }
     }
 }
@@ -97,7 +112,7 @@ impl Hello {
     pub(super) fn write(&self, room: &mut [u8]) -> Option<usize> {
         let room = room.get_mut(..LEN)?;
         let flags = if self.answer { ANSWER } else { 0 };
-        room[..4].copy_from_slice(&[self.version, self.least_version, flags, self.slot]);
+        room[..4].copy_from_slice(&[self.version, self.least_version, flags, self.path]);
         room[4..8].copy_from_slice(&self.capabilities.to_be_bytes());
         room[8..12].copy_from_slice(&self.middlebox.to_be_bytes());
         room[12..16].copy_from_slice(&self.pop.to_be_bytes());
@@ -107,18 +122,26 @@ impl Hello {
         room[32..34].copy_from_slice(&idle.to_be_bytes());
         room[34] = self.preference;
         let metered = self.keepalive.is_some_and(|keepalive| keepalive.metered);
-        room[35] = if metered { METERED } else { 0 } | if self.capped { CAPPED } else { 0 };
+        room[35] = [
+            (metered, METERED),
+            (self.capped, CAPPED),
+            (self.stands_by, STANDS_BY),
+            (self.either, EITHER),
+            (self.throttled, THROTTLED),
+        ]
+        .into_iter()
+        .fold(0, |flags, (is_set, flag)| if is_set { flags | flag } else { flags });
         Some(LEN)
     }
 
     pub(super) fn read(mut value: &[u8]) -> Option<Hello> {
         let from = &mut value;
-        let [version, least_version, flags, slot] = take(from)?;
+        let [version, least_version, flags, path] = take(from)?;
         let mut hello = Hello {
             version,
             least_version,
             answer: flags & ANSWER != 0,
-            slot,
+            path,
             capabilities: u32::from_be_bytes(take(from)?),
             middlebox: u32::from_be_bytes(take(from)?),
             pop: u32::from_be_bytes(take(from)?),
@@ -127,13 +150,21 @@ impl Hello {
             keepalive: None,
             preference: 0,
             capped: false,
+            stands_by: false,
+            either: false,
+            throttled: false,
         };
-        if let Some(idle) = take(from).map(u16::from_be_bytes).filter(|idle| *idle > 0)
+        if let Some(idle) = take(from).map(u16::from_be_bytes)
             && let Some([preference, flags]) = take(from)
         {
-            hello.keepalive = Some(Keepalive::new(Duration::from_millis(idle.into()), flags & METERED != 0));
-            hello.preference = preference;
-            hello.capped = flags & CAPPED != 0;
+            if idle > 0 {
+                hello.keepalive = Some(Keepalive::new(Duration::from_millis(idle.into()), flags & METERED != 0));
+                hello.preference = preference;
+                hello.capped = flags & CAPPED != 0;
+            }
+            hello.stands_by = flags & STANDS_BY != 0;
+            hello.either = flags & EITHER != 0;
+            hello.throttled = flags & THROTTLED != 0;
         }
         Some(hello)
     }

@@ -83,7 +83,7 @@ pub enum Item<'a> {
     Receipt(Receipt),
     /// Asks for a receipt.
     Ping,
-    /// The uplink of this slot is gone at the sender: nothing that is sent there arrives. One octet. It is said once, by
+    /// This path is gone at the sender, by its number, as its uplink is: nothing that is sent there arrives. One octet. It is said once, by
     /// another path; if that is lost, the absence of receipts tells the same a little later.
     Lost(u8),
     /// The packet that this goes with is not a first transmission.
@@ -151,7 +151,7 @@ impl<'a> Writer<'a> {
         let whole = |written: usize| (written as u8, written);
         let (kind, written) = match item {
             Item::Ping => (kind::PING, Some((0, 0))),
-            Item::Lost(slot) => (kind::LOST, room.first_mut().map(|octet| *octet = *slot).map(|()| whole(1))),
+            Item::Lost(path) => (kind::LOST, room.first_mut().map(|octet| *octet = *path).map(|()| whole(1))),
             Item::Hello(hello) => (kind::HELLO, hello.write(room).map(whole)),
             Item::Receipt(receipt) => (kind::RECEIPT, receipt.write(room).map(whole)),
             Item::Copy(copy) => (kind::COPY, copy.write(room).map(whole)),
@@ -260,7 +260,7 @@ mod tests {
             Item::Lost(5),
             Item::Hello(Hello {
                 epoch: 7,
-                slot: 3,
+                path: 3,
                 middlebox: 9,
                 keepalive: Some(crate::Keepalive { idle: std::time::Duration::from_secs(25), metered: true }),
                 capped: true,
@@ -268,14 +268,14 @@ mod tests {
                 ..Hello::default()
             }),
             Item::Receipt(Receipt {
-                slot: 1,
+                path: 1,
                 session: 0xdead_beef,
                 largest: 1 << 40,
                 delay_us: 77,
                 received_us: 1 << 31,
                 ranges: [(1 << 40, 1 << 40), ((1 << 40) - 400, (1 << 40) - 7)].into_iter().collect(),
             }),
-            Item::Copy(Copy { slot: 7, session: 1 << 31, number: 9 }),
+            Item::Copy(Copy { path: 7, session: 1 << 31, number: 9 }),
             Item::Sequence(Sequence { stream: 200, wait: std::time::Duration::from_millis(34), number: 1 << 31 }),
             Item::Fragment(Fragment { id: 1 << 31, offset: 700, total: 1380, content: &[7; 680] }),
         ];

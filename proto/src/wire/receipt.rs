@@ -11,7 +11,7 @@ pub const MAX_RANGES: usize = 16;
 ///  0                   1                   2                   3
 ///  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 /// +---------------+---------------+-------------------------------+
-/// |     slot      |  reserved (0) |  count of the first range     |
+/// |     path      |  reserved (0) |  count of the first range     |
 /// +---------------+---------------+-------------------------------+
 /// |       session: the receiver's index, as the data carries it   |
 /// +---------------------------------------------------------------+
@@ -29,8 +29,8 @@ pub const MAX_RANGES: usize = 16;
 /// Ranges run downwards from the largest number, as in QUIC's ACK frame (RFC 9000, section 19.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// The slot of the path that the packets came by.
-    pub slot: u8,
+    /// The number of the path that the packets came by: see [`crate::MAX_PATHS`].
+    pub path: u8,
     /// Their session's index at the receiver.
     pub session: u32,
     /// The largest number received.
@@ -111,7 +111,7 @@ impl Receipt {
         debug_assert_eq!(last, self.largest);
         let len = FIXED + 4 * more.len();
         let room = room.get_mut(..len)?;
-        room[0] = self.slot;
+        room[0] = self.path;
         room[1] = 0;
         room[2..4].copy_from_slice(&clip(last - first + 1).to_be_bytes());
         room[4..8].copy_from_slice(&self.session.to_be_bytes());
@@ -129,7 +129,7 @@ impl Receipt {
 
     pub(super) fn read(mut value: &[u8]) -> Option<Receipt> {
         let from = &mut value;
-        let [slot, _] = take(from)?;
+        let [path, _] = take(from)?;
         let count = u64::from(u16::from_be_bytes(take(from)?));
         let session = u32::from_be_bytes(take(from)?);
         let largest = u64::from_be_bytes(take(from)?);
@@ -144,7 +144,7 @@ impl Receipt {
             first = last.checked_sub(count.checked_sub(1)?)?;
             ranges.push((first, last));
         }
-        Some(Receipt { slot, session, largest, delay_us, received_us, ranges })
+        Some(Receipt { path, session, largest, delay_us, received_us, ranges })
     }
 }
 

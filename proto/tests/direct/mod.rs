@@ -42,6 +42,7 @@ pub(crate) fn site(secret: u8) -> PeerConfig {
         open_windows: 0,
         paths: vec![PathConfig {
             slot: 0,
+            kind: Default::default(),
             preference: None,
             local_key: SecretKey::from_bytes([2; 32]),
             remote_key: SecretKey::from_bytes([secret; 32]).uplink(0).public(),
@@ -71,7 +72,8 @@ impl Direct {
             Node::with_suite(config, suite(), [7; 32], Instant::ZERO).expect("a sound configuration")
         };
         let mut ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
-        let uplink = Uplink { endpoints: vec![ADDRESSES[CORE].into()], preference: 0, keepalive: Keepalive::default() };
+        let endpoints = vec![ADDRESSES[CORE].into()];
+        let uplink = Uplink { endpoints, quic_endpoints: Vec::new(), preference: 0, keepalive: Keepalive::default() };
         ends[BOX].set_uplink(Instant::ZERO, LinkId(0), Some(uplink));
         let outs = [Output::new(0), Output::new(0)];
         let mut direct = Direct {

@@ -117,6 +117,8 @@ fn report(used: u8) -> Report {
             let traffic = |bytes| Traffic { packets: 1, bytes };
             let path = PathSample {
                 slot: 0,
+                tunnel: Default::default(),
+                stands_by: false,
                 state: PathState::Up,
                 rtt_ms: None,
                 loss: None,
@@ -130,6 +132,7 @@ fn report(used: u8) -> Report {
                 name: "peer".into(),
                 reachable: true,
                 current_slot: Some(current),
+                current_tunnel: None,
                 path_changes: 0,
                 fragmented: 0,
                 reassembled: 0,

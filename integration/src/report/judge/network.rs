@@ -2,7 +2,7 @@
 
 use super::{COUNT, Judge, MILLIS, Measured, PACKETS, Scale};
 use crate::report::{Bar, Expect, PathExpect, PathSample, PeerSample, Report, StatusSample};
-use proto::PathState;
+use proto::{PathState, TunnelKind};
 
 /// A month for budgets.
 const MONTH_MS: f64 = 30.0 * 86_400e3;
@@ -36,10 +36,17 @@ impl Wanted {
 
     fn is(&self, peer: &PeerSample, path: &PathSample) -> bool {
         match self {
-            Wanted::Current => peer.current_slot == Some(path.slot),
+            Wanted::Current => {
+                peer.current_slot == Some(path.slot) && peer.current_tunnel.is_none_or(|current| current == path.tunnel)
+            }
             Wanted::State(state) => path.state == *state,
         }
     }
+}
+
+/// A path as an expectation names it.
+fn named(path: &PathExpect) -> String {
+    path.tunnel.map_or_else(|| path.slot.to_string(), |tunnel| format!("{} ({tunnel})", path.slot))
 }
 
 impl Judge<'_> {
@@ -49,17 +56,19 @@ impl Judge<'_> {
             match (&path.after, path.within_ms, path.never) {
                 (None, None, true) => {
                     let measured = self.ever(path);
-                    self.judge(&format!("looks that found slot {} {}", path.slot, path.is), TIMED, NONE, measured);
+                    self.judge(&format!("looks that found slot {} {}", named(path), path.is), TIMED, NONE, measured);
                 }
                 (Some(after), Some(within), false) => {
-                    let what = format!("slot {} {} after {}", path.slot, path.is, super::moment_words(after));
+                    let what = format!("slot {} {} after {}", named(path), path.is, super::moment_words(after));
                     let measured = self.becomes(path, after);
                     self.judge(&what, MILLIS, Bar { min: None, max: Some(within) }, measured);
                 }
                 (None, None, false) => {
                     let what = match &e.until {
-                        Some(until) => format!("slot {} not {} at {}", path.slot, path.is, super::moment_words(until)),
-                        None => format!("slot {} not {} at the end", path.slot, path.is),
+                        Some(until) => {
+                            format!("slot {} not {} at {}", named(path), path.is, super::moment_words(until))
+                        }
+                        None => format!("slot {} not {} at the end", named(path), path.is),
                     };
                     let measured = self.is_not(path);
                     self.judge(&what, TIMED, NONE, measured);
@@ -87,15 +96,26 @@ impl Judge<'_> {
         self.maybe("octets in a month", Scale { unit: "octets", timed: false }, e.octets_per_month, Self::octets);
     }
 
-    /// The path of a slot at a moment: none, if the status does not show it.
-    fn slot(sample: &StatusSample, slot: u8) -> Option<(&PeerSample, &PathSample)> {
-        sample.peers.iter().find_map(|peer| Some((peer, peer.paths.iter().find(|path| path.slot == slot)?)))
+    /// The path of a slot and kind at a moment: none, if the status does not show it. Of no kind: the one that is to be used.
+    fn slot(sample: &StatusSample, slot: u8, kind: Option<TunnelKind>) -> Option<(&PeerSample, &PathSample)> {
+        sample.peers.iter().find_map(|peer| {
+            let mut of_slot = peer.paths.iter().filter(|path| path.slot == slot);
+            let path = match kind {
+                Some(kind) => of_slot.find(|path| path.tunnel == kind),
+                None => of_slot.min_by_key(|path| path.stands_by),
+            };
+            Some((peer, path?))
+        })
     }
 
     /// The node's status between the two moments, if any of it shows the slot.
-    fn samples_of(&self, slot: u8, (from, until): (f64, f64)) -> Result<Vec<&StatusSample>, String> {
+    fn samples_of(
+        &self,
+        (slot, kind): (u8, Option<TunnelKind>),
+        (from, until): (f64, f64),
+    ) -> Result<Vec<&StatusSample>, String> {
         let all = self.samples()?;
-        if !all.iter().any(|sample| Self::slot(sample, slot).is_some()) {
+        if !all.iter().any(|sample| Self::slot(sample, slot, kind).is_some()) {
             return Err(format!("its status never shows a slot {slot}"));
         }
         let window: Vec<_> = all.into_iter().filter(|s| s.at_ms >= from && s.at_ms <= until).collect();
@@ -105,8 +125,9 @@ impl Judge<'_> {
     fn becomes(&self, path: &PathExpect, after: &crate::report::Moment) -> Measured {
         let wanted = Wanted::read(&path.is)?;
         let (after, (_, until)) = (self.moment(after)?, self.window()?);
-        let samples = self.samples_of(path.slot, (after, until))?;
-        let is = |s: &&StatusSample| Self::slot(s, path.slot).is_some_and(|(peer, path)| wanted.is(peer, path));
+        let samples = self.samples_of((path.slot, path.tunnel), (after, until))?;
+        let is =
+            |s: &&StatusSample| Self::slot(s, path.slot, path.tunnel).is_some_and(|(peer, path)| wanted.is(peer, path));
         let first = samples.iter().rposition(|s| !is(s)).map_or(0, |last| last + 1);
         Ok(match samples.get(first) {
             Some(sample) => (Some(sample.at_ms - after), String::new()),
@@ -117,8 +138,8 @@ impl Judge<'_> {
     fn is_not(&self, path: &PathExpect) -> Measured {
         let wanted = Wanted::read(&path.is)?;
         let (_, until) = self.window()?;
-        let samples = self.samples_of(path.slot, (f64::NEG_INFINITY, until))?;
-        Ok(match samples.last().and_then(|sample| Self::slot(sample, path.slot)) {
+        let samples = self.samples_of((path.slot, path.tunnel), (f64::NEG_INFINITY, until))?;
+        Ok(match samples.last().and_then(|sample| Self::slot(sample, path.slot, path.tunnel)) {
             Some((peer, path)) if wanted.is(peer, path) => (Some(0.0), String::new()),
             Some((peer, path)) => (Some(1.0), format!("it is {:?}; current: {:?}", path.state, peer.current_slot)),
             None => (Some(1.0), "it is not there".to_owned()),
@@ -128,17 +149,19 @@ impl Judge<'_> {
     /// At how many looks it is so.
     fn ever(&self, path: &PathExpect) -> Measured {
         let wanted = Wanted::read(&path.is)?;
-        let samples = self.samples_of(path.slot, self.window()?)?;
-        let is = |s: &&&StatusSample| Self::slot(s, path.slot).is_some_and(|(peer, path)| wanted.is(peer, path));
+        let samples = self.samples_of((path.slot, path.tunnel), self.window()?)?;
+        let is = |s: &&&StatusSample| {
+            Self::slot(s, path.slot, path.tunnel).is_some_and(|(peer, path)| wanted.is(peer, path))
+        };
         let note = samples.iter().find(is).map_or_else(String::new, |s| format!("first at {:.1} s", s.at_ms / 1e3));
         Ok((Some(samples.iter().filter(is).count() as f64), note))
     }
 
     /// How often the time of the last handshake moved.
     fn handshakes(&self, slot: u8) -> Measured {
-        let samples = self.samples_of(slot, self.window()?)?;
+        let samples = self.samples_of((slot, None), self.window()?)?;
         let begun = samples.iter().filter_map(|sample| {
-            let (_, path) = Self::slot(sample, slot)?;
+            let (_, path) = Self::slot(sample, slot, None)?;
             Some(sample.at_ms - path.handshake_s? * 1e3)
         });
         let begun: Vec<f64> = begun.collect();

@@ -61,6 +61,7 @@ fn report(kernel: Kernel) -> Report {
             name: "core".into(),
             reachable: true,
             current_slot: Some(0),
+            current_tunnel: None,
             path_changes,
             fragmented: 0,
             reassembled: 0,
@@ -72,6 +73,8 @@ fn report(kernel: Kernel) -> Report {
             // Down at 3 s and at no other look.
             paths: vec![PathSample {
                 slot: 0,
+                tunnel: Default::default(),
+                stands_by: false,
                 state: if at_ms == 3_000.0 { PathState::Down } else { PathState::Up },
                 rtt_ms: None,
                 loss: None,
@@ -100,6 +103,7 @@ fn report(kernel: Kernel) -> Report {
         status: vec![sample(0.0, 1, 5), sample(3_000.0, 2, 8), sample(5_000.0, 4, 9), sample(8_000.0, 1, 2)],
         links: Vec::new(),
         filters: Vec::new(),
+        dropped_by_links: Default::default(),
         events: vec![event(2_000.0, "cut"), event(2_200.0, "heal"), event(6_000.0, "both_dead")],
         exits: vec![Exit { at_ms: 6e3, node: "box".into(), clean: true, how: "asked".into(), left_over: Vec::new() }],
         outcomes: Vec::new(),

@@ -3,7 +3,7 @@
 
 use super::policy::Slots;
 use ipnet::IpNet;
-use proto::{Instant, PeerId};
+use proto::{Instant, PathId, PeerId, TunnelKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -42,7 +42,8 @@ impl Standing {
 pub(super) struct Life {
     pub(super) site: Site,
     pub(super) standing: Standing,
-    up: Slots,
+    /// Those with a path that is up, for each kind of tunnel: an uplink works if either does.
+    up: [Slots; 2],
     /// The paths that policy judges by: those that are up, or, when none is, those that were up last. An outage of all of
     /// them is the withdraw timer's matter, and changes nothing of what is said until then.
     pub(super) judged: Slots,
@@ -66,7 +67,7 @@ impl Liveness {
         for site in sites {
             let (standing, up, judged) = match old.remove(&site.id) {
                 Some(life) => (life.standing, life.up, life.judged),
-                None => (Standing::NeverUp, Slots::NONE, Slots::NONE),
+                None => (Standing::NeverUp, [Slots::NONE; 2], Slots::NONE),
             };
             if let (Standing::Lingering { since }, Some(after)) = (standing, site.withdraw_after) {
                 self.due.insert((since + after, site.id));
@@ -80,12 +81,14 @@ impl Liveness {
     }
 
     /// A path came up, or went down.
-    pub(super) fn path(&mut self, id: PeerId, slot: u8, up: bool) {
-        let Some(life) = self.sites.get_mut(&id) else { return };
-        life.up = life.up.with(slot, up);
-        if life.up != Slots::NONE && life.up != life.judged {
-            life.judged = life.up;
-            self.changed.insert(id);
+    pub(super) fn path(&mut self, path: PathId, up: bool) {
+        let Some(life) = self.sites.get_mut(&path.peer) else { return };
+        let of_kind = &mut life.up[usize::from(path.tunnel == TunnelKind::Quic)];
+        *of_kind = of_kind.with(path.slot, up);
+        let up = life.up[0].or(life.up[1]);
+        if up != Slots::NONE && up != life.judged {
+            life.judged = up;
+            self.changed.insert(path.peer);
         }
     }
 

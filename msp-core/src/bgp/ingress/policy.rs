@@ -23,6 +23,10 @@ impl Slots {
         Slots(if inside { self.0 | bit } else { self.0 & !bit })
     }
 
+    pub(crate) fn or(self, other: Slots) -> Slots {
+        Slots(self.0 | other.0)
+    }
+
     fn and(self, other: Slots) -> Slots {
         Slots(self.0 & other.0)
     }

@@ -224,6 +224,10 @@ fn the_first_rule_that_fits_counts() {
     assert_eq!(prepended(&ingress, 1), told(3, 3));
 }
 
+fn path(slot: u8) -> PathId {
+    PathId { peer: HOME, slot, tunnel: proto::TunnelKind::WireGuard }
+}
+
 /// Slot 2 is the site's LTE.
 #[test]
 fn a_site_with_only_its_lte_up_has_a_longer_path() {
@@ -237,12 +241,12 @@ fn a_site_with_only_its_lte_up_has_a_longer_path() {
         }
     };
     for (slot, up) in [(0, true), (2, true), (0, false), (0, true), (0, false)] {
-        ingress.path(HOME, slot, up);
+        ingress.path(path(slot), up);
         ingress.reachable(HOME);
         note(&mut ingress);
     }
     // The last path too: what is said stays as it was until it is withdrawn.
-    ingress.path(HOME, 2, false);
+    ingress.path(path(2), false);
     ingress.unreachable(seconds(100), HOME);
     note(&mut ingress);
     ingress.handle_timeout(seconds(110));

@@ -1,0 +1,349 @@
+//! Which of an uplink's two tunnels is used, where it may have either: the box decides, and tells the core.
+//!
+//! WireGuard is preferred: it costs least. QUIC is begun where WireGuard does not do, and not before; so it costs nothing while
+//! all is well.
+//!
+//! ```text
+//!                     no answer for a second, impaired, throttled
+//!   [WireGuard leads] -------------------------------------------> QUIC is begun beside it; when it works and does better:
+//!          ^                                                                                  |
+//!          |    WireGuard has worked for a while, longer after each time that it failed       v
+//!          +------------------------------------------------------------------------- [QUIC leads]
+//! ```
+//! The path that does not lead stands by: it is used where the other fails, as any other path. While QUIC leads because
+//! WireGuard has no answer, WireGuard rests, and is tried now and then. Where it is throttled it goes on, since it answers:
+//! [`crate::throttle`] finds out when that is over.
+//!
+//! Nothing is sent or measured here.
+
+use crate::node::PathState;
+use crate::throttle::Share;
+use crate::{Instant, TunnelKind};
+use std::time::Duration;
+
+/// WireGuard has no answer for so long, and QUIC is begun: three initiations were lost, or one that takes longer than any way
+/// on Earth. With its handshake over 300 ms, and what follows here, all is settled within 3 s.
+const NO_ANSWER: Duration = Duration::from_secs(1);
+
+/// QUIC has worked for so long, while WireGuard does not, before it leads. Where a link was dead for both, WireGuard may only
+/// be some round trips later. Nothing waits for that: a path that stands by is used where it is the only one.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// WireGuard has worked for so long before it leads again. Twice as long after each time that it failed then.
+const HEAL: Duration = Duration::from_secs(2);
+const MOST_HEAL: Duration = Duration::from_secs(120);
+/// It has led for so long without failing, and that is forgotten.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(300);
+
+/// After WireGuard leads again QUIC goes on for so long: if it fails again it mostly does so at once.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// WireGuard is tried for so long after QUIC leads: an answer may just be late.
+const TRIED_ON: Duration = Duration::from_secs(2);
+/// A WireGuard that rests is tried again after so long, then at twice the time each, and at least so often: some twenty
+/// initiations each time.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+const MOST_BETWEEN: Duration = Duration::from_secs(120);
+/// Each time for so long.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// QUIC has no answer for so long while WireGuard has one, or does no better: it is left.
+const NO_USE: Duration = Duration::from_secs(5);
+/// And tried again after so long, then at twice the time each, and at least so often: each time the site's packets change
+/// their path twice.
+const FIRST_RETRY: Duration = Duration::from_secs(60);
+const MOST_RETRY: Duration = Duration::from_secs(3600);
+
+/// A path, as far as this looks at it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) state: PathState,
+    /// Since when.
+    pub(crate) since: Instant,
+    /// Why, in words.
+    pub(crate) reason: &'static str,
+    /// It came back a moment ago.
+    pub(crate) on_probation: bool,
+    /// It carries far less than it is given: from here, or to here as the core says.
+    pub(crate) throttled: Option<Throttling>,
+}
+
+/// Who has found a path to be throttled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Throttling {
+    /// This end, by what arrived.
+    Here(Share),
+    /// The core, in its direction.
+    There,
+}
+
+impl View {
+    fn works(&self) -> bool {
+        self.state == PathState::Up
+    }
+
+    /// It has an answer, and is no good.
+    fn is_bad(&self) -> bool {
+        self.state == PathState::Impaired || self.throttled.is_some()
+    }
+}
+
+/// Why a tunnel is used.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Why {
+    /// It is not known yet whether the preferred one works.
+    Begun,
+    Works,
+    NoAnswer(Instant),
+    Impaired(&'static str),
+    Throttled(Throttling),
+    /// QUIC was tried, and has no answer.
+    NoQuic,
+    /// QUIC was tried, and does no better.
+    NoBetter,
+}
+
+/// The choice for one uplink.
+#[derive(Debug)]
+pub(crate) struct Auto {
+    leads: TunnelKind,
+    why: Why,
+    since: Instant,
+    /// QUIC is begun, or goes on.
+    quic: Option<Instant>,
+    /// Since when WireGuard has had no answer.
+    silent: Option<Instant>,
+    /// Since when it has worked, as far as this end and the core see.
+    calm: Option<Instant>,
+    /// When it led again last, and how often it has failed soon after that.
+    returned: Option<Instant>,
+    failures: u32,
+    /// When WireGuard rests, or is tried, from or until then.
+    rests: Option<Rest>,
+    looks: u32,
+    /// When QUIC may be tried again, and how often it was in vain.
+    retry: Option<Instant>,
+    retries: u32,
+    next: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Rest {
+    TriedUntil(Instant),
+    Until(Instant),
+}
+
+/// Doubled so often, up to a bound.
+fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(most)
+}
+
+impl Auto {
+    pub(crate) fn new(now: Instant) -> Self {
+        Auto {
+            leads: TunnelKind::WireGuard,
+            why: Why::Begun,
+            since: now,
+            quic: None,
+            silent: None,
+            calm: None,
+            returned: None,
+            failures: 0,
+            rests: None,
+            looks: 0,
+            retry: None,
+            retries: 0,
+            next: None,
+        }
+    }
+
+    /// The uplink is another one, or is gone: what was found says nothing of the next.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        *self = Auto::new(now);
+    }
+
+    /// The kind that carries the uplink's traffic.
+    pub(crate) fn leads(&self) -> TunnelKind {
+        self.leads
+    }
+
+    /// Whether a path of this kind is to be there now.
+    pub(crate) fn wants(&self, kind: TunnelKind) -> bool {
+        match kind {
+            TunnelKind::WireGuard => !matches!(self.rests, Some(Rest::Until(_))),
+            TunnelKind::Quic => self.quic.is_some(),
+        }
+    }
+
+    /// When [`Auto::follow`] has something to do, if nothing comes before.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.next
+    }
+
+    fn lead(&mut self, now: Instant, leads: TunnelKind, why: Why) {
+        if self.leads != leads {
+            (self.leads, self.since) = (leads, now);
+        }
+        self.why = why;
+    }
+
+    /// Notes a moment at which something may be due.
+    fn look_at(&mut self, now: Instant, at: Instant) {
+        if at > now {
+            self.next = Some(self.next.map_or(at, |next| next.min(at)));
+        }
+    }
+
+    /// Whether so much time has passed; if not, it is looked at again when it has.
+    fn has_passed(&mut self, now: Instant, since: Instant, time: Duration) -> bool {
+        self.look_at(now, since + time);
+        now >= since + time
+    }
+
+    /// Follows what has become of the uplink's two paths.
+    pub(crate) fn follow(&mut self, now: Instant, wireguard: View, quic: View) {
+        self.next = None;
+        if wireguard.works() {
+            self.silent = None;
+        } else if matches!(wireguard.state, PathState::Down | PathState::Absent) {
+            self.silent.get_or_insert(wireguard.since.max(self.since));
+        }
+        // A doubt is neither.
+        if wireguard.works() && !wireguard.is_bad() && !wireguard.on_probation {
+            self.calm.get_or_insert(now);
+        } else if wireguard.state != PathState::Suspect {
+            self.calm = None;
+        }
+        match self.leads {
+            TunnelKind::WireGuard => self.while_wireguard(now, wireguard, quic),
+            TunnelKind::Quic => self.while_quic(now, wireguard, quic),
+        }
+    }
+
+    fn while_wireguard(&mut self, now: Instant, wireguard: View, quic: View) {
+        let silent = self.silent;
+        let unanswered = silent.is_some_and(|since| self.has_passed(now, since, NO_ANSWER));
+        if unanswered || wireguard.is_bad() {
+            self.why = match wireguard {
+                View { throttled: Some(by), .. } => Why::Throttled(by),
+                View { state: PathState::Impaired, reason, .. } => Why::Impaired(reason),
+                _ => Why::NoAnswer(silent.unwrap_or(now)),
+            };
+            self.begin_quic(now, wireguard);
+        } else if wireguard.works() {
+            let calm = self.calm.is_some_and(|since| self.has_passed(now, since, LINGER));
+            if calm {
+                self.quic = None;
+            }
+            if calm || matches!(self.why, Why::Begun) || self.returned.is_some() {
+                self.why = Why::Works;
+            }
+        }
+        let Some(begun) = self.quic else { return };
+        let better = match wireguard.state {
+            PathState::Up | PathState::Impaired => wireguard.is_bad() && !quic.is_bad(),
+            PathState::Down | PathState::Absent => unanswered,
+            PathState::Suspect => wireguard.throttled.is_some() && !quic.is_bad(),
+        };
+        if quic.works() && better {
+            // Where WireGuard is known to be bad nothing is gained by waiting.
+            if wireguard.is_bad() || self.has_passed(now, quic.since, GRACE) {
+                let soon = self.returned.take().is_some_and(|at| now.since(at) < FORGIVEN_AFTER);
+                self.failures = if soon { self.failures + 1 } else { 0 };
+                let tried = Rest::TriedUntil(now + TRIED_ON);
+                self.rests = matches!(self.why, Why::NoAnswer(_)).then_some(tried);
+                (self.looks, self.calm) = (0, None);
+                self.lead(now, TunnelKind::Quic, self.why);
+                self.look_at(now, now + TRIED_ON);
+            }
+        } else if !quic.works() && !unanswered && self.has_passed(now, begun, NO_USE) {
+            self.leave_quic(now, Why::NoQuic);
+        }
+    }
+
+    /// Begins QUIC, if it was not in vain a moment ago. Where nothing at all has an answer it costs no other's traffic.
+    fn begin_quic(&mut self, now: Instant, wireguard: View) {
+        let answered = !matches!(wireguard.state, PathState::Down | PathState::Absent);
+        if let Some(at) = self.retry.filter(|at| answered && now < *at) {
+            self.look_at(now, at);
+            if self.retries > 0 && matches!(self.why, Why::Throttled(_)) {
+                self.why = Why::NoBetter;
+            }
+            return;
+        }
+        self.quic.get_or_insert(now);
+    }
+
+    fn leave_quic(&mut self, now: Instant, why: Why) {
+        let retry = now + doubled(FIRST_RETRY, self.retries, MOST_RETRY);
+        (self.quic, self.retry, self.retries) = (None, Some(retry), self.retries + 1);
+        self.rests = None;
+        self.lead(now, TunnelKind::WireGuard, why);
+        self.look_at(now, retry);
+    }
+
+    fn while_quic(&mut self, now: Instant, wireguard: View, quic: View) {
+        if quic.is_bad() && (wireguard.works() || wireguard.state == PathState::Impaired) {
+            self.leave_quic(now, Why::NoBetter);
+            return;
+        }
+        let failing = matches!(quic.state, PathState::Down | PathState::Absent);
+        match self.rests {
+            // It is all there may be.
+            Some(_) if failing => self.rests = Some(Rest::TriedUntil(now + LOOK)),
+            Some(_) if wireguard.works() => self.rests = None,
+            Some(Rest::TriedUntil(until)) if now >= until => {
+                let at = now + doubled(FIRST_LOOK, self.looks, MOST_BETWEEN);
+                self.looks += 1;
+                self.rests = Some(Rest::Until(at));
+            }
+            Some(Rest::Until(at)) if now >= at => self.rests = Some(Rest::TriedUntil(now + LOOK)),
+            None if matches!(self.why, Why::NoAnswer(_)) && self.silent.is_some() => {
+                // It had an answer, and has none again.
+                self.rests = Some(Rest::TriedUntil(now + TRIED_ON));
+            }
+            _ => {}
+        }
+        if let Some(Rest::TriedUntil(at) | Rest::Until(at)) = self.rests {
+            self.look_at(now, at);
+        }
+        if let Some(by) = wireguard.throttled {
+            self.why = Why::Throttled(by);
+        }
+        let heal = doubled(HEAL, self.failures, MOST_HEAL);
+        let healed = self.calm.is_some_and(|since| self.has_passed(now, since, heal));
+        let only = failing && wireguard.works() && self.has_passed(now, quic.since, GRACE);
+        if healed || only {
+            (self.rests, self.retries, self.retry, self.returned) = (None, 0, None, Some(now));
+            self.lead(now, TunnelKind::WireGuard, Why::Works);
+        }
+    }
+
+    /// What is used and why, in words, as `status` shows it. `wireguard_port`: where it is tried, if that is known.
+    pub(crate) fn words(&self, now: Instant, wireguard_port: Option<u16>) -> String {
+        let port = wireguard_port.map_or(String::new(), |port| format!(" on port {port}"));
+        let because = match self.why {
+            Why::Begun => "begun".to_owned(),
+            Why::Works => "works".to_owned(),
+            Why::NoAnswer(since) => {
+                format!("no answer to WireGuard{port} for {:.0} s", now.since(since).as_secs_f64())
+            }
+            Why::Impaired(reason) => format!("WireGuard{port} is impaired: {reason}"),
+            Why::Throttled(Throttling::Here(Share { arrived, offered })) => {
+                format!("WireGuard{port} is throttled: {} of {} arrived", bits(arrived), bits(offered))
+            }
+            Why::Throttled(Throttling::There) => format!("WireGuard{port} is throttled on the way here, the core says"),
+            Why::NoQuic => "it is bad, and QUIC has no answer".to_owned(),
+            Why::NoBetter => "it is slow, and QUIC does no better".to_owned(),
+        };
+        format!("{}: {because}", self.leads)
+    }
+}
+
+/// A rate in words.
+fn bits(rate: u64) -> String {
+    match rate {
+        0..1_000_000 => format!("{} kbit/s", rate / 1000),
+        _ => format!("{:.1} Mbit/s", rate as f64 / 1e6),
+    }
+}
