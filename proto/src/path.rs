@@ -230,9 +230,9 @@ impl Path {
         self.shaper.admits(now, self.load(), urgent)
     }
 
-    /// Whether what is sent now would wait in a queue on the way that is to go first.
-    pub(crate) fn has_long_queue(&self, now: Instant) -> bool {
-        self.shaper.has_long_queue(now, self.load())
+    /// Whether a call that is sent now would wait in a queue on the way, for longer than it should.
+    pub(crate) fn delays_calls(&self, now: Instant) -> bool {
+        self.shaper.delays_calls(now, self.load())
     }
 
     /// How long a packet takes to arrive, as far as is known.

@@ -164,12 +164,12 @@ impl Shaper {
 
     /// What is offered fills a queue on the way: what is lost there is nobody's fault but the flows'.
     pub(crate) fn overflows(&self, load: Load) -> bool {
-        self.queue.held().0 > 0 && self.room.has_queue(load)
+        self.room.overflows(load, self.queue.held().0 > 0)
     }
 
-    /// What is sent now would wait in a queue on the way that has to go.
-    pub(crate) fn has_long_queue(&self, now: Instant, load: Load) -> bool {
-        self.room.has_long_queue(now, load)
+    /// A call that is sent now would wait in a queue on the way, for longer than it should.
+    pub(crate) fn delays_calls(&self, now: Instant, load: Load) -> bool {
+        self.room.delays_calls(now, load)
     }
 
     /// The path carries less than is offered, as far as is known by its queue.

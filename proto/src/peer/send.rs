@@ -155,12 +155,12 @@ impl Peer {
         let (now, urgent) = (ctx.now, self.replay.is_urgent(place));
         let of = |number: u8| self.paths.iter().find(move |path| path.number() == number);
         let doubtful = of(path).is_some_and(|path| path.health.state() == PathState::Suspect);
-        let slow = urgent && of(path).is_some_and(|path| path.has_long_queue(now));
+        let slow = urgent && of(path).is_some_and(|path| path.delays_calls(now));
         // What is suspected may be dead, and the other may be dead as well and not be known to be. And what a call sends into a
         // queue that is to be emptied first comes too late, if not by another path as well: that is worth its few octets
         // where they cost nothing.
         let relieves =
-            |other: &Path| slot_of(other.number()) != slot_of(path) && !other.metered() && !other.has_long_queue(now);
+            |other: &Path| slot_of(other.number()) != slot_of(path) && !other.metered() && !other.delays_calls(now);
         let helps = |other: &u8| of(*other).is_some_and(|other| doubtful || relieves(other));
         let other = (doubtful || slow)
             .then(|| self.ranked(now, class).into_iter().flatten().find(|other| *other != path && helps(other)))

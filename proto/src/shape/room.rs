@@ -53,6 +53,10 @@ const QUEUE: Duration = Duration::from_millis(16);
 /// Twice as much is a queue that has to go: the rate has fallen.
 const LONG_QUEUE: Duration = Duration::from_millis(32);
 
+/// A call goes by another path as well where its own would delay it by more: a little more than the queue that is let stand, so
+/// that it is not always copied; twice is more than it can be late altogether.
+const CALL_QUEUE: Duration = Duration::from_millis(20);
+
 /// Where another path could take a part, less of a queue is reason enough, if it stands.
 const SHARED_QUEUE: Duration = Duration::from_millis(5);
 
@@ -231,9 +235,15 @@ impl Room {
         load.queued > QUEUE + self.base + load.least_rtt / 8
     }
 
-    /// What was sent last has waited long, or is late.
-    pub(crate) fn has_long_queue(&self, now: Instant, load: Load) -> bool {
-        load.queued > self.long(load.least_rtt) || self.is_late(now, load.oldest, load.least_rtt, load.under_way)
+    /// What is lost now has met a queue that what is offered here has filled. Little under way fills none.
+    pub(crate) fn overflows(&self, load: Load, waits: bool) -> bool {
+        (waits || load.under_way > FIRST_WINDOW) && self.has_queue(load)
+    }
+
+    /// A call that is sent now would be late: what was sent last has waited long, or is late itself.
+    pub(crate) fn delays_calls(&self, now: Instant, load: Load) -> bool {
+        load.queued > CALL_QUEUE + self.base + load.least_rtt / 8
+            || self.is_late(now, load.oldest, load.least_rtt, load.under_way)
     }
 
     /// A packet that has waited for longer was in a queue that has to go.
