@@ -38,7 +38,11 @@ const PACKAGES: &[Package] = &[
     package("bgpdump", "/usr/bin/bgpdump", "reads what the core dumps of received routes"),
     package("wireguard-tools", "/usr/bin/wg", "configures the plain WireGuard client"),
     package("wireguard-go", "/usr/bin/wireguard-go", "the plain WireGuard client"),
-    package("python3-venv", "/usr/share/doc/python3-venv", "aioquic, an independent QUIC client, in a folder of the lab's"),
+    package(
+        "python3-venv",
+        "/usr/share/doc/python3-venv",
+        "aioquic, an independent QUIC client, in a folder of the lab's",
+    ),
     package("dnsmasq-base", "/usr/sbin/dnsmasq", "the ISPs' resolvers"),
     package("tayga", "/usr/sbin/tayga", "NAT64 of an IPv6-only ISP"),
     package("iperf3", "/usr/bin/iperf3", "speed, where a scenario asks for it"),

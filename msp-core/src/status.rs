@@ -248,8 +248,10 @@ impl Status {
         let mut text = format!("{} {}, pid {}, up {uptime}\n", self.daemon, self.version, self.pid);
         text += &self.reload_errors();
         text += "\n";
-        let header =
-            ["SITE", "STATE", "PATH", "TUNNEL", "STATE", "SINCE", "RTT", "LOSS", "MTU", "ENDPOINT", "SENT", "RECEIVED", "REASON"];
+        let header = [
+            "SITE", "STATE", "PATH", "TUNNEL", "STATE", "SINCE", "RTT", "LOSS", "MTU", "ENDPOINT", "SENT", "RECEIVED",
+            "REASON",
+        ];
         let mut rows = vec![header.map(str::to_owned)];
         for site in &self.sites {
             let peer = self.peer(site.id);

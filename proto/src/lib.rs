@@ -7,7 +7,7 @@
 //!
 //! [`Node`] is one end, box or core, and the place to begin reading: its functions stand in the order in which a
 //! packet meets them. The one exception to "no clock, no entropy" is confined to [`tunnel`]: the WireGuard library
-//! reads both inside.
+//! reads both inside, and the QUIC library draws keys and knows no clock but the system's.
 //!
 //! | a packet from the TUN meets | a datagram from an uplink meets |
 //! | --- | --- |

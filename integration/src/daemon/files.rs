@@ -2,8 +2,8 @@
 
 use super::{Kind, bird, services};
 use crate::net::build::Network;
-use crate::setup::aioquic;
 use crate::scenario::{Core, Dns, Middlebox, Scenario, Script, Tunnel, WireGuard};
+use crate::setup::aioquic;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use proto::{MAX_SLOTS, SecretKey};

@@ -1,8 +1,8 @@
 //! What a link or a router drops in silence, as some ISPs do: large packets, a traffic class, a family, ICMP errors; and what a
 //! link marks as having met congestion.
 
-use crate::meter::Family;
 use super::Rate;
+use crate::meter::Family;
 use crate::scenario::Direction;
 use serde::Deserialize;
 use std::fmt::Write as _;
@@ -53,7 +53,8 @@ impl Filter {
     /// What is wrong with it, if anything is.
     pub fn problem(&self) -> Option<&'static str> {
         let ports = self.udp_port.or(self.udp_ports_but).is_some();
-        let any = self.longer_than.is_some() || self.dscp.is_some() || self.family.is_some() || self.handshakes || ports;
+        let any =
+            self.longer_than.is_some() || self.dscp.is_some() || self.family.is_some() || self.handshakes || ports;
         if !any && self.mark.is_none() && self.above.is_none() {
             return Some(
                 "a filter needs `longer_than`, `dscp`, `family`, `handshakes`, `udp_port`, `udp_ports_but`, `above` or `mark`; \

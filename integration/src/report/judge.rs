@@ -443,7 +443,10 @@ impl Judge<'_> {
             let measured = entries(self).and_then(|entries| match other {
                 Some(other) if other.bytes > 0 => {
                     let octets: u64 = entries.iter().map(|entry| entry.bytes).sum();
-                    Ok((Some(octets as f64 * 100.0 / other.bytes as f64), format!("{octets} of {} octets", other.bytes)))
+                    Ok((
+                        Some(octets as f64 * 100.0 / other.bytes as f64),
+                        format!("{octets} of {} octets", other.bytes),
+                    ))
                 }
                 _ => Err(format!("there is no tcp entry \"{tcp}\", or it received nothing")),
             });

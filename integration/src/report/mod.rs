@@ -25,8 +25,8 @@ pub use table::Table;
 pub(crate) use summary::{figure, table};
 
 use crate::meter::TrafficResults;
-use proto::{PathState, TunnelKind};
 use proto::snapshot::{Snapshot, Traffic};
+use proto::{PathState, TunnelKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

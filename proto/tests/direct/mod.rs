@@ -73,8 +73,7 @@ impl Direct {
         };
         let mut ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
         let endpoints = vec![ADDRESSES[CORE].into()];
-        let uplink =
-            Uplink { endpoints, quic_endpoints: Vec::new(), preference: 0, keepalive: Keepalive::default() };
+        let uplink = Uplink { endpoints, quic_endpoints: Vec::new(), preference: 0, keepalive: Keepalive::default() };
         ends[BOX].set_uplink(Instant::ZERO, LinkId(0), Some(uplink));
         let outs = [Output::new(0), Output::new(0)];
         let mut direct = Direct {

@@ -65,7 +65,9 @@ impl Judge<'_> {
                 }
                 (None, None, false) => {
                     let what = match &e.until {
-                        Some(until) => format!("slot {} not {} at {}", named(path), path.is, super::moment_words(until)),
+                        Some(until) => {
+                            format!("slot {} not {} at {}", named(path), path.is, super::moment_words(until))
+                        }
                         None => format!("slot {} not {} at the end", named(path), path.is),
                     };
                     let measured = self.is_not(path);
@@ -124,7 +126,8 @@ impl Judge<'_> {
         let wanted = Wanted::read(&path.is)?;
         let (after, (_, until)) = (self.moment(after)?, self.window()?);
         let samples = self.samples_of((path.slot, path.tunnel), (after, until))?;
-        let is = |s: &&StatusSample| Self::slot(s, path.slot, path.tunnel).is_some_and(|(peer, path)| wanted.is(peer, path));
+        let is =
+            |s: &&StatusSample| Self::slot(s, path.slot, path.tunnel).is_some_and(|(peer, path)| wanted.is(peer, path));
         let first = samples.iter().rposition(|s| !is(s)).map_or(0, |last| last + 1);
         Ok(match samples.get(first) {
             Some(sample) => (Some(sample.at_ms - after), String::new()),
@@ -147,7 +150,9 @@ impl Judge<'_> {
     fn ever(&self, path: &PathExpect) -> Measured {
         let wanted = Wanted::read(&path.is)?;
         let samples = self.samples_of((path.slot, path.tunnel), self.window()?)?;
-        let is = |s: &&&StatusSample| Self::slot(s, path.slot, path.tunnel).is_some_and(|(peer, path)| wanted.is(peer, path));
+        let is = |s: &&&StatusSample| {
+            Self::slot(s, path.slot, path.tunnel).is_some_and(|(peer, path)| wanted.is(peer, path))
+        };
         let note = samples.iter().find(is).map_or_else(String::new, |s| format!("first at {:.1} s", s.at_ms / 1e3));
         Ok((Some(samples.iter().filter(is).count() as f64), note))
     }
