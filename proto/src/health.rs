@@ -174,6 +174,8 @@ pub(crate) struct Health {
     last_asked: Option<Instant>,
     /// Questions since the path went down.
     asked: u32,
+    /// The uplink is there again, with the session that it had: that is asked first, and a handshake only follows.
+    returned: bool,
     impairment: Impairment,
     /// When something was last acknowledged.
     acknowledged_at: Instant,
@@ -201,6 +203,7 @@ impl Health {
             lost: 0,
             last_asked: None,
             asked: 0,
+            returned: false,
             impairment: Impairment::default(),
             acknowledged_at: now,
             heard: false,
@@ -393,6 +396,7 @@ impl Health {
             (true, PathState::Absent) => {
                 self.impairment = Impairment::default();
                 self.asked = 0;
+                self.returned = true;
                 self.last_asked = None;
                 self.change(now, PathState::Down, "the uplink is there; no answer yet")
             }
@@ -621,7 +625,7 @@ impl Health {
             if self.state == PathState::Down {
                 // A way to another address may work while this one is dead, and only a handshake finds it.
                 let every = if around.several_ways { 1 } else { QUESTIONS_PER_INITIATION };
-                wants.initiation = self.asked % every == every - 1;
+                wants.initiation = !std::mem::take(&mut self.returned) && self.asked % every == every - 1;
                 self.asked = self.asked.saturating_add(1);
             }
         }

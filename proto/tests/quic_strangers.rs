@@ -129,9 +129,22 @@ fn wake(node: &mut Node, now: Instant) -> Vec<(SocketAddr, Vec<u8>)> {
 
 /// Lets a box and a core talk, 10 ms each way, for so long.
 fn talk(core: &mut Node, site: &mut Node, address: SocketAddr, begin: u64, length: u64) {
+    talk_while(core, site, address, begin, length, |_, _| {});
+}
+
+/// The same, with something else that the core has to do in each millisecond.
+fn talk_while(
+    core: &mut Node,
+    site: &mut Node,
+    address: SocketAddr,
+    begin: u64,
+    length: u64,
+    mut meanwhile: impl FnMut(&mut Node, Instant),
+) {
     let mut way: Vec<(u64, bool, Vec<u8>)> = Vec::new();
     for time in begin..begin + length {
         let now = at(time);
+        meanwhile(core, now);
         let arrived: Vec<_> = way.extract_if(.., |(due, ..)| *due <= time).collect();
         let mut sent = Vec::new();
         for (_, to_core, data) in arrived {
@@ -213,14 +226,9 @@ fn a_flood_of_forged_initials_costs_little_memory_and_keeps_nobody_out() {
         wake(&mut core, now);
         most = most.max(HELD.get() - before);
     }
-    println!("{most} octets at most, {retries} retries");
-    assert!(most < 8 << 20, "{most} octets");
-    let drops = core.snapshot(at(11_000)).drops;
-    println!(
-        "{} refused, {} asked to come again",
-        drops.get(DropReason::HandshakeInvalid),
-        drops.get(DropReason::HandshakeLoad)
-    );
+    // What is no ClientHello ends at once; half of what may be begun in a second is left for addresses that are validated.
+    assert!(most < 256 << 10, "{most} octets");
+    assert!(retries > 98_000, "{retries}");
     // What was begun ends, and nothing is left.
     for second in 11..30 {
         wake(&mut core, at(second * 1_000));
@@ -228,18 +236,45 @@ fn a_flood_of_forged_initials_costs_little_memory_and_keeps_nobody_out() {
     assert!(HELD.get() - before < 1 << 20, "{} octets left", HELD.get() - before);
     // Under the flood another box with the same key begins anew, and is there within two seconds.
     let mut again = a_box(SITE, CORE, at(30_000));
-    for time in 30_000..32_000 {
-        for _ in 0..10 {
-            let from = somewhere(rng.random());
-            give(&mut core, at(time), from, &forged(&mut rng));
-        }
-        let address = SocketAddr::from(([203, 0, 113, 2], 40_001));
-        talk(&mut core, &mut again, address, time, 1);
-    }
-    // `talk` carries nothing over from one call to the next, so the last stretch is undisturbed.
     let address = SocketAddr::from(([203, 0, 113, 2], 40_001));
-    talk(&mut core, &mut again, address, 32_000, 2_000);
-    assert_eq!(state(&again, at(34_000)), Some(PathState::Up));
+    talk_while(&mut core, &mut again, address, 30_000, 2_000, |core, now| {
+        for _ in 0..10 {
+            give(core, now, somewhere(rng.random()), &forged(&mut rng));
+        }
+    });
+    assert_eq!(state(&again, at(32_000)), Some(PathState::Up));
+}
+
+/// What begins as an honest handshake does, from addresses that never answer.
+#[test]
+fn handshakes_that_nobody_goes_on_with_are_few_and_end() {
+    let mut core = core();
+    let initials: Vec<Vec<u8>> = (0..1_000_u32)
+        .map(|number| {
+            let mut secret = [9; 32];
+            secret[..4].copy_from_slice(&number.to_be_bytes());
+            let mut stranger = a_box(secret, CORE, at(0));
+            wake(&mut stranger, at(0)).remove(0).1
+        })
+        .collect();
+    let (before, mut most, mut begun) = (HELD.get(), 0, 0);
+    for (number, initial) in (0..).zip(&initials) {
+        let now = at(u64::from(number));
+        for (_, answer) in give(&mut core, now, somewhere(number), initial) {
+            assert!(answer.len() <= initial.len());
+            begun += u32::from(answer[0] & 0xf0 == 0xc0);
+        }
+        most = most.max(HELD.get() - before);
+    }
+    assert_eq!(begun, 16, "the others are asked to come again");
+    assert!(most < 16 * 64 * 1024, "{most} octets");
+    // RFC 9000, section 8.1: three times what came, over all their lives.
+    let mut said = 0;
+    for time in 1_000..10_000 {
+        said += wake(&mut core, at(time)).iter().map(|(_, answer)| answer.len()).sum::<usize>();
+    }
+    assert!(said <= 16 * 2 * 1_200, "{said} octets");
+    assert!(HELD.get() - before < 64 * 1024, "{} octets are left", HELD.get() - before);
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub mod bgp;
 pub mod failover;
 pub mod policy;
 pub mod sites;
+pub mod tunnels;
 
 use anyhow::Result;
 
@@ -23,6 +24,8 @@ pub enum Bench {
     Policy(policy::Arguments),
     /// Ten thousand sites that come up and go down at one core, and how soon BIRD knows. Needs root; measures real time.
     Sites(sites::Arguments),
+    /// What a packet costs in a tunnel of WireGuard and in one of QUIC, in the nodes alone. Measures real time.
+    Tunnels(tunnels::Arguments),
 }
 
 /// Measures, and says whether all bars are met.
@@ -33,5 +36,6 @@ pub fn bench(bench: &Bench) -> Result<bool> {
         Bench::Failover(arguments) => failover::run(arguments),
         Bench::Policy(arguments) => policy::run(arguments),
         Bench::Sites(arguments) => sites::run(arguments),
+        Bench::Tunnels(arguments) => tunnels::run(arguments),
     }
 }

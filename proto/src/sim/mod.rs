@@ -24,7 +24,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tcp::Connection;
@@ -645,7 +645,8 @@ impl World {
     /// An end reads a datagram.
     fn receive(&mut self, datagram: &InFlight, waited: Duration) {
         let (link, to) = match datagram.to {
-            Side::Box => (LinkId(datagram.link as u16), None),
+            // As sockets tell it; and see below.
+            Side::Box => (LinkId(datagram.link as u16), Some(IpAddr::from([192, 168, 1, 100]))),
             Side::Core => (LinkId(kind_at(datagram.to_address) as u16), Some(datagram.to_address.ip())),
         };
         let view = Datagram { link, from: datagram.from, to, ecn: datagram.ecn, waited, data: &datagram.data };
@@ -675,6 +676,7 @@ impl World {
             let data = &out.bytes()[transmit.range.clone()];
             let (link, from, core) = match side {
                 Side::Box => {
+                    assert_eq!(transmit.from, None, "the socket's, which is another when the box was renumbered");
                     let link = usize::from(transmit.link.0);
                     (link, self.outside[link].translate(now, transmit.to.is_ipv6()), transmit.to)
                 }

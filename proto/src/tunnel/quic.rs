@@ -213,7 +213,9 @@ impl Tunnel for QuicTunnel {
 
     fn accept(&mut self, parcel: Parcel, now: Instant, indices: &mut Indices) -> Result<Handshake, DropReason> {
         match parcel.0 {
-            Content::Event(handle, event, way) => {
+            Content::Event(handle, event, mut way) => {
+                // A box has one address a socket, and it may be another one when this is answered.
+                way.from = way.from.filter(|_| self.role == Role::Responder);
                 let link = self.link(handle).ok_or(DropReason::UnknownSession)?;
                 link.take(now, event, way);
                 self.touched = Some(handle);

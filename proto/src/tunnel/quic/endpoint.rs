@@ -68,8 +68,8 @@ const ACK_DELAY: Duration = Duration::from_millis(100);
 /// The clock that quinn's is made of: it knows no other than the system's, of which only differences count. So the origin
 /// is read once, and all else is the node's own time.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::disallowed_types)] // see above
 pub(crate) struct Clock {
-    #[allow(clippy::disallowed_types)] // see above
     origin: std::time::Instant,
 }
 
@@ -163,6 +163,7 @@ pub(crate) enum Arrival {
 pub struct Parcel(pub(super) Content);
 
 /// See [`Parcel`].
+#[allow(clippy::large_enum_variant)] // the larger one comes with each datagram, and is to be no allocation
 pub(super) enum Content {
     /// Something came for a connection of its.
     Event(ConnectionHandle, ConnectionEvent, Route),
