@@ -173,7 +173,7 @@ pub(super) enum Content {
 
 /// A handshake under way whose path is not known yet.
 struct HalfOpen {
-    link: Link,
+    link: Box<Link>,
     since: Instant,
     validated: bool,
 }
@@ -362,7 +362,7 @@ impl Endpoint {
         }
         match self.inner.accept(incoming, self.clock.at(now), &mut self.scratch, None) {
             Ok((handle, connection)) => {
-                let link = Link::new(handle, connection, way, self.clock, now);
+                let link = Box::new(Link::new(handle, connection, way, self.clock, now));
                 if let Some(server) = &mut self.server {
                     server.half_open.push(HalfOpen { link, since: now, validated });
                     let at = server.half_open.len() - 1;
@@ -411,7 +411,7 @@ impl Endpoint {
                     self.forget(&half_open.link);
                     return Err(DropReason::HandshakeInvalid);
                 };
-                Ok(Arrival::Newcomer(key, Parcel(Content::Link(Box::new(half_open.link)))))
+                Ok(Arrival::Newcomer(key, Parcel(Content::Link(half_open.link))))
             }
             Some(Outcome::Lost(reason)) => {
                 self.forget(&half_open.link);
