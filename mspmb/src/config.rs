@@ -271,6 +271,21 @@ impl Config {
         own.unwrap_or(self.tunnel)
     }
 
+    /// Which kinds of tunnels the uplinks have, and where the core is to listen for them, for people.
+    pub(crate) fn tunnels_text(&self) -> String {
+        let quic = format!("QUIC, at UDP port {} of the core", self.core.quic_port);
+        let said = |choice| match choice {
+            TunnelChoice::WireGuard => "WireGuard".to_owned(),
+            TunnelChoice::Quic => quic.clone(),
+            TunnelChoice::Auto => format!("WireGuard, and where that does not work {quic}"),
+        };
+        let mut text = format!("tunnels: {}\n", said(self.tunnel));
+        for uplink in self.uplinks.iter().filter(|uplink| uplink.tunnel.is_some_and(|own| own != self.tunnel)) {
+            text += &format!("over {}: {}\n", uplink.interface, said(self.tunnel(uplink.slot)));
+        }
+        text
+    }
+
     /// What the node is told. It has paths for each slot there may be; which have an uplink it hears later.
     pub(crate) fn node(&self) -> NodeConfig {
         let everywhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
@@ -438,7 +453,7 @@ fn uplinks(file: &File, document: &Document) -> Result<Vec<Uplink>, SettingsErro
         uplinks.push(Uplink {
             interface: table.interface.clone(),
             slot,
-            keepalive: keepalive(table, document, &key("keepalive_budget"))?,
+            keepalive: keepalive(table, table.tunnel.unwrap_or(file.tunnel), document, &key("keepalive_budget"))?,
             dns: table.dns.iter().map(|server| server.0).collect(),
             nat64,
             tunnel: table.tunnel,
@@ -451,7 +466,13 @@ fn uplinks(file: &File, document: &Document) -> Result<Vec<Uplink>, SettingsErro
 /// smallest plans sold.
 const BUDGET: Octets = Octets(50_000_000);
 
-fn keepalive(table: &UplinkTable, document: &Document, key: &str) -> Result<Keepalive, SettingsError> {
+fn keepalive(
+    table: &UplinkTable,
+    tunnel: TunnelChoice,
+    document: &Document,
+    key: &str,
+) -> Result<Keepalive, SettingsError> {
+    let kind = if tunnel == TunnelChoice::Quic { TunnelKind::Quic } else { TunnelKind::WireGuard };
     if table.keepalive_budget.is_some() && table.metered == Some(false) {
         return Err(document.error(key, "only a metered uplink has a budget: leave it out, or `metered = false`"));
     }
@@ -459,9 +480,9 @@ fn keepalive(table: &UplinkTable, document: &Document, key: &str) -> Result<Keep
         return Ok(Keepalive::default());
     }
     let Octets(budget) = table.keepalive_budget.map_or(BUDGET, |text| text.0);
-    let keepalive = Keepalive::metered(budget);
+    let keepalive = Keepalive::metered(budget, kind);
     // What cannot be kept is brought to the longest interval there is, as a budget of nothing is.
-    if keepalive == Keepalive::metered(0) {
+    if keepalive == Keepalive::metered(0, kind) {
         let problem = format!(
             "{} MB cannot be kept: a path is asked at least each {} s, lest a NAT forget it; expected \"45 MB\" or more",
             budget / 1_000_000,

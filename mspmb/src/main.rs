@@ -137,6 +137,7 @@ fn check(file: &File) -> anyhow::Result<()> {
         uplinks.join(", "),
         config.core.name,
     ))?;
+    print(&config.tunnels_text())?;
     config.left_out.iter().try_for_each(|left_out| print(&format!("{left_out}\n")))?;
     config.policy.classes().iter().filter_map(explain::leaves_by).try_for_each(|leaves| print(&leaves))
 }

@@ -146,18 +146,25 @@ impl Keepalive {
     /// The interval at which an idle path stays within so many octets in 30 days, both directions and outer headers
     /// counted. A budget below some 45 MB cannot be kept: the interval is 25 s then, since a NAT that forgets the path
     /// would cost the first packets of whoever calls.
-    pub fn metered(octets_per_month: u64) -> Self {
+    /// `kind`: what the path's tunnel is; what a handshake of QUIC costs is little beside all else, as there is no other while the
+    /// path works.
+    pub fn metered(octets_per_month: u64, kind: TunnelKind) -> Self {
         /// IPv6 and UDP: the larger of the two families' headers.
         const OUTER: u64 = 40 + 8;
         /// A question and its receipt, sealed.
         const QUESTION: u64 = 2 * (OUTER + OVERHEAD as u64) + 46 + 70;
+        /// The same by QUIC, where the receipt brings an acknowledgement and is answered by one.
+        const QUIC_QUESTION: u64 = 3 * OUTER + (36 + 46) + (32 + 70 + 8) + 36;
         /// Initiation, response, keepalive; a question follows, and is no extra one: it puts the next off.
         const REKEY: u64 = 3 * OUTER + HANDSHAKE_MAX as u64 + 92 + OVERHEAD as u64;
         /// How often a session is replaced: WireGuard's REKEY_AFTER_TIME.
         const REKEYS: u64 = 30 * 86_400 / 120;
         // The rest is for what is asked twice since the first was lost, for probes of the path MTU, and for ARP.
-        let for_questions = (octets_per_month / 20 * 17).saturating_sub(REKEYS * REKEY);
-        let questions = for_questions / QUESTION;
+        let usable = octets_per_month / 20 * 17;
+        let questions = match kind {
+            TunnelKind::WireGuard => usable.saturating_sub(REKEYS * REKEY) / QUESTION,
+            TunnelKind::Quic => usable / QUIC_QUESTION,
+        };
         let idle = Duration::from_secs(30 * 86_400).checked_div(u32::try_from(questions).unwrap_or(u32::MAX));
         Keepalive::new(idle.unwrap_or(Self::LONGEST), true)
     }

@@ -2,7 +2,7 @@
 //! forget.
 
 use proto::sim::{Flow, LinkModel, Side, World, WorldConfig, at, ms};
-use proto::{Keepalive, PathState};
+use proto::{Keepalive, PathState, TunnelKind};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -154,9 +154,10 @@ const MONTH: f64 = 30.0 * 86_400.0;
 
 #[test]
 fn an_idle_path_stays_within_fifty_megabytes_a_month() {
-    for (keepalive, most) in
-        [(Keepalive { idle: ms(25_000), metered: true }, 50e6), (Keepalive::metered(50_000_000), 50e6)]
-    {
+    for (keepalive, most) in [
+        (Keepalive { idle: ms(25_000), metered: true }, 50e6),
+        (Keepalive::metered(50_000_000, TunnelKind::WireGuard), 50e6),
+    ] {
         let links = [LinkModel::default(); 2];
         let mut world = World::new(WorldConfig { keepalive, ..WorldConfig::new(&links, 4) });
         world.run_until(at(30_000));
@@ -195,7 +196,7 @@ fn a_metered_standby_costs_no_more_while_the_other_path_carries_traffic() {
 
 #[test]
 fn the_first_packet_after_ten_idle_minutes_arrives_through_a_nat_that_forgets_after_thirty_seconds() {
-    for keepalive in [Keepalive::default(), Keepalive::metered(0)] {
+    for keepalive in [Keepalive::default(), Keepalive::metered(0, TunnelKind::WireGuard)] {
         for from in [Side::Box, Side::Core] {
             let mut world = World::new(WorldConfig { keepalive, ..WorldConfig::new(&[LinkModel::default(); 2], 6) });
             for link in 0..2 {

@@ -274,7 +274,8 @@ fn handshakes_that_nobody_goes_on_with_are_few_and_end() {
         said += wake(&mut core, at(time)).iter().map(|(_, answer)| answer.len()).sum::<usize>();
     }
     assert!(said <= 16 * 2 * 1_200, "{said} octets");
-    assert!(HELD.get() - before < 64 * 1024, "{} octets are left", HELD.get() - before);
+    // What datagrams are copied to, and tables that have grown.
+    assert!(HELD.get() - before < 128 * 1024, "{} octets are left", HELD.get() - before);
 }
 
 #[test]

@@ -203,3 +203,40 @@ fn a_wrong_file_is_refused_with_place_key_and_what_was_expected() {
         assert_eq!(load(&text).expect_err("it is wrong"), expected, "for {wrong:?}");
     }
 }
+
+#[test]
+fn the_kind_of_tunnel_is_said_for_all_uplinks_or_for_one() {
+    let with = |top: &str, own: &str| {
+        let text = GOOD
+            .replace("middlebox = 7", &format!("middlebox = 7\n{top}"))
+            .replace("slot = 4", &format!("slot = 4\n{own}"));
+        load(&text)
+    };
+    let kinds = |config: &Config| [0, 4, 5].map(|slot| config.tunnel(slot));
+    use TunnelChoice::{Auto, Quic, WireGuard};
+    assert_eq!(kinds(&with("", "").expect("it is good")), [WireGuard; 3]);
+    let mixed = with("tunnel = \"auto\"", "tunnel = \"quic\"").expect("it is good");
+    assert_eq!(kinds(&mixed), [Auto, Quic, Auto]);
+    let paths = |slot| {
+        mixed.node().peers[0].paths.iter().filter(|path| path.slot == slot).map(|path| path.kind).collect::<Vec<_>>()
+    };
+    assert_eq!((paths(0), paths(4)), (vec![TunnelKind::WireGuard, TunnelKind::Quic], vec![TunnelKind::Quic]));
+    let expected = "tunnels: WireGuard, and where that does not work QUIC, at UDP port 443 of the core\nover wan1: QUIC, at UDP \
+                    port 443 of the core\n";
+    assert_eq!(mixed.tunnels_text(), expected);
+    let error = with("tunnel = \"ipsec\"", "").expect_err("there is none");
+    assert!(error.contains("box.toml:4:10: tunnel: "), "{error}");
+    let error = load(&GOOD.replace("endpoints =", "quic_port = 0\nendpoints =")).expect_err("no port");
+    assert!(error.contains("core.quic_port: 0 is no port"), "{error}");
+}
+
+/// QUIC's questions are answered with one more datagram: fewer of them keep the same budget.
+#[test]
+fn a_metered_uplink_keeps_its_budget_with_either_kind() {
+    let idle = |tunnel: &str| {
+        let text = GOOD.replace("slot = 4", &format!("keepalive_budget = \"500 MB\"\ntunnel = \"{tunnel}\""));
+        load(&text).expect("it is good").uplinks[1].keepalive.idle
+    };
+    assert!(idle("quic") > idle("wireguard"));
+    assert_eq!(idle("auto"), idle("wireguard"));
+}

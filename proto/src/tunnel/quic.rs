@@ -48,6 +48,8 @@ use std::time::Duration;
 /// How many handshakes of a path may be under way. A box begins one at each of the core's addresses, eight at most, and
 /// the next ones 0.2 to 1 s later: those before must have the time to be answered.
 const CANDIDATES: usize = 16;
+/// How long a handshake is waited for: a round trip of GPRS, and some 2G modems' queue.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// At a core, connections that were agreed on and have carried nothing yet: a box that races uses one of them.
 const UNUSED: usize = 8;
 /// How long a connection that was replaced is kept for what is still under way on it.
@@ -287,6 +289,8 @@ impl Tunnel for QuicTunnel {
     }
 
     fn tick(&mut self, now: Instant, indices: &mut Indices, _: &mut [u8]) -> Handshake {
+        let late = |link: &mut Link| link.agreed.is_none() && now.since(link.since) >= PATIENCE;
+        self.candidates.extract_if(.., late).for_each(|link| forget(indices, &link));
         if let Some(mut old) = self.old.take_if(|old| now.since(old.since) >= KEEP) {
             if self.role == Role::Initiator {
                 self.part(&mut old, now);

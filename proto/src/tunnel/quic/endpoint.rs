@@ -50,9 +50,9 @@ const HANDSHAKES_PER_SECOND: u32 = 250;
 /// How long a connection on which nothing comes is kept: as long as WireGuard keeps a session (REJECT_AFTER_TIME).
 const IDLE: Duration = Duration::from_secs(180);
 
-/// The round trip that a handshake assumes: its flights are said again after three times that. A path's next initiation
-/// comes after 0.2 to 1 s, so it must not be RFC 9002's 333 ms.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// The round trip that a handshake assumes: its first flights are said again after three times that, which is as long as a
+/// box waits for an answer. The node has begun another one by then, and where octets cost money each Initial has 1,200.
+const INITIAL_RTT: Duration = Duration::from_secs(1);
 
 /// Datagrams that QUIC may not send yet wait within it: only after a migration, until the new address is validated, a
 /// round trip. 256 KiB are 50 Mbit/s for 40 ms; the oldest make room.
@@ -173,7 +173,7 @@ pub(super) enum Content {
 
 /// A handshake under way whose path is not known yet.
 struct HalfOpen {
-    link: Link,
+    link: Box<Link>,
     since: Instant,
     validated: bool,
 }
@@ -362,7 +362,7 @@ impl Endpoint {
         }
         match self.inner.accept(incoming, self.clock.at(now), &mut self.scratch, None) {
             Ok((handle, connection)) => {
-                let link = Link::new(handle, connection, way, self.clock, now);
+                let link = Box::new(Link::new(handle, connection, way, self.clock, now));
                 if let Some(server) = &mut self.server {
                     server.half_open.push(HalfOpen { link, since: now, validated });
                     let at = server.half_open.len() - 1;
@@ -411,7 +411,7 @@ impl Endpoint {
                     self.forget(&half_open.link);
                     return Err(DropReason::HandshakeInvalid);
                 };
-                Ok(Arrival::Newcomer(key, Parcel(Content::Link(Box::new(half_open.link)))))
+                Ok(Arrival::Newcomer(key, Parcel(Content::Link(half_open.link))))
             }
             Some(Outcome::Lost(reason)) => {
                 self.forget(&half_open.link);
