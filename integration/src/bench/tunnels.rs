@@ -103,7 +103,7 @@ impl Pair {
 
     /// Time passes, and what is due is done.
     fn pass(&mut self) {
-        self.now = self.now + STEP;
+        self.now += STEP;
         let now = self.now;
         for end in [BOX, CORE] {
             if self.nodes[end].poll_timeout().is_some_and(|deadline| deadline.at <= now) {
