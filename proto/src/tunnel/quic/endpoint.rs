@@ -317,8 +317,12 @@ impl Endpoint {
             DatagramEvent::NewConnection(incoming) => self.on_incoming(now, incoming, way, out),
             DatagramEvent::Response(transmit) => {
                 let answer = self.scratch.get(..transmit.size).unwrap_or_default();
-                // A version that is not spoken, or an Initial that cannot be answered otherwise; never a reset.
-                if answer.first().is_some_and(|first| first & 0x80 != 0) && answer.len() <= datagram.data.len() {
+                // An Initial that cannot be answered otherwise; never a reset. A version that is not spoken is not answered either
+                // (RFC 9000, section 6.1 lets a server): every box speaks this one, and who tries ports with anything at all
+                // is not told that there is one. Version 0 is that answer's (section 17.2.1).
+                let long = answer.first().is_some_and(|first| first & 0x80 != 0);
+                let of_versions = answer.get(1..5) == Some(&[0; 4]);
+                if long && !of_versions && answer.len() <= datagram.data.len() {
                     send(out, answer, way);
                 }
                 Err(DropReason::HandshakeInvalid)
