@@ -299,7 +299,6 @@ fn a_key_that_nobody_has_is_refused_and_counted_and_so_is_a_core_that_is_another
 #[test]
 fn no_answer_is_longer_than_what_asked() {
     let (mut core, mut rng) = (core(), StdRng::seed_from_u64(3));
-    let mut answered = 0;
     for number in 0..50_000_u32 {
         let mut datagram = match number % 5 {
             // Any version, any length.
@@ -325,10 +324,8 @@ fn no_answer_is_longer_than_what_asked() {
             }
         }
         let answers = give(&mut core, at(u64::from(number)), somewhere(number), &datagram);
-        assert!(number % 5 != 3 || answers.is_empty(), "what is of no connection is not answered");
+        assert_eq!(number % 5 == 4, !answers.is_empty(), "an Initial of our version is answered, and nothing else");
         let octets: usize = answers.iter().map(|(_, answer)| answer.len()).sum();
         assert!(octets <= datagram.len(), "{octets} octets for {}", datagram.len());
-        answered += u32::from(!answers.is_empty());
     }
-    assert!(answered > 10_000, "an Initial is answered: {answered}");
 }
