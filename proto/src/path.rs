@@ -441,8 +441,11 @@ impl Path {
                     (len, true)
                 }
                 Judged::Lost(len, ticket) => {
-                    // A queue that was full is the flow's own to notice.
-                    if (replay.was_urgent(ticket) && call_repairs.spend()) || (!queue && repairs.spend()) {
+                    // A queue that was full is the flow's own to notice, where the path is its only one.
+                    if replay.was_bonded(ticket)
+                        || (replay.was_urgent(ticket) && call_repairs.spend())
+                        || (!queue && repairs.spend())
+                    {
                         replay.forget_try(ticket, number);
                     } else {
                         replay.on_lost(ticket, now);

@@ -225,6 +225,12 @@ impl Replay {
         ticket.parts().is_some_and(|(place, _)| self.is_urgent(place))
     }
 
+    /// Whether this transmission was of a bonded packet, which the other end waits for.
+    pub(crate) fn was_bonded(&self, ticket: Ticket) -> bool {
+        let at = ticket.parts().and_then(|(place, _)| self.at(place));
+        at.is_some_and(|at| self.kept[at].sequence.is_some())
+    }
+
     /// Gives the packet at `place` to `path`: it is sent there next, or waits there like this.
     pub(crate) fn assign(&mut self, now: Instant, place: u64, path: u8) -> Option<Waiting> {
         let at = self.at(place)?;

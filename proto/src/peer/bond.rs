@@ -13,12 +13,15 @@
 //! of which little waits is never sent by a slower path.
 //!
 //! Nothing is bound to a path before it leaves: one that turns out to be slow holds up nothing but what is on its way already.
+//!
+//! What a path loses goes a second time, by the best one, and the other end waits for it: a flow sees a delay where it would
+//! have taken a loss for congestion, and have halved what it sends by all paths for what one of them has lost.
 
 use super::{Context, Peer};
 use crate::counters::DropReason;
 use crate::node::PathState;
 use crate::path::Path;
-use crate::policy::{ClassId, Mode};
+use crate::policy::{ClassId, Mode, Priority};
 use crate::shape::{Popped, Queue, Waiting};
 use crate::wire::Sequence;
 use crate::{Instant, MAX_PATHS};
@@ -300,7 +303,10 @@ impl Peer {
     fn send_bonded(&mut self, ctx: &mut Context<'_>, members: &[Member], member: &Member, waiting: &Waiting) {
         let path = &self.paths[member.at];
         let others = members.iter().filter(|other| other.at != member.at);
-        let wait = others.map(|other| self.paths[other.at].health.later_than(&path.health)).max().unwrap_or_default();
+        let late = others.map(|other| self.paths[other.at].health.later_than(&path.health)).max().unwrap_or_default();
+        // What was lost comes a second time when its path's receipts have told so. A call cannot wait for that.
+        let again = members.iter().map(|member| self.paths[member.at].health.patience()).max().unwrap_or_default();
+        let wait = if waiting.priority == Priority::Realtime { late } else { late.max(again) };
         if members.len() > 1 {
             self.paths[member.at].shaper.share(ctx.now);
         }

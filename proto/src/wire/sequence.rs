@@ -18,8 +18,8 @@ use std::time::Duration;
 pub struct Sequence {
     /// Flows of one hash: what is lost of one stream holds up no other.
     pub stream: u8,
-    /// How much later what was sent before this packet, by a slower path, may come than it: 0 to 510 ms, in steps of 2 ms.
-    /// What has not come by then is not waited for.
+    /// How much later what was sent before this packet may come than it, by a slower path or a second time: 0 to 510 ms, in
+    /// steps of 2 ms. What has not come by then is not waited for.
     pub wait: Duration,
     /// Counts the packets of the stream, modulo 2^32, from 0 in each life of the sender.
     pub number: u32,
