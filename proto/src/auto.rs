@@ -121,8 +121,8 @@ pub(crate) struct Auto {
     /// When WireGuard rests, or is tried, from or until then.
     rests: Option<Rest>,
     looks: u32,
-    /// When QUIC may be tried again, and how often it was in vain.
-    retry: Option<Instant>,
+    /// When QUIC may be tried again and why it was in vain, and how often it was.
+    retry: Option<(Instant, Why)>,
     retries: u32,
     next: Option<Instant>,
 }
@@ -264,11 +264,9 @@ impl Auto {
     /// Begins QUIC, if it was not in vain a moment ago. Where nothing at all has an answer it costs no other's traffic.
     fn begin_quic(&mut self, now: Instant, wireguard: View) {
         let answered = !matches!(wireguard.state, PathState::Down | PathState::Absent);
-        if let Some(at) = self.retry.filter(|at| answered && now < *at) {
+        if let Some((at, why)) = self.retry.filter(|(at, _)| answered && now < *at) {
             self.look_at(now, at);
-            if self.retries > 0 && matches!(self.why, Why::Throttled(_)) {
-                self.why = Why::NoBetter;
-            }
+            self.why = why;
             return;
         }
         self.quic.get_or_insert(now);
@@ -276,7 +274,7 @@ impl Auto {
 
     fn leave_quic(&mut self, now: Instant, why: Why) {
         let retry = now + doubled(FIRST_RETRY, self.retries, MOST_RETRY);
-        (self.quic, self.retry, self.retries) = (None, Some(retry), self.retries + 1);
+        (self.quic, self.retry, self.retries) = (None, Some((retry, why)), self.retries + 1);
         self.rests = None;
         self.lead(now, TunnelKind::WireGuard, why);
         self.look_at(now, retry);
@@ -345,5 +343,129 @@ fn bits(rate: u64) -> String {
     match rate {
         0..1_000_000 => format!("{} kbit/s", rate / 1000),
         _ => format!("{:.1} Mbit/s", rate as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use TunnelKind::{Quic, WireGuard};
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_nanos(ms * 1_000_000)
+    }
+
+    /// What the network lets pass at a moment.
+    #[derive(Clone, Copy)]
+    struct Network {
+        wireguard: bool,
+        quic: bool,
+        /// It loses most of WireGuard's packets.
+        impairs: bool,
+    }
+
+    const ALL: Network = Network { wireguard: true, quic: true, impairs: false };
+    const ONLY_QUIC: Network = Network { wireguard: false, ..ALL };
+    const ONLY_WIREGUARD: Network = Network { quic: false, ..ALL };
+    const NEITHER: Network = Network { wireguard: false, ..ONLY_WIREGUARD };
+
+    /// A path that is up so long after it is wanted and passes, and down as soon as one of these is not so.
+    struct Way {
+        state: PathState,
+        since: Instant,
+        begun: Option<Instant>,
+    }
+
+    const HANDSHAKE: Duration = Duration::from_millis(100);
+
+    impl Way {
+        fn follow(&mut self, now: Instant, passes: bool, impaired: bool) -> View {
+            self.begun = if passes { self.begun.or(Some(now)) } else { None };
+            let state = match self.begun.is_some_and(|begun| now >= begun + HANDSHAKE) {
+                true if impaired => PathState::Impaired,
+                true => PathState::Up,
+                false => PathState::Down,
+            };
+            if state != std::mem::replace(&mut self.state, state) {
+                self.since = now;
+            }
+            View { state, since: self.since, reason: "loss", on_probation: false, throttled: None }
+        }
+    }
+
+    /// Which tunnel leads from when on, in milliseconds, and in how many milliseconds each kind was there at all, WireGuard first.
+    fn run(until: u64, network: impl Fn(u64) -> Network) -> (Vec<(u64, TunnelKind)>, [u64; 2], Auto) {
+        let way = || Way { state: PathState::Down, since: at(0), begun: None };
+        let (mut auto, mut ways, mut led, mut there) = (Auto::new(at(0)), [way(), way()], Vec::new(), [0, 0]);
+        for ms in 0..until {
+            let (now, net) = (at(ms), network(ms));
+            let [first, second] = &mut ways;
+            let wireguard = first.follow(now, net.wireguard && auto.wants(WireGuard), net.impairs);
+            let quic = second.follow(now, net.quic && auto.wants(Quic), false);
+            let before = auto.leads();
+            auto.follow(now, wireguard, quic);
+            if auto.leads() != before {
+                led.push((ms, auto.leads()));
+            }
+            there[0] += u64::from(auto.wants(WireGuard));
+            there[1] += u64::from(auto.wants(Quic));
+        }
+        (led, there, auto)
+    }
+
+    #[test]
+    fn while_wireguard_works_nothing_is_spent_on_quic() {
+        let (led, there, auto) = run(60_000, |_| ALL);
+        assert_eq!((led, there), (vec![], [60_000, 0]));
+        assert_eq!(auto.words(at(60_000), Some(51820)), "wireguard: works");
+    }
+
+    #[test]
+    fn quic_leads_within_three_seconds_where_wireguard_has_no_answer_and_wireguard_again_when_it_has() {
+        let (led, _, _) = run(60_000, |ms| if ms < 20_000 { ONLY_QUIC } else { ALL });
+        let [(first, Quic), (second, WireGuard)] = led[..] else { panic!("{led:?}") };
+        assert!((1_000..3_000).contains(&first), "{led:?}");
+        // The look that was next, a handshake, and some time in which it works.
+        let next = 20_000 + MOST_BETWEEN.as_millis() as u64;
+        assert!((22_000..next).contains(&second), "{led:?}");
+        let (led, _, _) = run(60_000, |ms| if ms < 20_000 { ALL } else { ONLY_QUIC });
+        assert!(matches!(led[..], [(21_000..23_000, Quic)]), "also later: {led:?}");
+    }
+
+    #[test]
+    fn wireguard_that_never_answers_is_tried_ever_more_seldom() {
+        let (led, there, auto) = run(3_600_000, |_| ONLY_QUIC);
+        assert!(matches!(led[..], [(_, Quic)]), "{led:?}");
+        assert!(there[0] < 120_000, "tried for {} s of an hour", there[0] / 1000);
+        assert_eq!(auto.words(at(3_600_000), Some(51820)), "quic: no answer to WireGuard on port 51820 for 3600 s");
+    }
+
+    #[test]
+    fn where_nothing_passes_the_first_that_does_is_used() {
+        for (net, expected) in [(ONLY_QUIC, Some(Quic)), (ONLY_WIREGUARD, None), (ALL, None)] {
+            let (led, _, _) = run(60_000, |ms| if ms < 30_000 { NEITHER } else { net });
+            assert_eq!(led.first().map(|led| led.1), expected, "{led:?}");
+            assert!(led.iter().all(|(ms, _)| *ms < 33_000), "{led:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_impaired_is_left_at_once_if_quic_does_better_and_quic_that_has_no_answer_is_not_waited_for() {
+        let bad = |quic| move |ms| Network { impairs: ms >= 5_000, quic, ..ALL };
+        let (led, _, auto) = run(30_000, bad(true));
+        assert!(matches!(led[..], [(5_100..5_200, Quic)]), "{led:?}");
+        assert_eq!(auto.words(at(30_000), None), "quic: WireGuard is impaired: loss");
+        let (led, there, auto) = run(600_000, bad(false));
+        assert_eq!(led, []);
+        assert_eq!(auto.words(at(30_000), None), "wireguard: it is bad, and QUIC has no answer");
+        // Five seconds each at 5, 70, 195, 440 s.
+        assert!((15_000..25_000).contains(&there[1]), "tried for {} ms", there[1]);
+    }
+
+    #[test]
+    fn a_wireguard_that_comes_and_goes_is_trusted_less_each_time() {
+        // It passes for ten seconds of each twenty.
+        let (led, _, _) = run(1_200_000, |ms| if ms / 10_000 % 2 == 0 { ALL } else { ONLY_QUIC });
+        assert!(led.len() <= 12, "{} changes in twenty minutes: {led:?}", led.len());
     }
 }

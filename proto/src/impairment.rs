@@ -22,7 +22,7 @@ const ALARM: u8 = 20;
 const ARRIVAL: u8 = 3;
 
 /// And for so long since the first of these losses was known: a cut of all packets that ends is told by one receipt, a
-/// burst by a few.
+/// burst by a few; and what a connection overruns in a short queue is lost within two round trips of most ways.
 const LASTS: Duration = Duration::from_millis(200);
 
 /// So many questions of that length must arrive in a row: with 30 % of all lost that takes 16 questions on average, with
@@ -51,8 +51,10 @@ pub(crate) struct Impairment {
     /// The longest of those that were lost.
     longest_lost: u16,
     brown_out: bool,
-    /// Since when it looks as if it were over.
+    /// Since when it looks as if it were over, or as if there were none.
     clean_since: Option<Instant>,
+    /// And since when it does not.
+    lossy_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -101,9 +103,11 @@ impl Impairment {
             }
             let clean = lost[..PARTS / 2].iter().sum::<u32>() <= CLEAN;
             self.clean_since = if clean { self.clean_since.or(Some(now)) } else { None };
+            self.lossy_since = if clean { None } else { self.lossy_since.or(Some(now)) };
+            let lasts = self.lossy_since.is_some_and(|since| now.since(since) >= LASTS);
             if self.brown_out {
                 self.brown_out = self.clean_since.is_none_or(|since| now.since(since) < CLEAN_FOR);
-            } else if lost.iter().all(|lost| BROWN_OUT.contains(lost)) {
+            } else if lasts && lost.iter().all(|lost| BROWN_OUT.contains(lost)) {
                 self.brown_out = true;
                 // It may be only the larger ones that are lost, and what is asked is small.
                 self.proof.get_or_insert(Proof { len: self.longest_lost, arrived: 0 });
@@ -211,6 +215,13 @@ mod tests {
         for packet in 0..10_000 {
             seen.on_judged(1032, draw(&mut state) >= 30, true, at(packet));
             assert!(!seen.brown_out, "at {packet}");
+        }
+        // A connection of 50 Mbit/s overruns a queue that is too short to be seen, three times a second for 60 ms.
+        let mut seen = Impairment::default();
+        for packet in 0..100_000 {
+            let overrun = packet / 4 % 300 < 60;
+            seen.on_judged(1032, !overrun || draw(&mut state) >= 20, false, at(packet / 4));
+            assert!(!seen.is_seen(), "at {packet}");
         }
     }
 

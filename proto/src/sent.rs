@@ -224,8 +224,8 @@ impl SentLog {
                     Fate::Lost | Fate::Quiet => {}
                 }
             }
-            session.advance();
             session.lost_last = before;
+            session.advance();
         }
         learnt
     }
@@ -278,7 +278,11 @@ impl SentSession {
     }
 
     fn advance(&mut self) {
-        while self.packets.get(self.open_from).is_some_and(|packet| packet.fate != Fate::Open) {
+        while let Some(packet) = self.packets.get(self.open_from).filter(|packet| packet.fate != Fate::Open) {
+            if packet.fate == Fate::Acknowledged {
+                // What is lost after it is not lost in a row with what was lost before it.
+                self.lost_last = None;
+            }
             self.open_from += 1;
         }
     }
@@ -347,11 +351,9 @@ mod tests {
         assert_eq!(log.oldest_open(), Some(at(9)));
     }
 
-    #[test]
-    fn losses_in_a_row_are_told_as_such_also_if_they_become_known_one_by_one() {
-        let mut log = SentLog::default();
-        let mut tickets = Vec::new();
-        let mut replay = Replay::default();
+    /// Sends twenty packets, one each millisecond, and takes these receipts: which of them are told to be lost in a row.
+    fn broken(receipts: impl Iterator<Item = Receipt>) -> Vec<u64> {
+        let (mut log, mut replay, mut tickets) = (SentLog::default(), Replay::default(), Vec::new());
         for number in 0..20 {
             let place = replay.keep(at(number), &[0x45; 20], Sort::default(), &mut Drops::default());
             replay.transmit(place, 0, |outgoing| {
@@ -361,17 +363,32 @@ mod tests {
             log.note(PacketId { session: 1, number }, 100, at(number), true, tickets[number as usize]);
         }
         let mut broken = Vec::new();
-        // 3 is lost alone, 6 to 8 in a row.
-        for largest in 9..20 {
-            let receipt = receipt(largest, &[(9, largest), (4, 5), (0, 2)]);
+        for receipt in receipts {
             log.on_receipt(&receipt, Instant::ZERO, |judged| {
                 if let Judged::LostInARow(ticket) = judged {
-                    broken.push(ticket);
+                    broken.extend(tickets.iter().position(|sent| *sent == ticket).map(|number| number as u64));
                 }
             });
         }
         broken.dedup();
-        assert_eq!(broken, tickets[6..9]);
+        broken
+    }
+
+    #[test]
+    fn losses_in_a_row_are_told_as_such_also_if_they_become_known_one_by_one() {
+        // 3 is lost alone, 6 to 8 in a row.
+        let receipts = (9..20).map(|largest| receipt(largest, &[(9, largest), (4, 5), (0, 2)]));
+        assert_eq!(broken(receipts), [6, 7, 8]);
+    }
+
+    #[test]
+    fn losses_that_become_known_one_by_one_with_arrivals_between_them_are_no_row() {
+        // 3, 9 and 15 are lost: what follows each one is acknowledged by the receipt by which it is judged, and not looked at then.
+        let receipts = (0..20).map(|largest| {
+            let runs = [(16, 19), (10, 14), (4, 8), (0, 2)].into_iter().filter(|(first, _)| *first <= largest);
+            receipt(largest, &runs.map(|(first, last)| (first, last.min(largest))).collect::<Vec<_>>())
+        });
+        assert_eq!(broken(receipts), []);
     }
 
     #[test]

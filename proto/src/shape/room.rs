@@ -50,6 +50,10 @@ const FORGET_AFTER: Duration = Duration::from_secs(10);
 /// Mbit/s has 20 kB then.
 const QUEUE: Duration = Duration::from_millis(16);
 
+/// Half as much is a queue that may be full: of 40 Mbit/s with 100 packets, of which a third is on its way, it never gets longer
+/// than 20 ms, and what a receipt told before it overflowed was less.
+const SHORT_QUEUE: Duration = Duration::from_millis(8);
+
 /// Twice as much is a queue that has to go: the rate has fallen.
 const LONG_QUEUE: Duration = Duration::from_millis(32);
 
@@ -230,14 +234,9 @@ impl Room {
         Room { given: self.given, ..Room::default() }
     }
 
-    /// What was sent last has waited in a queue on the way.
-    pub(crate) fn has_queue(&self, load: Load) -> bool {
-        load.queued > QUEUE + self.base + load.least_rtt / 8
-    }
-
     /// What is lost now has met a queue that what is offered here has filled. Little under way fills none.
     pub(crate) fn overflows(&self, load: Load, waits: bool) -> bool {
-        (waits || load.under_way > FIRST_WINDOW) && self.has_queue(load)
+        (waits || load.under_way > FIRST_WINDOW) && load.queued > SHORT_QUEUE + self.base + load.least_rtt / 8
     }
 
     /// A call that is sent now would be late: what was sent last has waited long, or is late itself.
