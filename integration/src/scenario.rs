@@ -659,14 +659,6 @@ impl Scenario {
         steps.chain(links).map(str::to_owned).collect()
     }
 
-    /// Whether packets fare by their lengths anywhere: some link has a filter or an MTU, or will have.
-    pub fn lengths_matter(&self) -> bool {
-        let mut steps = self.timeline.iter();
-        steps.any(|step| step.action == Action::Mtu)
-            || !self.filtered().is_empty()
-            || self.links.values().any(|link| link.mtu.is_some())
-    }
-
     /// Whether our own daemons take part.
     pub fn has_daemons(&self) -> bool {
         self.daemons && self.hosts.values().any(|host| host.middlebox.is_some() || host.core.is_some())

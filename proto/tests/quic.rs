@@ -74,6 +74,27 @@ fn agreed_at(world: &World) -> [u64; 2] {
     })
 }
 
+/// What sixteen TCP connections (CUBIC) get in twenty seconds of a link that takes 40 ms there and back and loses one packet in a
+/// hundred, in octets.
+fn lossy(tunnel: TunnelChoice, seed: u64) -> u64 {
+    let link = LinkModel { loss: Loss::Random(0.01), ..link(20) };
+    let config = WorldConfig { tunnel, ..WorldConfig::new(&[link], seed) };
+    let mut world = World::new(WorldConfig { suite: || Box::<Ciphered>::default(), ..config });
+    world.run_until(at(1000));
+    let connections: Vec<_> = (0..16).map(|_| world.add_tcp(Side::Core, at(21_000))).collect();
+    world.run_until(at(21_000));
+    connections.into_iter().map(|connection| world.progress(connection).octets).sum()
+}
+
+#[test]
+fn what_the_way_loses_does_not_stall_what_is_within() {
+    for seed in 0..3 {
+        let (wireguard, quic) = (lossy(TunnelChoice::WireGuard, seed), lossy(TunnelChoice::Quic, seed));
+        println!("seed {seed}: {quic} of {wireguard} octets");
+        assert!(quic * 10 >= wireguard * 9, "seed {seed}: {quic} of {wireguard} octets");
+    }
+}
+
 #[test]
 fn a_path_is_there_after_two_round_trips_and_carries_data_both_ways() {
     let mut world = world(&[link(10)], 1);

@@ -78,8 +78,8 @@ impl Network {
             if network.filtered.contains(name) {
                 network.set_filter(link, link.filter.as_ref()).with_context(|| format!("cannot filter link {name}"))?;
             }
-            // A wire has no bundles (GSO). One that has a long packet in it would be dropped whole, the short ones too.
-            for end in [&link.near, &link.far].into_iter().filter(|_| scenario.lengths_matter()) {
+            // A wire has no bundles (GSO). netem would lose one whole, and take it for one packet of its limit.
+            for end in [&link.near, &link.far] {
                 network.ip(&end.host, &format!("link set {} gso_max_segs 1\n", end.interface))?;
             }
         }
