@@ -5,8 +5,9 @@ mod direct;
 use direct::{BOX, CORE, Direct, packet, site};
 use proto::outer::{Dscp, Ecn, Outer};
 use proto::policy::{Link, Policy};
+use proto::tunnel::Ciphered;
 use proto::tunnel::null::Null;
-use proto::{DropReason, PeerConfig};
+use proto::{DropReason, PeerConfig, TunnelKind};
 use std::time::Duration;
 
 /// DSCP EF.
@@ -35,8 +36,15 @@ fn dropped(direct: &Direct, end: usize) -> u64 {
 
 #[test]
 fn the_outer_field_is_the_inner_one_and_what_it_met_arrives() {
-    for (from, len) in [(BOX, 500usize), (CORE, 500), (BOX, 1300)] {
-        let mut direct = Direct::new(|| Box::new(Null));
+    for (kind, from, len) in [
+        (TunnelKind::WireGuard, BOX, 500usize),
+        (TunnelKind::WireGuard, CORE, 500),
+        (TunnelKind::WireGuard, BOX, 1300),
+        (TunnelKind::Quic, BOX, 500),
+        (TunnelKind::Quic, CORE, 500),
+        (TunnelKind::Quic, BOX, 1300),
+    ] {
+        let mut direct = Direct::by(kind, || Box::<Ciphered>::default());
         // What is longer goes in two pieces, marked alike, once it is known to vanish.
         direct.largest = 1000;
         for _ in 0..500 {

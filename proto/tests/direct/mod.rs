@@ -3,7 +3,7 @@
 use proto::tunnel::Suite;
 use proto::{
     Datagram, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig, PeerId, PeerKind,
-    SecretKey, Uplink,
+    SecretKey, TunnelKind, Uplink,
 };
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(crate) const CORE: usize = 1;
 
 const ADDRESSES: [([u8; 4], u16); 2] = [([203, 0, 113, 1], 40000), ([192, 0, 2, 1], 51820)];
 
-/// The site's box as the core knows it, with the keys of `secret`.
+/// The site's box as the core knows it, with the keys of `secret`, by WireGuard.
 pub(crate) fn site(secret: u8) -> PeerConfig {
     PeerConfig {
         id: PeerId(1),
@@ -52,8 +52,18 @@ pub(crate) fn site(secret: u8) -> PeerConfig {
 }
 
 impl Direct {
-    /// Both ends up.
+    /// Both ends up, by WireGuard.
     pub(crate) fn new(suite: fn() -> Box<dyn Suite>) -> Direct {
+        Direct::by(TunnelKind::WireGuard, suite)
+    }
+
+    /// Both ends up, by this kind of tunnel.
+    pub(crate) fn by(kind: TunnelKind, suite: fn() -> Box<dyn Suite>) -> Direct {
+        let site = |secret| {
+            let mut site = site(secret);
+            site.paths.iter_mut().for_each(|path| path.kind = kind);
+            site
+        };
         let core_key = SecretKey::from_bytes([2; 32]);
         let core = PeerConfig {
             kind: PeerKind::Core,
@@ -73,7 +83,12 @@ impl Direct {
         };
         let mut ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
         let endpoints = vec![ADDRESSES[CORE].into()];
-        let uplink = Uplink { endpoints, quic_endpoints: Vec::new(), preference: 0, keepalive: Keepalive::default() };
+        let uplink = Uplink {
+            quic_endpoints: endpoints.clone(),
+            endpoints,
+            preference: 0,
+            keepalive: Keepalive::default(),
+        };
         ends[BOX].set_uplink(Instant::ZERO, LinkId(0), Some(uplink));
         let outs = [Output::new(0), Output::new(0)];
         let mut direct = Direct {
