@@ -37,6 +37,13 @@ pub struct Netem {
     pub limit: u32,
 }
 
+impl Netem {
+    /// Whether it makes a difference to it what one packet is.
+    pub fn is_narrow(&self) -> bool {
+        self.rate.is_some() || self.loss > 0.0 || self.bursts.is_some()
+    }
+}
+
 /// Loss in bursts (Gilbert, and Elliott): in a burst all packets are lost, else none.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "BurstsWritten")]

@@ -45,6 +45,7 @@ const PACKAGES: &[Package] = &[
     ),
     package("dnsmasq-base", "/usr/sbin/dnsmasq", "the ISPs' resolvers"),
     package("tayga", "/usr/sbin/tayga", "NAT64 of an IPv6-only ISP"),
+    package("ethtool", "/usr/sbin/ethtool", "links on which netem meets each packet by itself"),
     package("iperf3", "/usr/bin/iperf3", "speed, where a scenario asks for it"),
     package("tcpdump", "/usr/bin/tcpdump", "--pcap"),
     package("user-mode-linux", "/usr/bin/linux.uml", "a kernel with netem where this machine's has none"),

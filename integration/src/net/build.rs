@@ -78,9 +78,13 @@ impl Network {
             if network.filtered.contains(name) {
                 network.set_filter(link, link.filter.as_ref()).with_context(|| format!("cannot filter link {name}"))?;
             }
-            // A wire has no bundles (GSO). netem would lose one whole, and take it for one packet of its limit.
-            for end in [&link.near, &link.far] {
+            // A wire has no bundles (GSO). netem would lose one whole, and take it for one packet of its limit: so what comes
+            // to it from elsewhere is sent one by one, and at its own interface none can be made, since that adds no checksums.
+            for (end, direction) in [(&link.near, Direction::Up), (&link.far, Direction::Down)] {
                 network.ip(&end.host, &format!("link set {} gso_max_segs 1\n", end.interface))?;
+                if link.netem(direction).is_narrow() {
+                    network.host(&end.host)?.feed(&["ethtool", "-K", &end.interface, "tx", "off"], "")?;
+                }
             }
         }
         for (name, _) in scenario.links.iter().filter(|(_, link)| !link.plugged) {

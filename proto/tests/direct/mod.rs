@@ -83,12 +83,8 @@ impl Direct {
         };
         let mut ends = [node(site(1).prefixes, None, core), node(Vec::new(), Some(core_key), site(1))];
         let endpoints = vec![ADDRESSES[CORE].into()];
-        let uplink = Uplink {
-            quic_endpoints: endpoints.clone(),
-            endpoints,
-            preference: 0,
-            keepalive: Keepalive::default(),
-        };
+        let uplink =
+            Uplink { quic_endpoints: endpoints.clone(), endpoints, preference: 0, keepalive: Keepalive::default() };
         ends[BOX].set_uplink(Instant::ZERO, LinkId(0), Some(uplink));
         let outs = [Output::new(0), Output::new(0)];
         let mut direct = Direct {
