@@ -52,11 +52,13 @@ fn a_box_and_a_client_become_peers() {
     let [home, office] = &sites.list[..] else { panic!("two sites") };
     assert_eq!((home.peer.id, home.peer.kind), (PeerId(1), PeerKind::Middlebox));
     assert_eq!(home.withdraw_after, Some(Duration::from_secs(10)));
-    // Listed slots first, in their order; the others after them. Each has a path of either kind, of which the box chooses.
-    let paths: Vec<_> = home.peer.paths.iter().map(|path| (path.slot, path.kind, path.preference)).collect();
-    let either = |slot, preference| [(slot, WireGuard, Some(preference)), (slot, Quic, Some(preference))];
-    assert_eq!(paths, [either(0, 1), either(1, 3), either(2, 0)].concat());
-    assert_eq!((office.peer.kind, office.peer.paths.len()), (PeerKind::Client, 1));
+    // Listed slots first, in their order; the others after them. Each has a path of either kind, of which the peer chooses.
+    let paths = |peer: &PeerConfig| -> Vec<_> {
+        peer.paths.iter().map(|path| (path.slot, path.kind, path.preference)).collect()
+    };
+    let either = |slot, preference| [(slot, WireGuard, preference), (slot, Quic, preference)];
+    assert_eq!(paths(&home.peer), [either(0, Some(1)), either(1, Some(3)), either(2, Some(0))].concat());
+    assert_eq!((office.peer.kind, paths(&office.peer)), (PeerKind::Client, either(0, None).to_vec()));
     assert_eq!(office.withdraw_after, Some(Duration::from_secs(60)));
 }
 
