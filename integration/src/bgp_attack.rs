@@ -165,17 +165,18 @@ impl Attack {
         let mut line = self.connect()?;
         line.establish()?;
         line.stream.set_nonblocking(true)?;
-        let request = message(5, &[0, 1, 0, 1]).repeat(1000);
-        let mut sent = 0;
+        let request = message(5, &[0, 1, 0, 1]);
+        let (length, requests) = (request.len(), request.repeat(1000));
+        let (mut sent, mut full) = (0, false);
         // Until the core reads no more, or 20 MB went in.
         while sent < 20_000_000 {
-            match line.stream.write(&request) {
-                Ok(length) => sent += length,
+            // What went in last may have ended in the midst of one.
+            match line.stream.write(&requests[sent % length..]) {
+                Ok(more) => (sent, full) = (sent + more, false),
+                Err(error) if error.kind() == ErrorKind::WouldBlock && full => break,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     std::thread::sleep(POLL);
-                    if line.stream.write(&request).is_err() {
-                        break;
-                    }
+                    full = true;
                 }
                 Err(error) => return Err(error.into()),
             }
