@@ -52,6 +52,10 @@ pub struct Scenario {
     /// Our daemons are started; without, only the network and what is not ours stands.
     #[serde(default = "yes")]
     pub daemons: bool,
+    /// The kernel sends and forwards datagrams in bundles (GSO), each of which netem takes for one packet: cheap, and wrong where
+    /// a queue is short or losses count.
+    #[serde(default = "yes")]
+    pub bundles: bool,
     /// What the tunnels of its boxes are.
     #[serde(default)]
     pub tunnel: Tunnel,
@@ -657,6 +661,14 @@ impl Scenario {
         let steps = self.timeline.iter().filter(|step| step.action == Action::Filter).flat_map(Step::links);
         let links = self.links.iter().filter(|(_, link)| link.filter.is_some()).map(|(name, _)| name.as_str());
         steps.chain(links).map(str::to_owned).collect()
+    }
+
+    /// Whether packets fare by their lengths anywhere: some link has a filter or an MTU, or will have.
+    pub fn lengths_matter(&self) -> bool {
+        let mut steps = self.timeline.iter();
+        steps.any(|step| step.action == Action::Mtu)
+            || !self.filtered().is_empty()
+            || self.links.values().any(|link| link.mtu.is_some())
     }
 
     /// Whether our own daemons take part.

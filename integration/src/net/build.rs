@@ -78,11 +78,14 @@ impl Network {
             if network.filtered.contains(name) {
                 network.set_filter(link, link.filter.as_ref()).with_context(|| format!("cannot filter link {name}"))?;
             }
-            // A wire has no bundles (GSO). netem would lose one whole, and take it for one packet of its limit: so what comes
-            // to it from elsewhere is sent one by one, and at its own interface none can be made, since that adds no checksums.
+            // A wire has no bundles (GSO). One that has a long packet in it would be dropped whole, the short ones too; netem
+            // would lose one whole, and take it for one packet of its limit. So what comes to a link from elsewhere is sent one by
+            // one, and at its own interface none can be made, since that adds no checksums.
             for (end, direction) in [(&link.near, Direction::Up), (&link.far, Direction::Down)] {
-                network.ip(&end.host, &format!("link set {} gso_max_segs 1\n", end.interface))?;
-                if link.netem(direction).is_narrow() {
+                if !scenario.bundles || scenario.lengths_matter() {
+                    network.ip(&end.host, &format!("link set {} gso_max_segs 1\n", end.interface))?;
+                }
+                if !scenario.bundles && link.netem(direction).is_narrow() {
                     network.host(&end.host)?.feed(&["ethtool", "-K", &end.interface, "tx", "off"], "")?;
                 }
             }
