@@ -1,7 +1,8 @@
 //! Losses that make a path one to leave, though it is not dead.
 //!
 //! **A brown-out**: a tenth of all that is sent and more is lost, and not because a queue of ours overflows. It counts when
-//! it is spread over the last 192 datagrams, which a cut is not, and is over when of the last 96 nearly all arrive.
+//! it is spread over the last 192 datagrams, which a cut is not, and lasts 200 ms, which the overrun of a short queue does not. It
+//! is over when of the last 96 nearly all arrive.
 //!
 //! **Data that is lost while small packets pass**: by their size, mostly, on a link that drops what is large.
 //! The path's questions are answered then, yet what it is for does not arrive. Receipts show it: for each class of lengths a cumulative sum (Page's CUSUM) of losses and arrivals runs, which random loss leaves near zero and

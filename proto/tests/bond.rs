@@ -51,9 +51,12 @@ fn content(mbit: f64) -> f64 {
 #[test]
 fn one_connection_has_the_sum_of_two_links() {
     for from in [Side::Core, Side::Box] {
-        for (links, sum) in [pairs(0), pairs(3)].into_iter().flatten() {
-            let (goodput, progress) = goodput(&links, from, 1, |_| ());
-            assert!(goodput >= 0.93 * content(sum), "{from:?}, {sum}: {goodput:.1} Mbit/s {progress:?}");
+        // The links as they are in the scenarios, and a millisecond apart from that.
+        for (more, bar) in [(0, 0.94), (3, 0.93)] {
+            for (links, sum) in pairs(more) {
+                let (goodput, progress) = goodput(&links, from, 1, |_| ());
+                assert!(goodput >= bar * content(sum), "{from:?}, {sum}: {goodput:.1} Mbit/s {progress:?}");
+            }
         }
     }
 }

@@ -50,12 +50,12 @@ const FORGET_AFTER: Duration = Duration::from_secs(10);
 /// Mbit/s has 20 kB then.
 const QUEUE: Duration = Duration::from_millis(16);
 
-/// Half as much is a queue that may be full: of 40 Mbit/s with 100 packets, of which a third is on its way, it never gets longer
-/// than 20 ms, and what a receipt told before it overflowed was less.
-const SHORT_QUEUE: Duration = Duration::from_millis(8);
-
 /// Twice as much is a queue that has to go: the rate has fallen.
 const LONG_QUEUE: Duration = Duration::from_millis(32);
+
+/// Half of [`QUEUE`] may be a whole queue, and a full one: of 40 Mbit/s with 100 packets, of which a third is on its way, it never gets longer
+/// than 20 ms, and what a receipt told before it overflowed was less.
+const SHORT_QUEUE: Duration = Duration::from_millis(8);
 
 /// A call goes by another path as well where its own would delay it by more: a little more than the queue that is let stand, so
 /// that it is not always copied; twice is more than it can be late altogether.
