@@ -12,7 +12,7 @@ use std::time::Duration;
 /// A guest needs some seconds of the machine for a second of its own when there is much traffic; this many times the
 /// scenario's length, and never less than [`LEAST`], is not slow any more but stuck.
 const PATIENCE: u32 = 10;
-const LEAST: Duration = Duration::from_secs(300);
+const LEAST: Duration = Duration::from_secs(600);
 
 /// What else a run is to do.
 #[derive(Clone, Debug, Default)]

@@ -177,9 +177,10 @@ pub(crate) struct Room {
     scarce: Instant,
     /// When the next packet goes that is not urgent.
     next: Instant,
-    used: Instant,
-    /// When the path was used for the first time, or for the first time of late.
-    first_used: Instant,
+    /// When the path was used last.
+    used: Option<Instant>,
+    /// Since when there is more under way than next to nothing.
+    busy_from: Instant,
     /// What the link carries, in octets a second, as its operator says.
     given: Option<u64>,
     /// When the next packet goes that is urgent, if there were no others: where the rate is given.
@@ -206,8 +207,8 @@ impl Default for Room {
             progress: Instant::ZERO,
             scarce: Instant::ZERO,
             next: Instant::ZERO,
-            used: Instant::ZERO,
-            first_used: Instant::ZERO,
+            used: None,
+            busy_from: Instant::ZERO,
             given: None,
             next_urgent: Instant::ZERO,
             stuck: None,
@@ -294,7 +295,7 @@ impl Room {
                     // The rate limits what goes; this only ends what nothing comes back from.
                     return octets_in(least_rtt + SILENCE, rate).max(FIRST_WINDOW);
                 }
-                let since = now.since(self.first_used).min(least_rtt + RECEIPT_INTERVAL);
+                let since = now.since(self.busy_from).min(least_rtt + RECEIPT_INTERVAL);
                 self.window + octets_in(since, FIRST_RATE)
             }
         }
@@ -302,10 +303,13 @@ impl Room {
 
     /// Datagrams of `len` octets were sent with a packet.
     pub(crate) fn on_sent(&mut self, now: Instant, load: Load, len: u64, urgent: bool) {
-        if now.since(self.used) >= FORGET_AFTER {
-            *self = Room { first_used: now, progress: now, ..self.anew() };
+        if self.used.is_none_or(|used| now.since(used) >= FORGET_AFTER) {
+            *self = Room { progress: now, ..self.anew() };
         }
-        self.used = now;
+        if load.under_way <= LEAST_WINDOW {
+            self.busy_from = now;
+        }
+        self.used = Some(now);
         self.charge(now, load.least_rtt, len, urgent);
     }
 
@@ -354,7 +358,7 @@ impl Room {
                 // When enough time has passed for what is under way, if that is ever so.
                 let takes = (under_way + 1).saturating_sub(self.window) * 1_000_000 / FIRST_RATE + 1;
                 let takes = Duration::from_micros(takes);
-                if takes <= load.least_rtt + RECEIPT_INTERVAL { self.first_used + takes } else { silent }
+                if takes <= load.least_rtt + RECEIPT_INTERVAL { self.busy_from + takes } else { silent }
             }
         }
     }
@@ -365,7 +369,7 @@ impl Room {
         let full = load.under_way.saturating_sub(self.written_off) >= window || self.is_stuck(now, load);
         if full && now >= self.silent_at(load.least_rtt) {
             let written_off = load.under_way;
-            *self = Room { written_off, progress: now, used: now, first_used: now, ..self.anew() };
+            *self = Room { written_off, progress: now, used: Some(now), busy_from: now, ..self.anew() };
         }
     }
 
@@ -493,8 +497,8 @@ impl Room {
             }
             Phase::Held { .. } if unhold => {
                 let window = self.window.max(FIRST_WINDOW);
-                let &mut Room { base, used, first_used, .. } = self;
-                *self = Room { window, base, progress: now, used, first_used, ..self.anew() };
+                let &mut Room { base, used, busy_from, .. } = self;
+                *self = Room { window, base, progress: now, used, busy_from, ..self.anew() };
                 return;
             }
             Phase::Held { .. } if self.trial.is_some() => {}

@@ -133,6 +133,31 @@ impl Path {
 }
 
 #[test]
+fn a_path_that_a_call_has_used_gets_no_more_at_once_than_a_new_one() {
+    let at = |ms: u64| Instant::from_nanos((60_000 + ms) * 1_000_000);
+    let load = |under_way| Load { under_way, least_rtt: Duration::from_millis(60), ..IDLE };
+    for calls in [0, 100, 3_000] {
+        let mut room = Room::default();
+        for call in 0..calls {
+            room.on_sent(at(call * 10), load(1_000), 200, true);
+        }
+        let (now, mut under_way) = (calls * 10 + 10, 1_000);
+        let mut go = |now: u64| {
+            while room.admits(at(now), load(under_way), false) {
+                room.on_sent(at(now), load(under_way), PACKET, false);
+                under_way += PACKET;
+            }
+            under_way
+        };
+        let first = go(now);
+        assert!((FIRST_WINDOW..FIRST_WINDOW + 2 * PACKET).contains(&first), "{first} octets, {calls} packets of a call before");
+        // From then on 10 Mbit/s.
+        let more = (now..now + 40).map(go).last().unwrap_or_default() - FIRST_WINDOW;
+        assert!((48_000..52_000).contains(&more), "{more} octets in 40 ms");
+    }
+}
+
+#[test]
 fn a_path_without_a_bottleneck_is_not_held_and_carries_a_hundred_times_as_much_soon() {
     for rtt in [2, 20, 150] {
         let mut path = Path::new(rtt, 100_000, 50);
