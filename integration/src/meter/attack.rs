@@ -271,7 +271,7 @@ impl Tap {
     }
 }
 
-/// Counts marked packets, and datagrams to a port.
+/// Counts marked packets, and datagrams to some ports.
 pub(crate) struct Watcher {
     watch: Watch,
     tap: Tap,
@@ -284,13 +284,13 @@ impl Watcher {
 
     pub(crate) fn run(mut self, clock: Clock, end: Nanos) -> io::Result<EndResult> {
         let mut seen: BTreeMap<u32, u64> = BTreeMap::new();
-        let (mut datagrams, mut longest) = (self.watch.port.map(|_| 0), 0);
+        let (mut datagrams, mut longest) = ((!self.watch.ports.is_empty()).then_some(0), 0);
         while clock.now() < end && clock.wait(&self.tap.socket, PollFlags::IN, end)? {
             while let Some(packet) = self.tap.next()? {
                 for id in marks(packet) {
                     *seen.entry(id).or_default() += 1;
                 }
-                if let Some(octets) = self.watch.port.and_then(|port| payload_to(packet, port)) {
+                if let Some(octets) = payload_to(packet, &self.watch.ports) {
                     datagrams = datagrams.map(|known| known + 1);
                     longest = longest.max(octets as u64);
                 }
@@ -324,7 +324,7 @@ impl Replayer {
             while let Some(packet) = self.tap.next()? {
                 if packet.len() <= MOST_OCTETS
                     && recorded.len() < MOST_RECORDED
-                    && let Some(to) = replayable(packet, self.replay.port)
+                    && let Some(to) = replayable(packet, &self.replay.ports)
                     && !self.own.contains(&to)
                 {
                     recorded.push((to, packet.to_vec()));

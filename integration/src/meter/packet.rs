@@ -166,23 +166,23 @@ fn ports(datagram: &[u8]) -> [u16; 2] {
     [u16::from_be_bytes([datagram[0], datagram[1]]), u16::from_be_bytes([datagram[2], datagram[3]])]
 }
 
-/// Where a recorded packet goes, if it is a whole UDP packet from or to `port`; its checksum is made anew. A packet seen
-/// on a virtual link has none yet: the kernel leaves it to the hardware.
-pub(crate) fn replayable(packet: &mut [u8], port: u16) -> Option<IpAddr> {
+/// Where a recorded packet goes, if it is a whole UDP packet from or to one of the ports asked for; its checksum is made
+/// anew. A packet seen on a virtual link has none yet: the kernel leaves it to the hardware.
+pub(crate) fn replayable(packet: &mut [u8], asked: &[u16]) -> Option<IpAddr> {
     let (from, to, header) = whole_udp(packet)?;
     let datagram = packet.get_mut(header..)?;
-    if !ports(datagram).contains(&port) {
+    if !ports(datagram).iter().any(|port| asked.contains(port)) {
         return None;
     }
     sum_udp(from, to, datagram);
     Some(to)
 }
 
-/// Octets of payload of a whole UDP packet to `port`; `None` if it is no such packet.
-pub(crate) fn payload_to(packet: &[u8], port: u16) -> Option<usize> {
+/// Octets of payload of a whole UDP packet to one of the ports asked for; `None` if it is no such packet.
+pub(crate) fn payload_to(packet: &[u8], asked: &[u16]) -> Option<usize> {
     let (_, _, header) = whole_udp(packet)?;
     let datagram = packet.get(header..)?;
-    (ports(datagram)[1] == port).then_some(datagram.len() - UDP_HEADER)
+    asked.contains(&ports(datagram)[1]).then_some(datagram.len() - UDP_HEADER)
 }
 
 #[cfg(test)]
@@ -239,15 +239,15 @@ mod tests {
             let header = good.len() - HEADER - UDP_HEADER;
             let mut offloaded = good.clone();
             offloaded[header + 6..header + 8].fill(0x55);
-            assert_eq!(replayable(&mut offloaded, 9), Some(to.parse().expect("ip")));
+            assert_eq!(replayable(&mut offloaded, &[8, 9]), Some(to.parse().expect("ip")));
             assert_eq!(offloaded, good);
-            assert_eq!(replayable(&mut good.clone(), 10), None);
-            assert_eq!((payload_to(&good, 9), payload_to(&good, 10)), (Some(HEADER), None));
+            assert_eq!(replayable(&mut good.clone(), &[10]), None);
+            assert_eq!((payload_to(&good, &[8, 9]), payload_to(&good, &[10])), (Some(HEADER), None));
             for cut in 0..good.len() {
-                assert_eq!(replayable(&mut good[..cut].to_vec(), 9), None, "cut to {cut}");
+                assert_eq!(replayable(&mut good[..cut].to_vec(), &[9]), None, "cut to {cut}");
             }
             for mut piece in spoofed(5, &spoof(Shape::Fragments, from, to), 3, 0) {
-                assert_eq!(replayable(&mut piece, 9), None);
+                assert_eq!(replayable(&mut piece, &[9]), None);
             }
         }
     }

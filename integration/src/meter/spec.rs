@@ -475,8 +475,8 @@ pub struct Replay {
     pub name: String,
     /// The host at whose interfaces they are seen, and which sends them again (a router on the way).
     pub from: String,
-    /// Only those from or to this UDP port.
-    pub port: u16,
+    /// Only those from or to one of these UDP ports.
+    pub ports: Vec<u16>,
     /// When recording begins.
     #[serde(default)]
     pub start: Span,
@@ -489,7 +489,7 @@ pub struct Replay {
     pub rate: f64,
 }
 
-/// Counts the meter's own packets, by stream, at all interfaces of a host, and the datagrams to a port.
+/// Counts the meter's own packets, by stream, at all interfaces of a host, and the datagrams to some ports.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Watch {
@@ -497,8 +497,9 @@ pub struct Watch {
     pub name: String,
     /// The host.
     pub at: String,
-    /// A UDP port: how many datagrams come to it, and how long the longest is, whoever they are for.
-    pub port: Option<u16>,
+    /// UDP ports: how many datagrams come to them, and how long the longest is, whoever they are for.
+    #[serde(default)]
+    pub ports: Vec<u16>,
 }
 
 /// What one host does in a run: written by the lab, read by `lab meter`.
