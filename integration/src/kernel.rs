@@ -75,6 +75,14 @@ impl Place {
         }
     }
 
+    /// This machine's kernel, for what needs no netem: where speed is measured.
+    pub fn wires() -> Result<Self> {
+        if !crate::setup::is_root() {
+            bail!("this measures this machine's kernel, and needs root for namespaces");
+        }
+        Ok(Place { kernel: Kernel::Native, image: None })
+    }
+
     /// Runs a command there as root, its output streamed to ours, and returns its exit status. `shared` are folders of
     /// the host that it must see (a guest has its own /tmp and /run). After `timeout`, or when this process is told to
     /// end, everything is killed.

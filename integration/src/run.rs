@@ -84,6 +84,14 @@ pub async fn once(loaded: &Loaded, place: &Place, seed: u64, options: &Options) 
     Ok((serde_json::from_slice(&report).context("the run's report cannot be read: a bug of the lab")?, folder))
 }
 
+/// Runs a scenario once for its report alone. What it leaves is kept only where it failed: a measurement may have a thousand runs.
+pub(crate) fn measure(loaded: &Loaded, place: &Place, seed: u64) -> Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
+    let (report, folder) = runtime.block_on(once(loaded, place, seed, &Options::default()))?;
+    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    Ok(report)
+}
+
 /// The project's revision, with "-dirty" where files were changed.
 pub(crate) fn revision() -> Option<String> {
     let output = Command::new("git")

@@ -56,6 +56,9 @@ pub struct Scenario {
     /// a queue is short or losses count.
     #[serde(default = "yes")]
     pub bundles: bool,
+    /// Its links are netem queues; without, wires that add nothing and never change, and any kernel will do.
+    #[serde(default = "yes")]
+    pub netem: bool,
     /// What the tunnels of its boxes are.
     #[serde(default)]
     pub tunnel: Tunnel,
@@ -547,6 +550,12 @@ impl Scenario {
             host(&link.far.host, format!("links.{name}.far.host"))?;
             if let Some(problem) = link.filter.as_ref().and_then(Filter::problem) {
                 return Err((format!("links.{name}.filter"), problem.into()));
+            }
+            let wire =
+                |direction| link.netem(direction) == Netem { limit: link.netem(direction).limit, ..Netem::default() };
+            if !self.netem && !(wire(Direction::Up) && wire(Direction::Down) && link.stalls.is_none()) {
+                let problem = format!("link {name} adds a delay, a loss or a rate, which takes netem = true");
+                return Err((format!("links.{name}"), problem));
             }
             if let Some(problem) = link.stalls.as_ref().and_then(|stalls| link.cannot_stall(stalls)) {
                 return Err((format!("links.{name}.stalls"), problem.into()));

@@ -10,7 +10,7 @@ mod tests;
 
 use crate::kernel::{Choice, Interrupted, Place};
 use crate::report::{Kernel, Report};
-use crate::run::{self, Options};
+use crate::run;
 use crate::scenario::{self, Loaded};
 use crate::setup;
 use crate::simulate::Simulation;
@@ -130,7 +130,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         // On the native kernel time is real, and a second run beside the first would be a disturbance.
         let guests = if place.kernel == Kernel::Native { 1 } else { crate::suite::AT_ONCE };
         work.all(&cells, arguments.seed..arguments.seed + runs, guests, |loaded, seed| {
-            in_a_kernel(loaded, &place, seed)
+            run::measure(loaded, &place, seed)
         })?;
     }
     work.save()?;
@@ -259,14 +259,6 @@ impl Work<'_> {
             .and_then(|()| std::fs::rename(&beside, file))
             .with_context(|| format!("cannot write {}", file.display()))
     }
-}
-
-/// A run in a kernel. What it leaves is kept only where it failed: a grid has a thousand runs.
-fn in_a_kernel(loaded: &Loaded, place: &Place, seed: u64) -> Result<Report> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
-    let (report, folder) = runtime.block_on(run::once(loaded, place, seed, &Options::default()))?;
-    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    Ok(report)
 }
 
 /// A panic of another worker is reported by the scope; what it left is whole at any moment.

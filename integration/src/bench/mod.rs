@@ -5,6 +5,7 @@ pub mod bgp;
 pub mod failover;
 pub mod policy;
 pub mod sites;
+pub mod throughput;
 pub mod tunnels;
 
 use anyhow::Result;
@@ -24,6 +25,9 @@ pub enum Bench {
     Policy(policy::Arguments),
     /// Ten thousand sites that come up and go down at one core, and how soon BIRD knows. Needs root; measures real time.
     Sites(sites::Arguments),
+    /// What one TCP connection and several have by a tunnel of WireGuard and by one of QUIC: the real daemons on this machine's own
+    /// kernel, without netem. Needs root and iperf3; measures real time.
+    Throughput(throughput::Arguments),
     /// What a packet costs in a tunnel of WireGuard and in one of QUIC, in the nodes alone. Measures real time.
     Tunnels(tunnels::Arguments),
 }
@@ -36,6 +40,7 @@ pub fn bench(bench: &Bench) -> Result<bool> {
         Bench::Failover(arguments) => failover::run(arguments),
         Bench::Policy(arguments) => policy::run(arguments),
         Bench::Sites(arguments) => sites::run(arguments),
+        Bench::Throughput(arguments) => throughput::run(arguments),
         Bench::Tunnels(arguments) => tunnels::run(arguments),
     }
 }

@@ -25,7 +25,9 @@ pub struct Arguments {
 }
 
 /// What QUIC must reach of WireGuard's speed.
-const BAR: f64 = 0.6;
+pub(super) const BAR: f64 = 0.6;
+/// What is compared.
+pub(super) const KINDS: [TunnelKind; 2] = [TunnelKind::WireGuard, TunnelKind::Quic];
 /// Packets of a run, and of one call: as many as the daemons' loop takes at once.
 const PACKETS: u32 = 200_000;
 const BATCH: usize = 64;
@@ -178,14 +180,13 @@ struct Figure {
     gbit_per_s: f64,
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Measures, and says whether the bar is met.
 pub fn run(arguments: &Arguments) -> Result<bool> {
-    const KINDS: [TunnelKind; 2] = [TunnelKind::WireGuard, TunnelKind::Quic];
     let mut pairs = KINDS.map(Pair::new).into_iter().collect::<Result<Vec<_>>>()?;
     let mut costs = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
     for _ in 0..arguments.runs.max(1) {

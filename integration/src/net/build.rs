@@ -72,9 +72,11 @@ impl Network {
             }
         }
         for (name, link) in &scenario.links {
-            network
-                .set_link(name)
-                .with_context(|| format!("cannot put netem on link {name}; does this kernel have it?"))?;
+            if scenario.netem {
+                network
+                    .set_link(name)
+                    .with_context(|| format!("cannot put netem on link {name}; does this kernel have it?"))?;
+            }
             if network.filtered.contains(name) {
                 network.set_filter(link, link.filter.as_ref()).with_context(|| format!("cannot filter link {name}"))?;
             }

@@ -150,7 +150,10 @@ fn a_path_that_a_call_has_used_gets_no_more_at_once_than_a_new_one() {
             under_way
         };
         let first = go(now);
-        assert!((FIRST_WINDOW..FIRST_WINDOW + 2 * PACKET).contains(&first), "{first} octets, {calls} packets of a call before");
+        assert!(
+            (FIRST_WINDOW..FIRST_WINDOW + 2 * PACKET).contains(&first),
+            "{first} octets, {calls} packets of a call before"
+        );
         // From then on 10 Mbit/s.
         let more = (now..now + 40).map(go).last().unwrap_or_default() - FIRST_WINDOW;
         assert!((48_000..52_000).contains(&more), "{more} octets in 40 ms");
