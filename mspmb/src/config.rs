@@ -484,7 +484,7 @@ fn keepalive(
     // What cannot be kept is brought to the longest interval there is, as a budget of nothing is.
     if keepalive == Keepalive::metered(0, kind) {
         let problem = format!(
-            "{} MB cannot be kept: a path is asked at least each {} s, lest a NAT forget it; expected \"45 MB\" or more",
+            "{} MB cannot be kept: a path is asked at least each {} s, lest a NAT forget it; expected \"46 MB\" or more",
             budget / 1_000_000,
             keepalive.idle.as_secs()
         );

@@ -231,7 +231,8 @@ impl Auto {
             };
             self.begin_quic(now, wireguard);
         } else if wireguard.works() {
-            let calm = self.calm.is_some_and(|since| self.has_passed(now, since, LINGER));
+            let since = self.calm.map(|calm| self.returned.map_or(calm, |returned| calm.max(returned)));
+            let calm = since.is_some_and(|since| self.has_passed(now, since, LINGER));
             if calm {
                 self.quic = None;
             }
@@ -256,8 +257,9 @@ impl Auto {
                 self.lead(now, TunnelKind::Quic, self.why);
                 self.look_at(now, now + TRIED_ON);
             }
-        } else if !quic.works() && !unanswered && self.has_passed(now, begun, NO_USE) {
-            self.leave_quic(now, Why::NoQuic);
+        } else if wireguard.is_bad() && !unanswered && self.has_passed(now, begun.max(wireguard.since), NO_USE) {
+            // After an outage of both QUIC has its time, too. Where WireGuard does well it is only not needed.
+            self.leave_quic(now, if quic.works() { Why::NoBetter } else { Why::NoQuic });
         }
     }
 
@@ -296,16 +298,25 @@ impl Auto {
                 self.rests = Some(Rest::Until(at));
             }
             Some(Rest::Until(at)) if now >= at => self.rests = Some(Rest::TriedUntil(now + LOOK)),
-            None if matches!(self.why, Why::NoAnswer(_)) && self.silent.is_some() => {
-                // It had an answer, and has none again.
-                self.rests = Some(Rest::TriedUntil(now + TRIED_ON));
+            None => {
+                // It had an answer, and has none any more: again, or where it was only bad.
+                let again = matches!(self.why, Why::NoAnswer(_));
+                let wait = if again { Duration::ZERO } else { NO_ANSWER };
+                if let Some(since) = self.silent
+                    && self.has_passed(now, since, wait)
+                {
+                    if !again {
+                        self.why = Why::NoAnswer(since);
+                    }
+                    self.rests = Some(Rest::TriedUntil(now + TRIED_ON));
+                }
             }
             _ => {}
         }
         if let Some(Rest::TriedUntil(at) | Rest::Until(at)) = self.rests {
             self.look_at(now, at);
         }
-        if let Some(by) = wireguard.throttled {
+        if let Some(by) = wireguard.throttled.filter(|_| self.silent.is_none()) {
             self.why = Why::Throttled(by);
         }
         let heal = doubled(HEAL, self.failures, MOST_HEAL);
@@ -395,6 +406,15 @@ mod tests {
 
     /// Which tunnel leads from when on, in milliseconds, and in how many milliseconds each kind was there at all, WireGuard first.
     fn run(until: u64, network: impl Fn(u64) -> Network) -> (Vec<(u64, TunnelKind)>, [u64; 2], Auto) {
+        watched(until, network, |_, _| {})
+    }
+
+    /// The same, with a look at it after each millisecond.
+    fn watched(
+        until: u64,
+        network: impl Fn(u64) -> Network,
+        mut watch: impl FnMut(u64, &Auto),
+    ) -> (Vec<(u64, TunnelKind)>, [u64; 2], Auto) {
         let way = || Way { state: PathState::Down, since: at(0), begun: None };
         let (mut auto, mut ways, mut led, mut there) = (Auto::new(at(0)), [way(), way()], Vec::new(), [0, 0]);
         for ms in 0..until {
@@ -409,6 +429,7 @@ mod tests {
             }
             there[0] += u64::from(auto.wants(WireGuard));
             there[1] += u64::from(auto.wants(Quic));
+            watch(ms, &auto);
         }
         (led, there, auto)
     }
@@ -467,5 +488,54 @@ mod tests {
         // It passes for ten seconds of each twenty.
         let (led, _, _) = run(1_200_000, |ms| if ms / 10_000 % 2 == 0 { ALL } else { ONLY_QUIC });
         assert!(led.len() <= 12, "{} changes in twenty minutes: {led:?}", led.len());
+    }
+
+    #[test]
+    fn quic_goes_on_for_a_while_after_wireguard_leads_again_however_often_that_was() {
+        // WireGuard passes for 60 s of each 80, and heals for longer each time.
+        let (mut led, mut returns) = (WireGuard, Vec::new());
+        let net = |ms| if ms % 80_000 < 60_000 { ALL } else { ONLY_QUIC };
+        watched(600_000, net, |ms, auto| {
+            if (led, auto.leads()) == (Quic, WireGuard) {
+                returns.push((ms, None));
+            }
+            led = auto.leads();
+            if let Some((_, ended @ None)) = returns.last_mut().filter(|_| !auto.wants(Quic)) {
+                *ended = Some(ms);
+            }
+        });
+        assert!(returns.len() >= 4, "{returns:?}");
+        for (at, ended) in returns {
+            assert!(
+                ended.is_none_or(|ended| ended >= at + 10_000),
+                "it led again at {at} ms, and QUIC ended at {ended:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_outage_of_both_does_not_speak_against_quic() {
+        for later in [0, 1_000, 4_000] {
+            let mut said = Vec::new();
+            let net = move |ms| match ms % 30_000 {
+                0..10_000 => Network { quic: ms % 30_000 >= later, ..ALL },
+                10_000..20_000 => ALL,
+                _ => NEITHER,
+            };
+            let (_, _, auto) = watched(600_000, net, |ms, auto| {
+                said.push(auto.words(at(ms), None));
+            });
+            assert!(!said.iter().any(|words| words.contains("it is bad")), "QUIC passes {later} ms later");
+            assert_eq!(auto.retries, 0);
+        }
+    }
+
+    #[test]
+    fn a_wireguard_that_was_bad_and_has_no_answer_any_more_rests() {
+        let net = |ms| Network { wireguard: ms < 60_000, impairs: ms >= 5_000, ..ALL };
+        let (led, there, auto) = run(3_600_000, net);
+        assert!(matches!(led[..], [(_, Quic)]), "{led:?}");
+        assert!(there[0] < 200_000, "there for {} s of an hour", there[0] / 1000);
+        assert_eq!(auto.words(at(3_600_000), None), "quic: no answer to WireGuard for 3540 s");
     }
 }

@@ -540,8 +540,17 @@ impl Path {
         self.either && self.config.link.is_some() && self.route.is_none()
     }
 
+    /// The uplink is another one, or is gone: what was found of the one before says nothing of it.
+    pub(crate) fn on_other_uplink(&mut self) {
+        (self.throttle, self.throttled_there) = (Throttle::default(), false);
+    }
+
     /// It works again, and the peer may not have heard what was said last.
     pub(crate) fn on_up_again(&mut self, now: Instant) {
+        if self.config.kind == TunnelKind::Quic && self.config.link.is_none() {
+            // Its box begins it anew, which does not wait for what was found here the last time, and that may be long ago.
+            self.throttle.forget(now);
+        }
         if self.told.is_none() && self.tunnel.has_session() {
             self.begin_hello(now);
         }

@@ -329,3 +329,31 @@ fn no_answer_is_longer_than_what_asked() {
         assert!(octets <= datagram.len(), "{octets} octets for {}", datagram.len());
     }
 }
+
+#[test]
+fn what_is_not_the_peers_is_no_way_to_it() {
+    let (mut core, mut site) = (core(), a_box(SITE, CORE, at(0)));
+    let address = SocketAddr::from(([203, 0, 113, 9], 40_000));
+    talk(&mut core, &mut site, address, 0, 1_000);
+    // What the box asks next, seen on its way, and wrong in one octet: anybody can send that, with the box's address and to another
+    // port of the core.
+    let asked = (1_000..60_000).find_map(|ms| wake(&mut site, at(ms)).pop());
+    let (_, mut seen) = asked.expect("it asks an idle path now and then");
+    if let Some(last) = seen.last_mut() {
+        *last ^= 1;
+    }
+    let stray = Datagram { link: LinkId(1), from: address, to: None, ecn: 0, waited: Duration::ZERO, data: &seen };
+    core.handle_datagrams(at(1_002), [stray], &mut Output::new(0));
+    let snapshot = core.snapshot(at(1_002));
+    let counted = [&snapshot.drops, &snapshot.peers[0].drops].map(|drops| drops.get(DropReason::DataInvalid));
+    assert_eq!(counted.iter().sum::<u64>(), 1);
+    let mut packet = [0; 40];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&40_u16.to_be_bytes());
+    packet[12..16].copy_from_slice(&[203, 0, 113, 200]);
+    packet[16..20].copy_from_slice(&[198, 51, 100, 10]);
+    let mut out = Output::new(0);
+    core.handle_ip(at(1_003), Duration::ZERO, [&mut packet[..]], &mut out);
+    let ways: Vec<_> = out.transmits().iter().map(|transmit| (transmit.link, transmit.to)).collect();
+    assert!(!ways.is_empty() && ways.iter().all(|way| *way == (LinkId(0), address)), "{ways:?}");
+}

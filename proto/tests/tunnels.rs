@@ -2,9 +2,12 @@
 //! and what it costs while nothing is wrong.
 
 use proto::sim::{Flow, LinkModel, Report, Side, World, WorldConfig, at, ms};
+use proto::tunnel::Ciphered;
 use proto::{Event, Instant, PathState, TunnelChoice, TunnelKind};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 const BOTH: [Side; 2] = [Side::Box, Side::Core];
@@ -164,6 +167,40 @@ fn whatever_an_isp_drops_of_the_two_nothing_is_lost_and_both_ends_agree() {
         world.run_for(Duration::from_secs(300));
         assert_eq!(world.datagrams_of(QUIC), before, "seed {seed}");
     }
+}
+
+/// What the box says by one tunnel may wait in a queue, and what it says by the other overtakes it.
+#[test]
+fn what_was_said_before_quic_led_may_come_after_it() {
+    let config = WorldConfig { tunnel: TunnelChoice::Auto, ..WorldConfig::new(&[LinkModel::default()], 1) };
+    let mut world = World::new(WorldConfig { suite: || Box::<Ciphered>::default(), ..config });
+    world.run_until(at(1_000));
+    let flows = flows(&mut world, Duration::from_secs(20));
+    // From now on WireGuard's datagrams wait on the way to the core.
+    let waiting = Rc::new(RefCell::new(Vec::new()));
+    let kept = waiting.clone();
+    world.set_tap(Some(Box::new(move |_, from, data| {
+        let waits = from == Side::Box && matches!(data, [1..=4, 0, 0, 0, ..]);
+        if waits {
+            kept.borrow_mut().push(data.to_vec());
+        }
+        !waits
+    })));
+    // A HELLO goes, of a path that leads.
+    world.set_capped(1);
+    world.set_capped(0);
+    assert!(until_used(&mut world, QUIC, 5_000).is_some());
+    world.set_tap(None);
+    let late = waiting.take();
+    assert!(late.len() > 10);
+    for datagram in late {
+        world.inject(Side::Core, 0, "203.0.113.1:40000".parse().expect("an address"), &datagram);
+    }
+    let now = world.now();
+    world.run_until(now + ms(100));
+    assert_eq!(BOTH.map(|side| used(&world, side, 0)), [Some(QUIC); 2]);
+    world.run_until(at(30_000));
+    assert!(flows.iter().all(|flow| world.reports()[*flow].duplicated == 0));
 }
 
 /// 5 Mbit/s.

@@ -6,9 +6,8 @@ use super::packet::{payload_to, replayable, spoofed};
 use super::payload::{draw, marks, pattern};
 use super::result::Seen;
 use super::{AttackResult, EndResult, Garbage, Replay, Spoof, Watch, WatchResult};
-use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recvfrom, setsockopt, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, sockopt,
 };
 use rustix::event::PollFlags;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -301,18 +300,16 @@ impl Watcher {
     }
 }
 
-/// Records datagrams that pass through this host, and sends them again. Those for itself are not of the tunnel it listens to:
-/// they are answers to another attacker here, who would count them once more.
+/// Records datagrams and sends them again.
 pub(crate) struct Replayer {
     replay: Replay,
     tap: Tap,
     raw: RawSender,
-    own: Vec<IpAddr>,
 }
 
 impl Replayer {
     pub(crate) fn new(replay: Replay) -> io::Result<Self> {
-        Ok(Replayer { replay, tap: Tap::new()?, raw: RawSender::new()?, own: own_addresses()? })
+        Ok(Replayer { replay, tap: Tap::new()?, raw: RawSender::new()? })
     }
 
     pub(crate) fn run(mut self, clock: Clock) -> io::Result<EndResult> {
@@ -325,7 +322,6 @@ impl Replayer {
                 if packet.len() <= MOST_OCTETS
                     && recorded.len() < MOST_RECORDED
                     && let Some(to) = replayable(packet, &self.replay.ports)
-                    && !self.own.contains(&to)
                 {
                     recorded.push((to, packet.to_vec()));
                 }
@@ -344,15 +340,6 @@ impl Replayer {
             ..self.raw.result(&self.replay.name, &self.replay.from)
         }))
     }
-}
-
-/// The addresses of this host.
-fn own_addresses() -> io::Result<Vec<IpAddr>> {
-    let address = |storage: SockaddrStorage| {
-        let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-        v4.or_else(|| storage.as_sockaddr_in6().map(|v6| v6.ip().into()))
-    };
-    Ok(getifaddrs()?.filter_map(|interface| address(interface.address?)).collect())
 }
 
 fn nanos(span: super::Span) -> Nanos {

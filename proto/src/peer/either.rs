@@ -58,10 +58,15 @@ impl Peer {
     pub(super) fn set_either(&mut self, ctx: &mut Context<'_>, link: LinkId, uplink: Option<&Uplink>) -> bool {
         let Some(at) = self.either.iter().position(|either| either.link == Some(link)) else { return false };
         let either = &mut self.either[at];
-        if either.uplink.is_some() != uplink.is_some() {
+        let anew = either.uplink.is_some() != uplink.is_some();
+        let slot = either.slot;
+        if anew {
             either.auto.restart(ctx.now);
         }
         either.uplink = uplink.cloned();
+        if anew {
+            self.paths.iter_mut().filter(|path| path.config.slot == slot).for_each(Path::on_other_uplink);
+        }
         self.put_in_force(ctx, at);
         true
     }
@@ -78,6 +83,7 @@ impl Peer {
             if wanted && path.route.is_none() && kind == TunnelKind::Quic {
                 // It was in vain the last time, and that may be long ago.
                 path.throttle.forget(ctx.now);
+                path.throttled_there = false;
             }
             let transition = match &uplink {
                 Some(_) if !wanted => path.rest(ctx.now),

@@ -349,9 +349,10 @@ impl Peer {
         if let Some(path) = self.path_mut(number) {
             path.on_hello(ctx, hello);
             let slot = path.config.slot;
-            if self.role == Role::Responder && !hello.stands_by {
+            if self.role == Role::Responder && (hello.either || !hello.stands_by) {
+                // One of the two leads. Said by either path, since what is said by the other may be overtaken, or come late.
                 let other = |path: &&mut Path| path.config.slot == slot && path.number() != number;
-                self.paths.iter_mut().filter(other).for_each(|other| other.stands_by = true);
+                self.paths.iter_mut().filter(other).for_each(|other| other.stands_by = !hello.stands_by);
             }
         }
     }

@@ -41,6 +41,8 @@ pub(crate) struct Link {
     clock: Clock,
     /// The ways by which datagrams came last, the newest first; at first the one by which it was begun.
     ways: [Route; 2],
+    /// The way by which something came of which it is not known yet whether it is the peer's.
+    came: Option<Route>,
     drained: bool,
     /// When quinn has something to do.
     due: Option<Instant>,
@@ -74,6 +76,7 @@ impl Link {
             connection,
             clock,
             ways: [way; 2],
+            came: None,
             drained: false,
             due: None,
             since: now,
@@ -103,9 +106,12 @@ impl Link {
         self.due
     }
 
-    /// What is due already is due in a moment: the loop that waits for it never turns without time passing.
+    /// What is due already is due in a moment: the loop that waits for it never turns without time passing. And not later than
+    /// was said before, however much comes meanwhile.
     fn refresh(&mut self, now: Instant) {
-        self.due = self.connection.poll_timeout().map(|at| self.clock.back(at).max(now + TICK));
+        let said = self.due.filter(|due| *due <= now + TICK).unwrap_or(now + TICK);
+        let due = |at: Instant| if at <= now { said } else { at.max(now + TICK) };
+        self.due = self.connection.poll_timeout().map(|at| due(self.clock.back(at)));
     }
 
     /// Where the peer is.
@@ -132,19 +138,24 @@ impl Link {
 
     /// Takes a datagram.
     pub(super) fn take(&mut self, now: Instant, event: ConnectionEvent, way: Route) {
-        let [newest, _] = self.ways;
-        if newest != way {
-            self.ways = [way, newest];
-        }
+        self.came = Some(way);
         self.connection.handle_event(event);
         self.refresh(now);
     }
 
-    /// Whether anything was in the datagrams that were taken since the last call. What was not the peer's brings nothing.
+    /// Whether anything was in the datagrams that were taken since the last call. What was not the peer's brings nothing: anybody
+    /// who has seen a connection ID can send that, from any address and to any, and so it is no way to the peer.
     pub(super) fn has_learnt(&mut self) -> bool {
-        if std::mem::take(&mut self.brought) {
-            return true;
+        let learnt = std::mem::take(&mut self.brought) | self.has_heard();
+        let [newest, _] = self.ways;
+        if let Some(way) = self.came.take().filter(|way| learnt && *way != newest) {
+            self.ways = [way, newest];
         }
+        learnt
+    }
+
+    /// Whether there were other frames than packets.
+    fn has_heard(&mut self) -> bool {
         let frames = self.connection.stats().frame_rx;
         let rare = frames.new_connection_id + frames.retire_connection_id + frames.connection_close + frames.crypto;
         let paths = frames.path_challenge + frames.path_response + u64::from(frames.handshake_done);
@@ -155,6 +166,7 @@ impl Link {
     /// Time has passed.
     pub(super) fn on_timeout(&mut self, now: Instant) {
         self.connection.handle_timeout(self.clock.at(now));
+        self.due = None;
         self.refresh(now);
     }
 
