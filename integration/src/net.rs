@@ -38,6 +38,11 @@ pub struct Netem {
 }
 
 impl Netem {
+    /// Whether it does nothing.
+    pub fn is_wire(&self) -> bool {
+        self.delay.0.is_zero() && self.jitter.0.is_zero() && !self.is_narrow()
+    }
+
     /// Whether it makes a difference to it what one packet is.
     pub fn is_narrow(&self) -> bool {
         self.rate.is_some() || self.loss > 0.0 || self.bursts.is_some()

@@ -551,9 +551,8 @@ impl Scenario {
             if let Some(problem) = link.filter.as_ref().and_then(Filter::problem) {
                 return Err((format!("links.{name}.filter"), problem.into()));
             }
-            let wire =
-                |direction| link.netem(direction) == Netem { limit: link.netem(direction).limit, ..Netem::default() };
-            if !self.netem && !(wire(Direction::Up) && wire(Direction::Down) && link.stalls.is_none()) {
+            let wire = [Direction::Up, Direction::Down].into_iter().all(|direction| link.netem(direction).is_wire());
+            if !self.netem && !(wire && link.stalls.is_none()) {
                 let problem = format!("link {name} adds a delay, a loss or a rate, which takes netem = true");
                 return Err((format!("links.{name}"), problem));
             }
