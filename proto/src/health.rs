@@ -443,7 +443,7 @@ impl Health {
     pub(crate) fn on_session(&mut self, now: Instant, alive: bool) -> Option<Transition> {
         match (alive, self.state) {
             (true, PathState::Down | PathState::Suspect) => self.change(now, PathState::Up, "a session is alive"),
-            (false, PathState::Up | PathState::Suspect) => {
+            (false, PathState::Up | PathState::Suspect | PathState::Impaired) => {
                 self.fail(now, PathState::Down, PROBATION, "the session has ended")
             }
             _ => None,

@@ -547,10 +547,6 @@ impl Path {
 
     /// It works again, and the peer may not have heard what was said last.
     pub(crate) fn on_up_again(&mut self, now: Instant) {
-        if self.config.kind == TunnelKind::Quic && self.config.link.is_none() {
-            // Its box begins it anew, which does not wait for what was found here the last time, and that may be long ago.
-            self.throttle.forget(now);
-        }
         if self.told.is_none() && self.tunnel.has_session() {
             self.begin_hello(now);
         }

@@ -206,7 +206,7 @@ fn attacks_are_sent_answered_recorded_and_seen() {
         { "kind": "garbage", "name": "open", "from": "a", "to_address": "192.0.2.2", "port": 20009, "count": 2000,
           "rate": 5000.0, "start": "100ms" },
         { "kind": "udp", "name": "stream", "from": "a", "to": "b", "rate": 100.0, "stop": "1s" },
-        { "kind": "replay", "name": "replay", "from": "b", "port": 20011, "again": "1s", "count": 150, "rate": 1000.0 },
+        { "kind": "replay", "name": "replay", "from": "b", "ports": [20011], "again": "1s", "count": 150, "rate": 1000.0 },
         { "kind": "udp", "name": "recorded", "from": "a", "to": "b", "rate": 100.0, "start": "100ms", "stop": "900ms" },
         { "kind": "watch", "name": "watch", "at": "b" },
     ]));

@@ -150,3 +150,14 @@ fn after_a_timeout_the_next_deadline_lies_ahead() {
         now = next;
     }
 }
+
+/// Nobody asks a path without a session: one that was taken for alive would be due for ever.
+#[test]
+fn a_path_whose_session_has_ended_is_down_whatever_it_was() {
+    for state in [PathState::Up, PathState::Suspect, PathState::Impaired] {
+        let (mut health, _) = settled();
+        health.state = state;
+        let transition = health.on_session(at(200), false);
+        assert_eq!(transition.map(|transition| transition.to), Some(PathState::Down), "{state:?}");
+    }
+}

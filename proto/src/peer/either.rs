@@ -83,7 +83,6 @@ impl Peer {
             if wanted && path.route.is_none() && kind == TunnelKind::Quic {
                 // It was in vain the last time, and that may be long ago.
                 path.throttle.forget(ctx.now);
-                path.throttled_there = false;
             }
             let transition = match &uplink {
                 Some(_) if !wanted => path.rest(ctx.now),
