@@ -552,7 +552,7 @@ impl Scenario {
                 return Err((format!("links.{name}.filter"), problem.into()));
             }
             let wire = [Direction::Up, Direction::Down].into_iter().all(|direction| link.netem(direction).is_wire());
-            if !self.netem && !(wire && link.stalls.is_none()) {
+            if !self.netem && (!wire || link.stalls.is_some()) {
                 let problem = format!("link {name} adds a delay, a loss or a rate, which takes netem = true");
                 return Err((format!("links.{name}"), problem));
             }
