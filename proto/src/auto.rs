@@ -231,7 +231,7 @@ impl Auto {
             };
             self.begin_quic(now, wireguard);
         } else if wireguard.works() {
-            let since = self.calm.map(|calm| self.returned.map_or(calm, |returned| calm.max(returned)));
+            let since = self.calm.map(|calm| calm.max(self.returned.unwrap_or(calm)));
             let calm = since.is_some_and(|since| self.has_passed(now, since, LINGER));
             if calm {
                 self.quic = None;

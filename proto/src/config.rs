@@ -144,7 +144,7 @@ impl Keepalive {
     }
 
     /// The interval at which an idle path stays within so many octets in 30 days, both directions and outer headers
-    /// counted. A budget below some 45 MB (45.4 by QUIC) cannot be kept: the interval is 25 s then, since a NAT that forgets the path
+    /// counted. A budget below some 46 MB cannot be kept: the interval is 25 s then, since a NAT that forgets the path
     /// would cost the first packets of whoever calls.
     /// `kind`: what the path's tunnel is; what a handshake of QUIC costs is little beside all else, as there is no other while the
     /// path works.
