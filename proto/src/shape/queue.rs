@@ -64,8 +64,9 @@ struct CoDel {
 }
 
 impl CoDel {
-    /// Whether the packet at the head, which has waited for so long before `backlog` octets, is to be dropped or marked.
-    fn tells(&mut self, now: Instant, waited: Duration, backlog: u64) -> bool {
+    /// Whether the packet at the head, which has waited for so long before `backlog` octets, is to be dropped or marked. `interval`:
+    /// for how long a queue may be too long.
+    fn tells(&mut self, now: Instant, waited: Duration, backlog: u64, interval: Duration) -> bool {
         let long = waited >= TARGET && backlog > QUANTUM as u64;
         let due = match self.first_above {
             _ if !long => {
@@ -73,7 +74,7 @@ impl CoDel {
                 false
             }
             None => {
-                self.first_above = Some(now + INTERVAL);
+                self.first_above = Some(now + interval);
                 false
             }
             Some(at) => now >= at,
@@ -86,22 +87,22 @@ impl CoDel {
             self.dropping = true;
             // Where it was left a moment ago: what has begun to help goes on (section 5.5).
             let since = self.count.saturating_sub(self.last_count);
-            let recent = since > 1 && now.since(self.drop_next) < INTERVAL * 16;
+            let recent = since > 1 && now.since(self.drop_next) < interval * 16;
             self.count = if recent { since } else { 1 };
             self.last_count = self.count;
-            self.drop_next = self.control_law(now);
+            self.drop_next = self.control_law(now, interval);
             return true;
         }
         let drops = now >= self.drop_next;
         if drops {
             self.count += 1;
-            self.drop_next = self.control_law(self.drop_next);
+            self.drop_next = self.control_law(self.drop_next, interval);
         }
         drops
     }
 
-    fn control_law(&self, from: Instant) -> Instant {
-        from + INTERVAL.div_f64(f64::from(self.count).sqrt())
+    fn control_law(&self, from: Instant, interval: Duration) -> Instant {
+        from + interval.div_f64(f64::from(self.count).sqrt())
     }
 }
 
@@ -171,7 +172,9 @@ impl Tier {
         let flow = &mut self.flows[usize::from(head.flow)];
         let told = lasting.is_some_and(|wanted| {
             let waited = now.since(head.since).saturating_sub(wanted);
-            flow.codel.tells(now, waited, flow.octets) && !head.copy
+            // A flow is told, notices and sends less in a round trip, in which that wait is twice: here, and where its packets are put
+            // in order. And in another the queue goes that stood here. Who is told again before that sends less than all.
+            flow.codel.tells(now, waited, flow.octets, INTERVAL + wanted * 3) && !head.copy
         });
         flow.waiting.pop_front();
         flow.octets -= u64::from(head.len);
@@ -362,8 +365,10 @@ mod tests {
         assert_eq!(queue.held(), (0, 0));
     }
 
-    /// A flow that sends 5 % too much for two seconds, in packets of this kind: when it is told.
-    fn told(lasting: bool, kind: Waiting) -> Vec<u64> {
+    /// A flow that sends 5 % too much for two seconds, in packets of this kind: when it is told. `lasting`: how many milliseconds it
+    /// is to wait, if the queue lasts.
+    fn told(lasting: Option<u64>, kind: Waiting) -> Vec<u64> {
+        let lasting = lasting.map(Duration::from_millis);
         let (mut queue, mut told) = (Queue::default(), Vec::new());
         for ms in 0..2000 {
             queue.push(Waiting { place: ms, since: at(ms), until: at(ms + 1000), ..kind });
@@ -371,7 +376,7 @@ mod tests {
                 continue;
             }
             loop {
-                match pop(&mut queue, ms, lasting) {
+                match queue.pop(at(ms), Duration::ZERO, lasting, |_| true) {
                     Some(Popped::Drop(_)) if !kind.marks => told.push(ms),
                     Some(Popped::Mark(_)) if kind.marks => {
                         told.push(ms);
@@ -387,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_stands_is_shortened_flow_by_flow_as_codel_does() {
-        let told = told(true, packet(0, 7));
+        let told = told(Some(0), packet(0, 7));
         // 5 ms of queue after 80 to 100 ms, and 100 ms more for which it may be so; then after 100 / sqrt(n) ms.
         assert!((180..210).contains(&told[0]), "{told:?}");
         let waits: Vec<_> = told.windows(2).take(3).map(|pair| pair[1] - pair[0]).collect();
@@ -398,16 +403,24 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_that_is_to_wait_is_told_so_much_later_as_it_can_have_noticed() {
+        let (at_once, later) = (told(Some(0), packet(0, 7)), told(Some(20), packet(0, 7)));
+        // 20 ms more of queue after 400 ms, and 60 ms more for which it may be so.
+        assert!((440..480).contains(&(later[0] - at_once[0])), "{at_once:?} {later:?}");
+        assert!((later[1] - later[0]).abs_diff(160) <= 2, "{later:?}");
+    }
+
+    #[test]
     fn a_flow_that_understands_marks_is_told_by_them_and_loses_nothing() {
-        let (lost, marked) = (told(true, packet(0, 7)), told(true, Waiting { marks: true, ..packet(0, 7) }));
+        let (lost, marked) = (told(Some(0), packet(0, 7)), told(Some(0), Waiting { marks: true, ..packet(0, 7) }));
         assert_eq!(lost[0], marked[0]);
         assert!(marked.len() >= lost.len(), "a mark makes the queue no shorter by itself: {marked:?}");
     }
 
     #[test]
     fn nobody_is_told_while_the_room_is_only_not_known_nor_by_the_loss_of_a_copy() {
-        assert_eq!(told(false, packet(0, 7)), []);
-        assert_eq!(told(true, Waiting { copy: true, ..packet(0, 7) }), []);
+        assert_eq!(told(None, packet(0, 7)), []);
+        assert_eq!(told(Some(0), Waiting { copy: true, ..packet(0, 7) }), []);
     }
 
     #[test]

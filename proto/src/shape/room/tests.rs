@@ -32,6 +32,8 @@ struct Path {
     lost: u32,
     arrived: u64,
     longest_queue: Duration,
+    /// What goes by it could go by another.
+    shared: bool,
 }
 
 impl Path {
@@ -54,6 +56,7 @@ impl Path {
             lost: 0,
             arrived: 0,
             longest_queue: Duration::ZERO,
+            shared: false,
         }
     }
 
@@ -127,7 +130,7 @@ impl Path {
             (progress.under_way, progress.oldest) = (self.under_way, self.oldest());
             self.open.drain(..(progress.packets + progress.lost) as usize);
             self.arrived += progress.octets;
-            self.room.on_progress(self.now, &progress, true, false);
+            self.room.on_progress(self.now, &progress, true, self.shared);
         }
     }
 }
@@ -192,16 +195,29 @@ fn the_rate_of_a_bottleneck_is_found_and_its_queue_kept_short() {
 
 #[test]
 fn a_rate_that_falls_or_rises_is_followed() {
-    let mut path = Path::new(20, 40, 500);
-    path.run(3000);
-    path.rate = 5 * 125_000;
-    path.run(1000);
-    let (rate, queue, _) = path.run(3000);
-    assert!(rate >= 4.5 && queue <= Duration::from_millis(60), "{rate} Mbit/s, {queue:?}");
-    path.rate = 40 * 125_000;
-    path.run(4000);
-    let (rate, queue, _) = path.run(3000);
-    assert!(rate >= 36.0 && queue <= Duration::from_millis(45), "{rate} Mbit/s, {queue:?}");
+    for shared in [false, true] {
+        let mut path = Path { shared, ..Path::new(20, 40, 500) };
+        path.run(3000);
+        path.rate = 5 * 125_000;
+        path.run(1000);
+        let (rate, queue, _) = path.run(3000);
+        assert!(rate >= 4.5 && queue <= Duration::from_millis(60), "{shared}: {rate} Mbit/s, {queue:?}");
+        path.rate = 40 * 125_000;
+        path.run(4000);
+        let (rate, queue, _) = path.run(3000);
+        assert!(rate >= 36.0 && queue <= Duration::from_millis(45), "{shared}: {rate} Mbit/s, {queue:?}");
+    }
+}
+
+/// A third of a bandwidth-delay product.
+#[test]
+fn a_path_of_a_bond_is_used_whole_and_asks_for_no_more_than_a_short_queue_holds() {
+    for (rtt, mbit) in [(20, 50), (20, 100), (60, 50), (80, 20)] {
+        let mut path = Path { shared: true, ..Path::new(rtt, mbit, rtt / 3) };
+        path.run(3000);
+        let (rate, queue, lost) = path.run(10_000);
+        assert!(rate >= 0.97 * mbit as f64 && lost == 0, "RTT {rtt} ms, {mbit}: {rate} Mbit/s, {queue:?}, {lost} lost");
+    }
 }
 
 #[test]
