@@ -571,6 +571,9 @@ impl Scenario {
             if let Some(name) = &step.host {
                 host(name, at("host"))?;
             }
+            if !self.netem && step.action.takes_netem() {
+                return Err((at("do"), format!("{} takes netem = true", step.label())));
+            }
             let lacks = step.lacks();
             if let Some(key) = lacks {
                 return Err((at("do"), format!("{} needs `{key}`", step.label())));

@@ -348,6 +348,17 @@ mod tests {
     }
 
     #[test]
+    fn a_wire_is_not_cut_nor_delayed_but_may_lose_its_carrier() {
+        let with = |action: &str| format!("{SHORT}[[timeline]]\nat = \"1s\"\ndo = \"{action}\"\nlink = \"isp-a\"\n");
+        let zero = ["links.isp-a.delay=0ms", "links.isp-b.delay=0ms", "netem=false"];
+        let error = load_text("wire0", SHORT, &zero[1..]).expect_err("a delay is netem's");
+        assert!(format!("{error:#}").contains("link isp-a adds a delay"), "{error:#}");
+        let error = load_text("wire1", &with("cut"), &zero).expect_err("a cut is netem's");
+        assert!(format!("{error:#}").contains("cut isp-a takes netem = true"), "{error:#}");
+        load_text("wire2", &with("carrier_down"), &zero).expect("carrier is not");
+    }
+
+    #[test]
     fn loss_is_in_bursts_or_alone_and_a_stall_needs_order() {
         let set = ["links.isp-a.bursts={ share = 0.02, length = 5 }", "links.isp-a.down.loss=1.0"];
         let link = load_text("bursts", SHORT, &set).expect("both have a meaning").scenario.links["isp-a"].clone();

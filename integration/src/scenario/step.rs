@@ -218,6 +218,14 @@ pub enum Action {
     SetClock,
 }
 
+impl Action {
+    /// It changes what a netem queue does, or sets it as it was.
+    pub(super) fn takes_netem(self) -> bool {
+        use Action::{Cut, CutDown, CutUp, Flap, FlapCarrier, Heal, Netem, Stall};
+        matches!(self, Cut | CutUp | CutDown | Flap | FlapCarrier | Heal | Netem | Stall)
+    }
+}
+
 impl Step {
     /// The links that it is done to.
     pub fn links(&self) -> impl Iterator<Item = &str> {
