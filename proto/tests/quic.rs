@@ -264,6 +264,59 @@ fn of_two_addresses_of_the_core_the_one_that_answers_is_used() {
     }
 }
 
+/// The first of its new addresses never answers, and the old one goes on to.
+#[test]
+fn a_core_with_other_addresses_is_followed_to_the_one_that_answers() {
+    let address = |n: u8| SocketAddr::from(([192, 0, 2, n], 51820));
+    let quic = |n: u8| SocketAddr::from(([192, 0, 2, n], 443));
+    let config = WorldConfig { core_addresses: [1, 2, 3].map(address).to_vec(), ..WorldConfig::new(&[link(20)], 1) };
+    let mut world = world_of(config);
+    for from in [Side::Box, Side::Core] {
+        world.set_black_hole(0, from, quic(2), true);
+    }
+    world.run_until(at(1_000));
+    assert_eq!(path(&world, Side::Box).endpoint, Some(quic(1)));
+    let flows = streams(&mut world, 1_000, 9_000);
+    world.run_until(at(2_000));
+    world.set_core_addresses(0, &[address(2), address(3)], &[quic(2), quic(3)]);
+    world.run_until(at(3_000));
+    assert_eq!(path(&world, Side::Box).endpoint, Some(quic(3)));
+    // It is not needed any more.
+    for from in [Side::Box, Side::Core] {
+        world.set_black_hole(0, from, quic(1), true);
+    }
+    world.run_until(at(10_000));
+    for flow in flows {
+        let report = &world.reports()[flow];
+        assert_eq!((report.received, report.duplicated), (report.sent, 0), "{report:?}");
+    }
+}
+
+#[test]
+fn a_core_that_answers_only_at_an_address_it_has_no_more_is_asked_at_the_others_ever_more_seldom() {
+    let address = |n: u8| SocketAddr::from(([192, 0, 2, n], 51820));
+    let quic = |n: u8| SocketAddr::from(([192, 0, 2, n], 443));
+    let config = WorldConfig { core_addresses: [1, 2].map(address).to_vec(), ..WorldConfig::new(&[link(20)], 1) };
+    let mut world = world_of(config);
+    world.run_until(at(1_000));
+    world.set_core_addresses(0, &[address(2)], &[quic(2)]);
+    let lost = Rc::new(RefCell::new(0));
+    let count = lost.clone();
+    world.set_tap(Some(Box::new(move |_, _, data| {
+        *count.borrow_mut() += i32::from(is_initial(data));
+        !is_initial(data)
+    })));
+    let flows = streams(&mut world, 1_000, 60_000);
+    world.run_until(at(61_000));
+    // Six tries, and quinn sends each thrice in its three seconds.
+    let initials = *lost.borrow();
+    assert!((12..=20).contains(&initials), "{initials}");
+    for flow in flows {
+        let report = &world.reports()[flow];
+        assert_eq!((report.received, report.duplicated), (report.sent, 0), "{report:?}");
+    }
+}
+
 #[test]
 fn an_initial_played_again_moves_nothing() {
     let mut world = world(&[link(20)], 3);

@@ -4,20 +4,21 @@
 //! nanosecond. What is simulated is the world: links, traffic, cuts. The nodes are the real ones; only their tunnels
 //! may be without a cipher ([`crate::tunnel::null`]).
 
+mod config;
 mod link;
 mod nat;
 mod tcp;
 mod traffic;
 
+pub use config::{PEER, WorldConfig, site_prefixes};
 pub use link::{LinkModel, Loss, Sleep, Stalls};
 pub use tcp::{CONTENT, Progress};
 pub use traffic::{Arrival, Flow, Report, at, ms};
 
 use crate::policy::Policy;
-use crate::tunnel::{Suite, TunnelChoice, TunnelKind};
-use crate::{Datagram, Event, Identity, Instant, Keepalive, LinkId, Node, NodeConfig, Output, PathConfig, PeerConfig};
-use crate::{PeerId, PeerKind, SecretKey, Uplink};
-use ipnet::IpNet;
+use crate::tunnel::TunnelKind;
+use crate::{Datagram, Event, Instant, LinkId, Node, Output, PeerConfig, Uplink};
+use config::kind_at;
 use link::{Direction, Policer, Radio};
 use nat::Outside;
 use rand::rngs::StdRng;
@@ -25,7 +26,6 @@ use rand::{Rng, SeedableRng};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 use tcp::Connection;
 use traffic::Traffic;
@@ -48,80 +48,6 @@ impl Side {
         }
     }
 }
-
-/// What a world is made of.
-pub struct WorldConfig {
-    /// The links, slot 0 first: the model from the box to the core, and back.
-    pub links: Vec<(LinkModel, LinkModel)>,
-    /// All that is random comes from it.
-    pub seed: u64,
-    /// What makes the tunnels of each end.
-    pub suite: fn() -> Box<dyn Suite>,
-    /// The prefixes that the box believes to be its own. An honest one has [`site_prefixes`].
-    pub box_prefixes: Vec<IpNet>,
-    /// The core's addresses, best first; every link leads to all of them.
-    pub core_addresses: Vec<SocketAddr>,
-    /// Which kind of tunnel each uplink has. QUIC goes to port 443 of the same addresses.
-    pub tunnel: TunnelChoice,
-    /// How the box is to ask on each link while idle.
-    pub keepalive: Keepalive,
-    /// What both ends go by.
-    pub policy: Arc<Policy>,
-}
-
-impl WorldConfig {
-    /// An honest box and core without a cipher, over links that behave the same both ways.
-    pub fn new(links: &[LinkModel], seed: u64) -> Self {
-        WorldConfig {
-            links: links.iter().map(|&model| (model, model)).collect(),
-            seed,
-            suite: || Box::new(crate::tunnel::null::Null),
-            box_prefixes: site_prefixes(),
-            core_addresses: vec![SocketAddr::from(([192, 0, 2, 1], 51820))],
-            tunnel: TunnelChoice::default(),
-            keepalive: Keepalive::default(),
-            policy: Arc::default(),
-        }
-    }
-
-    /// How the box uses its uplink of a slot.
-    fn uplink(&self, slot: u8) -> Uplink {
-        let [endpoints, quic_endpoints] =
-            [TunnelKind::WireGuard, TunnelKind::Quic].map(|kind| self.addresses(kind).collect());
-        Uplink { endpoints, quic_endpoints, preference: slot, keepalive: self.keepalive }
-    }
-
-    /// Where the core listens for tunnels of this kind.
-    fn addresses(&self, kind: TunnelKind) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.core_addresses.iter().map(move |address| match kind {
-            TunnelKind::WireGuard => *address,
-            TunnelKind::Quic => SocketAddr::new(address.ip(), QUIC_PORT),
-        })
-    }
-
-    /// The kinds of tunnel that each uplink may have, as a side knows it: the core takes either.
-    fn kinds(&self, side: Side) -> &'static [TunnelKind] {
-        match (side, self.tunnel) {
-            (Side::Core, _) | (_, TunnelChoice::Auto) => &[TunnelKind::WireGuard, TunnelKind::Quic],
-            (_, TunnelChoice::WireGuard) => &[TunnelKind::WireGuard],
-            (_, TunnelChoice::Quic) => &[TunnelKind::Quic],
-        }
-    }
-}
-
-/// The peer's number at either end.
-pub const PEER: PeerId = PeerId(1);
-
-/// Where the core listens for QUIC.
-const QUIC_PORT: u16 = 443;
-
-/// Of what kind the tunnel is whose datagrams go to or from this address of the core.
-fn kind_at(core: SocketAddr) -> TunnelKind {
-    if core.port() == QUIC_PORT { TunnelKind::Quic } else { TunnelKind::WireGuard }
-}
-
-/// The MTU of both TUNs.
-const MTU: u16 = 1380;
 
 struct End {
     node: Node,
@@ -206,18 +132,13 @@ pub struct World {
 /// Called with the link, the sender and the bytes of every datagram; says whether it passes.
 pub type Tap = Box<dyn FnMut(usize, Side, &[u8]) -> bool>;
 
-/// The site's prefixes in every world.
-pub fn site_prefixes() -> Vec<IpNet> {
-    ["198.51.100.0/24", "2001:db8:100::/48"].iter().filter_map(|prefix| prefix.parse().ok()).collect()
-}
-
 impl World {
     /// Both ends started, nothing sent yet.
     pub fn new(config: WorldConfig) -> World {
         let slots = config.links.len();
         let mut rng = StdRng::seed_from_u64(config.seed);
         let ends = [Side::Box, Side::Core].map(|side| {
-            let node = Self::node(side, &config, rng.random(), Instant::ZERO);
+            let node = config.node(side, rng.random(), Instant::ZERO);
             End { node, out: Output::new(0), events: Vec::new(), running: true, frozen: None }
         });
         let directions = |(link, &(up, down)): (u64, &(LinkModel, LinkModel))| {
@@ -247,74 +168,6 @@ impl World {
             tap: None,
             config,
         }
-    }
-
-    /// The same keys in every world: what differs from run to run is the seed's.
-    fn secrets() -> (SecretKey, SecretKey) {
-        (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]))
-    }
-
-    /// What the node of a side is told of the other one.
-    fn peer(side: Side, world: &WorldConfig) -> PeerConfig {
-        let (box_secret, core_secret) = Self::secrets();
-        let path = |slot: u8, kind: TunnelKind| match side {
-            Side::Box => PathConfig {
-                slot,
-                kind,
-                preference: None,
-                local_key: box_secret.uplink(slot),
-                remote_key: core_secret.public(),
-                link: Some(LinkId(slot.into())),
-            },
-            Side::Core => PathConfig {
-                slot,
-                kind,
-                preference: None,
-                local_key: core_secret.clone(),
-                remote_key: box_secret.uplink(slot).public(),
-                link: None,
-            },
-        };
-        let (kind, prefixes) = match side {
-            Side::Box => {
-                let everything = ["0.0.0.0/0", "::/0"].iter().filter_map(|prefix| prefix.parse().ok()).collect();
-                (PeerKind::Core, everything)
-            }
-            Side::Core => (PeerKind::Middlebox, site_prefixes()),
-        };
-        PeerConfig {
-            id: PEER,
-            name: "peer".into(),
-            kind,
-            prefixes,
-            egress: 0,
-            policy: world.policy.clone(),
-            open_windows: 0,
-            paths: (0..world.links.len() as u8)
-                .flat_map(|slot| world.kinds(side).iter().map(move |&kind| path(slot, kind)))
-                .collect(),
-        }
-    }
-
-    fn node(side: Side, world: &WorldConfig, seed: [u8; 32], now: Instant) -> Node {
-        let config = NodeConfig {
-            identity: match side {
-                Side::Box => Identity { middlebox: 1, pop: 0 },
-                Side::Core => Identity { middlebox: 0, pop: 1 },
-            },
-            mtu: MTU,
-            local: if side == Side::Box { world.box_prefixes.clone() } else { Vec::new() },
-            listen_key: (side == Side::Core).then(|| Self::secrets().1),
-            peers: vec![Self::peer(side, world)],
-        };
-        let node = Node::with_suite(config, (world.suite)(), seed, now);
-        let mut node = node.expect("the world's own configuration is sound");
-        if side == Side::Box {
-            for slot in 0..world.links.len() as u8 {
-                node.set_uplink(now, LinkId(slot.into()), Some(world.uplink(slot)));
-            }
-        }
-        node
     }
 
     /// The present moment.
@@ -450,6 +303,12 @@ impl World {
         self.tell_uplink(link, Some(Uplink { preference, ..self.config.uplink(link as u8) }));
     }
 
+    /// The box is told that the core has these of its addresses, and no others.
+    pub fn set_core_addresses(&mut self, link: usize, wireguard: &[SocketAddr], quic: &[SocketAddr]) {
+        let (endpoints, quic_endpoints) = (wireguard.to_vec(), quic.to_vec());
+        self.tell_uplink(link, Some(Uplink { endpoints, quic_endpoints, ..self.config.uplink(link as u8) }));
+    }
+
     fn tell_uplink(&mut self, link: usize, uplink: Option<Uplink>) {
         let now = self.now;
         self.ends[Side::Box as usize].node.set_uplink(now, LinkId(link as u16), uplink);
@@ -459,7 +318,7 @@ impl World {
     /// An end is given another policy.
     pub fn set_policy(&mut self, side: Side, policy: Policy) {
         let now = self.now;
-        let peer = PeerConfig { policy: policy.into(), ..Self::peer(side, &self.config) };
+        let peer = PeerConfig { policy: policy.into(), ..self.config.peer(side) };
         self.ends[side as usize].node.set_peers(now, vec![peer]).expect("the world's own configuration is sound");
         self.settle(side);
     }
@@ -511,7 +370,7 @@ impl World {
     /// An end's process is started anew.
     pub fn start(&mut self, side: Side) {
         let seed = self.rng.random();
-        let node = Self::node(side, &self.config, seed, self.now);
+        let node = self.config.node(side, seed, self.now);
         let end = &mut self.ends[side as usize];
         (end.node, end.running, end.frozen) = (node, true, None);
         self.settle(side);
