@@ -44,7 +44,7 @@ impl Path {
     /// at any; a connection of QUIC only where it was begun.) It may go on for long, and none of the new ones may answer: twice as
     /// seldom with each try.
     pub(super) fn astray_at(&self) -> Option<Instant> {
-        self.tunnel.route().filter(|way| self.route.is_some() && !self.endpoints.contains(&way.to))?;
+        self.tunnel.route().filter(|way| !self.endpoints.is_empty() && !self.endpoints.contains(&way.to))?;
         let pause = REKEY_INTERVAL * (1 << self.attempts.min(MOST_DOUBLED));
         Some(self.initiated_at.map_or(Instant::ZERO, |at| at + pause))
     }
