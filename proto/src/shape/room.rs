@@ -87,17 +87,22 @@ const ROUNDS: usize = 8;
 
 /// What each round of a cycle sends, in eighths of the rate, and what one does while there seems to be much more. What is sent
 /// in a round arrives in the next one: so two ask for more, and the second shows the answer to the first.
-const GAINS: [u64; ROUNDS + 1] = [10, 10, 4, 8, 8, 8, 8, 8, 12];
+const GAINS: [u64; ROUNDS + 2] = [10, 10, 4, 8, 8, 8, 8, 8, 12, 7];
 /// The same of a path that is shared: what asks for more may go by another path meanwhile, and one round of it must do, since a
 /// drain that drains nothing is a loss. And it asks for less: for what the queue of one link cannot hold the flow waits a round
 /// trip, while the others have nothing to do. With a quarter, a link of 50 Mbit/s whose queue takes 10 ms lost three packets in each
 /// third of a second, and the bond a tenth of what it carries.
-const SHARED_GAINS: [u64; ROUNDS + 1] = [9, 8, 7, 8, 8, 8, 8, 8, 12];
-/// The round of a cycle that shows whether there is more, the one that drains the queue that was made by asking, and the one
-/// that goes on asking.
+const SHARED_GAINS: [u64; ROUNDS + 2] = [9, 8, 7, 8, 8, 8, 8, 8, 12, 7];
+/// The round of a cycle that shows whether there is more, the one that drains the queue that was made by asking, the one that goes on
+/// asking, and the first one of a cycle without: the rate is the most that arrived of late, so a queue grows by sending at it.
 const SHOW: usize = 1;
 const DRAIN: usize = 2;
 const CLIMB: usize = ROUNDS;
+const EASE: usize = ROUNDS + 1;
+
+/// A path that was asked for more, and had only a queue for it, is not asked in so many cycles: for half a second of a link of 20 ms
+/// (BBR waits for two to three). Each time costs what is urgent the delay of that queue, and what does not fit it is lost.
+const SPARED: u8 = 3;
 
 /// For how long more than a round trip and a receipt's interval there may be something under way.
 const SLACK: Duration = Duration::from_millis(24);
@@ -171,6 +176,10 @@ pub(crate) struct Room {
     trial: Option<Trial>,
     /// Something waited here when the path was held last.
     sure: bool,
+    /// The round is the one after it was asked whether there is more.
+    asked: bool,
+    /// In so many cycles the path is not asked.
+    spared: u8,
     /// What was under way when the path was taken for silent: it takes no room any more.
     written_off: u64,
     /// The last receipt for something new, or when something began to wait.
@@ -205,6 +214,8 @@ impl Default for Room {
             began: Duration::ZERO,
             trial: None,
             sure: false,
+            asked: false,
+            spared: 0,
             written_off: 0,
             progress: Instant::ZERO,
             scarce: Instant::ZERO,
@@ -514,11 +525,21 @@ impl Room {
                     // Where there was half of what was asked for, and no queue for it, there may be much more.
                     let asked = if shared { 16 } else { 8 };
                     let more = waits && rate > known + known / asked && round.queued <= QUEUE + slack;
+                    let full = round.longest > SHORT_QUEUE + slack && !more;
+                    if full && (at == SHOW || at == DRAIN && self.asked) {
+                        self.spared = SPARED;
+                    }
+                    self.asked = at == SHOW;
                     at = match at {
                         SHOW | CLIMB if more => CLIMB,
                         CLIMB => DRAIN,
                         // Where nobody asked for more there is nothing to drain.
                         SHOW if !waits && round.queued <= SHARED_QUEUE + slack => DRAIN + 1,
+                        _ if at + 1 == ROUNDS && self.spared > 0 => {
+                            self.spared -= 1;
+                            EASE
+                        }
+                        EASE => DRAIN + 1,
                         _ => (at + 1) % ROUNDS,
                     };
                     // What is lost after that may have been sent before.
