@@ -9,7 +9,8 @@
 //! ```
 //! Open is RFC 9002's slow start, for a bundle and not for one flow. Held is what BBR does (its model is described in
 //! draft-ietf-ccwg-bbr, sections 4 and 5): the most that arrived in any of the last rounds is the rate; two rounds of
-//! eight ask for a quarter more, and the next one drains what they have put in the queue.
+//! eight ask for a quarter more, and the next one drains what they have put in the queue. Where that was in vain, the next
+//! cycles do not ask.
 //!
 //! A TCP connection fills the queue of a link with what it may have under way, and none of it waits here: so a path is held
 //! as soon as its queue stands, and what the connection has too much of waits here from then on, where a call overtakes it.
