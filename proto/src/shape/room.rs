@@ -524,8 +524,8 @@ impl Room {
                     }
                     let slack = self.base + progress.least_rtt / 8;
                     // Where there was half of what was asked for, and no queue for it, there may be much more.
-                    let asked = if shared { 16 } else { 8 };
-                    let more = waits && rate > known + known / asked && round.queued <= QUEUE + slack;
+                    let part = if shared { 16 } else { 8 };
+                    let more = waits && rate > known + known / part && round.queued <= QUEUE + slack;
                     let full = round.longest > SHORT_QUEUE + slack && !more;
                     if full && (at == SHOW || at == DRAIN && self.asked) {
                         self.spared = SPARED;

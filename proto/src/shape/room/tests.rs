@@ -209,6 +209,15 @@ fn a_rate_that_falls_or_rises_is_followed() {
     }
 }
 
+/// What is urgent finds a long queue only while a path is asked for more.
+#[test]
+fn a_path_that_had_no_more_is_asked_for_it_seldom() {
+    let mut path = Path::new(20, 40, 200);
+    path.run(3000);
+    let long = (0..1000).filter(|_| path.run(10).1 > Duration::from_millis(8)).count();
+    assert!(long <= 250, "{long} of 1000 times");
+}
+
 /// A third of a bandwidth-delay product.
 #[test]
 fn a_path_of_a_bond_is_used_whole_and_asks_for_no_more_than_a_short_queue_holds() {
